@@ -1,0 +1,49 @@
+# make demo · make test · make bench · make check · make gpu-check · make wheel
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Exactly this version: where a CPU build of it is at hand, pip takes that; a range would take the newest CUDA build.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check format bench wheel gpu-check clean
+
+# The environment: torch first and alone, so that nothing else chooses its version.
+$(BIN)/torch-installed:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH) numpy
+	$(BIN)/pip install --quiet "scikit-build-core>=0.10" "cmake<4" ninja
+	touch $@
+
+# The package, editable. The library is rebuilt when a C++ source is newer than it.
+SOURCES := $(wildcard csrc/*.* csrc/formulas/*) pyproject.toml
+$(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
+	touch $@
+
+install: $(BIN)/opreg-installed
+
+demo: install
+	$(BIN)/python examples/digits.py
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+bench: install
+	$(BIN)/python -m opreg bench --output benchmarks/results
+
+wheel: $(BIN)/torch-installed
+	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist out $(VENV)

@@ -1,0 +1,43 @@
+#pragma once
+// Errors that a user sees: every message names the op, what it expected and what came.
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dtype.h"
+
+namespace lossreg {
+
+inline std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream message;
+  message << op << ": expected ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// expect(delta > 0, "huber_loss", "delta > 0", delta). Write the condition so that a NaN fails it.
+template <class Value>
+void expect(bool condition, const char* op, const char* expectation, const Value& got) {
+  if (!condition) fail(op, expectation, ", got ", got);
+}
+
+enum class Reduction { none, mean, sum, batchmean };
+
+inline Reduction parse_reduction(const char* op, const std::string& text, bool batchmean) {
+  if (text == "none") return Reduction::none;
+  if (text == "mean") return Reduction::mean;
+  if (text == "sum") return Reduction::sum;
+  if (batchmean && text == "batchmean") return Reduction::batchmean;
+  fail(op, "reduction \"none\", \"mean\"", batchmean ? ", \"sum\" or \"batchmean\"" : " or \"sum\"", ", got \"", text, "\"");
+}
+
+}  // namespace lossreg

@@ -1,0 +1,69 @@
+#pragma once
+// What a formula is made of. An op is a struct with
+//   name, args       the schema's text: name(args) -> Tensor
+//   inputs           how many tensors it reads, the optional ones last
+//   gradients        with respect to how many of them, the leading ones, it is differentiable
+//   make(...)        from the schema's options, in their order, checked
+//   value, grad      the mathematics, next to each other
+// in plain scalar code over math.h, so that one text serves the CPU's vector loop, CUDA, and the dual numbers of the
+// tests. What is decided once per call and not per element is a Mode: `modes` counts them, mode() chooses, and value and
+// grad take it as their first template argument.
+#include "check.h"
+#include "math.h"
+
+namespace lossreg {
+
+// d value / d input, one an input.
+template <class T, int N>
+struct Gradients {
+  T of[N];
+};
+
+// How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
+enum class Shapes { broadcast, same, same_rank, to_input, variance };
+
+template <class... Formulas>
+struct PointwiseOps {};
+template <class... Formulas>
+struct RowOps {};
+template <class... Kinds>
+struct Family {};
+
+// F has modes: the number of them, else 1.
+template <class F, class = void>
+struct ModesOf {
+  static constexpr int count = 1;
+  static int of(const F&) { return 0; }
+  template <int, class T, class... X>
+  HD static T value(const F& f, X... x) {
+    return f.value(x...);
+  }
+  template <int, class... X>
+  HD static auto grad(const F& f, X... x) {
+    return f.grad(x...);
+  }
+};
+template <class F>
+struct ModesOf<F, std::void_t<decltype(F::modes)>> {
+  static constexpr int count = F::modes;
+  static int of(const F& f) { return f.mode(); }
+  template <int Mode, class T, class... X>
+  HD static T value(const F& f, X... x) {
+    return f.template value<Mode>(x...);
+  }
+  template <int Mode, class... X>
+  HD static auto grad(const F& f, X... x) {
+    return f.template grad<Mode>(x...);
+  }
+};
+
+// Calls use(std::integral_constant<int, mode>) for the mode that f is in.
+template <class F, int Mode = 0, class Use>
+void with_mode(const F& f, Use use) {
+  if constexpr (Mode + 1 < ModesOf<F>::count) {
+    if (ModesOf<F>::of(f) != Mode) return with_mode<F, Mode + 1>(f, use);
+  }
+  use(std::integral_constant<int, Mode>{});
+}
+
+}  // namespace lossreg

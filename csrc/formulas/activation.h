@@ -1,0 +1,72 @@
+#pragma once
+#include "../formula.h"
+
+namespace lossreg {
+
+// Ramachandran et al., Searching for activation functions, arXiv 1710.05941. beta = 1 is SiLU.
+struct Swish {
+  static constexpr auto name = "swish";
+  static constexpr auto args = "Tensor input, float beta=1.0";
+  static constexpr int inputs = 1, gradients = 1;
+  static constexpr Shapes shapes = Shapes::same;
+  double beta;
+
+  static Swish make(double beta) {
+    expect(beta == beta, name, "beta that is a number", beta);
+    return {beta};
+  }
+  template <class T>
+  HD T value(T x) const {
+    return x * sigmoid(T(beta) * x);
+  }
+  template <class T>
+  HD Gradients<T, 1> grad(T x) const {
+    T z = T(beta) * x, p = sigmoid(z);
+    return {p + z * (p * sigmoid(-z))};
+  }
+};
+
+// Howard et al., Searching for MobileNetV3, arXiv 1905.02244. At the kinks -3 and 3: as torch, 0 and the slope inside.
+struct HardSwish {
+  static constexpr auto name = "hard_swish";
+  static constexpr auto args = "Tensor input";
+  static constexpr int inputs = 1, gradients = 1;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static HardSwish make() { return {}; }
+  template <class T>
+  HD T value(T x) const {
+    return x * (clamp(x + T(3), T(0), T(6)) * T(1.0 / 6));
+  }
+  template <class T>
+  HD Gradients<T, 1> grad(T x) const {
+    T inside = x * T(1.0 / 3) + T(0.5);
+    T below = x > T(-3) ? inside : x * T(0);
+    return {x >= T(3) ? T(1) : below};
+  }
+};
+
+// Misra, arXiv 1908.08681. With e = e^x, tanh(log(1 + e)) = n / (n + 2), n = e(e + 2); from x = 20 on it is 1.
+struct Mish {
+  static constexpr auto name = "mish";
+  static constexpr auto args = "Tensor input";
+  static constexpr int inputs = 1, gradients = 1;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static Mish make() { return {}; }
+  template <class T>
+  HD T value(T x) const {
+    T e = exp(x > T(20) ? T(20) : x), n = e * (e + T(2));
+    return x * (n / (n + T(2)));
+  }
+  template <class T>
+  HD Gradients<T, 1> grad(T x) const {
+    T e = exp(x > T(20) ? T(20) : x), n = e * (e + T(2)), r = T(1) / (n + T(2));
+    // d tanh(softplus x)/dx = (1 - tanh^2) sigmoid(x) = 4 e (1 + e) / (n + 2)^2
+    return {n * r + x * (T(4) * e * (T(1) + e) * r) * r};
+  }
+};
+
+using Ops = PointwiseOps<Swish, HardSwish, Mish>;
+
+}  // namespace lossreg

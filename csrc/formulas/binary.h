@@ -1,0 +1,116 @@
+#pragma once
+#include "../formula.h"
+
+namespace lossreg {
+
+// -w (t log x + (1-t) log(1-x)) of a probability x. Both logarithms stop at -100, as torch has it; so the gradient's
+// denominator stops at 1e-12.
+struct BinaryCrossEntropy {
+  static constexpr auto name = "binary_cross_entropy";
+  static constexpr auto args = "Tensor input, Tensor target, Tensor? weight=None, str reduction=\"mean\"";
+  static constexpr int inputs = 3, gradients = 2;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static BinaryCrossEntropy make(Reduction) { return {}; }
+  // Looked at on the CPU, where an error costs no synchronisation. Elsewhere the logarithm gives NaN.
+  static constexpr auto domain = "input in [0, 1]";
+  template <class T>
+  HD bool in_domain(T x) const {
+    return x >= T(0) && x <= T(1);
+  }
+  template <class T>
+  HD T value(T x, T t, T w) const {
+    T log_p = at_least(log(x), T(-100)), log_q = at_least(log(T(1) - x), T(-100));
+    return w * ((t - T(1)) * log_q - t * log_p);
+  }
+  template <class T>
+  HD Gradients<T, 2> grad(T x, T t, T w) const {
+    T log_p = at_least(log(x), T(-100)), log_q = at_least(log(T(1) - x), T(-100));
+    return {w * ((x - t) / at_least(x * (T(1) - x), T(1e-12))), w * (log_q - log_p)};
+  }
+};
+
+// The same of a logit x, with pos_weight v on the positive part: (1-t) x + (1 + (v-1) t) log(1 + e^-x).
+struct BinaryCrossEntropyWithLogits {
+  static constexpr auto name = "binary_cross_entropy_with_logits";
+  static constexpr auto args =
+      "Tensor input, Tensor target, Tensor? weight=None, Tensor? pos_weight=None, str reduction=\"mean\"";
+  static constexpr int inputs = 4, gradients = 2;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static BinaryCrossEntropyWithLogits make(Reduction) { return {}; }
+  template <class T>
+  HD T value(T x, T t, T w, T v) const {
+    T positive = T(1) + (v - T(1)) * t;
+    // (1-t) x + positive * relu(-x), by the sign of x so that nothing large cancels
+    T linear = x < T(0) ? (T(1) - t - positive) * x : (T(1) - t) * x;
+    return w * (linear + positive * log1p_unit(exp(-abs(x))));
+  }
+  template <class T>
+  HD Gradients<T, 2> grad(T x, T t, T w, T v) const {
+    T positive = T(1) + (v - T(1)) * t;
+    T e = exp(-abs(x)), r = T(1) / (T(1) + e);
+    T q = x < T(0) ? r : e * r;  // sigmoid(-x)
+    T dt = (v - T(1)) * (relu(-x) + log1p_unit(e)) - x;
+    return {w * (T(1) - t - positive * q), w * dt};
+  }
+};
+
+// Lin et al., Focal loss for dense object detection, arXiv 1708.02002, on logits.
+// With m = 1 - p_t: alpha_t m^gamma ce. m is made of sigmoid(x) and sigmoid(-x) so that it keeps its digits near 0.
+struct FocalLoss {
+  static constexpr auto name = "focal_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float alpha=0.25, float gamma=2.0, str reduction=\"mean\"";
+  static constexpr int inputs = 2, gradients = 2;
+  static constexpr Shapes shapes = Shapes::same;
+  double alpha, gamma;
+
+  static FocalLoss make(double alpha, double gamma, Reduction) {
+    expect(alpha <= 1, name, "alpha <= 1 (below 0: no weighting)", alpha);
+    expect(gamma >= 0 && gamma < INFINITY, name, "finite gamma >= 0", gamma);
+    return {alpha, gamma};
+  }
+  // gamma = 2 is the paper's choice, and needs no power
+  static constexpr int modes = 2;
+  int mode() const { return gamma == 2 ? 1 : 0; }
+
+  template <class T>
+  struct Terms {
+    T p, q, miss, cross_entropy, alpha, alpha_slope;
+  };
+  template <class T>
+  HD Terms<T> terms(T x, T t) const {
+    T e = exp(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T p = x < T(0) ? s : r, q = x < T(0) ? r : s;
+    T cross_entropy = (x < T(0) ? -x * t : x * (T(1) - t)) + log1p_unit(e);
+    T a = alpha < 0 ? T(1) : T(1) - T(alpha), slope = alpha < 0 ? T(0) : T(2 * alpha - 1);
+    return {p, q, p * (T(1) - t) + q * t, cross_entropy, a + slope * t, slope};
+  }
+  template <int Mode, class T>
+  HD T power(T miss) const {
+    if constexpr (Mode == 1) return miss * miss;
+    return pow_unit(miss, T(gamma));
+  }
+  template <int Mode, class T>
+  HD T value(T x, T t) const {
+    Terms<T> k = terms(x, t);
+    return k.alpha * power<Mode>(k.miss) * k.cross_entropy;
+  }
+  template <int Mode, class T>
+  HD Gradients<T, 2> grad(T x, T t) const {
+    Terms<T> k = terms(x, t);
+    T power_m = power<Mode>(k.miss);
+    // gamma m^(gamma-1): by one division, and 0 where p_t = 1
+    T slope = k.miss > T(0) ? T(gamma) * power_m / k.miss : T(0);
+    T dm_dx = k.p * k.q * (T(1) - T(2) * t), dm_dt = k.q - k.p;
+    T dce_dx = k.p - t;
+    T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);
+    T dt = k.alpha_slope * power_m * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power_m * x);
+    return {dx, dt};
+  }
+};
+
+using Ops = PointwiseOps<BinaryCrossEntropy, BinaryCrossEntropyWithLogits, FocalLoss>;
+
+}  // namespace lossreg

@@ -1,0 +1,91 @@
+#pragma once
+// One index space over several strided operands, of any dtype each. What TensorIterator is to ATen, on one screen:
+// broadcast operands have stride 0, dimensions are put in the order of memory and merged where every operand allows.
+#include <algorithm>
+
+#include "check.h"
+
+namespace lossreg {
+
+constexpr int kMaxDims = 12;  // after merging; a real tensor needs two or three
+
+struct Operand {
+  void* data = nullptr;  // null: the constant 1, which an absent optional operand reads as
+  DType dtype = DType::float32;
+  bool flat = false;  // element i of the index space is element i of the memory
+  int64_t stride[kMaxDims] = {};
+};
+
+// Dimension 0 is the innermost.
+template <int N>
+struct Iteration {
+  int dims = 0;
+  int64_t size[kMaxDims] = {};
+  int64_t numel = 1;
+  Operand operand[N];
+
+  // Offsets of element `index`, one an operand.
+  HD void offsets(int64_t index, int64_t (&offset)[N]) const {
+    for (int k = 0; k < N; k++) offset[k] = 0;
+    for (int d = 0; d < dims; d++) {
+      int64_t q = d + 1 < dims ? index / size[d] : 0, r = index - q * size[d];
+      for (int k = 0; k < N; k++) offset[k] += r * operand[k].stride[d];
+      index = q;
+    }
+  }
+};
+
+// What the host knows of an operand: strides over the whole index space, outermost first, as torch has them.
+struct View {
+  void* data;
+  DType dtype;
+  std::vector<int64_t> strides;
+};
+
+template <int N>
+Iteration<N> make_iteration(const char* op, const std::vector<int64_t>& shape, const View* views) {
+  std::vector<int> order;  // innermost first
+  for (int d = int(shape.size()) - 1; d >= 0; d--)
+    if (shape[d] != 1) order.push_back(d);
+  // The first operand whose strides differ decides; broadcast dimensions have no opinion.
+  auto inner = [&](int a, int b) {
+    for (int k = 0; k < N; k++) {
+      int64_t sa = views[k].strides[a], sb = views[k].strides[b];
+      if (views[k].data && sa != 0 && sb != 0 && sa != sb) return sa < sb;
+    }
+    return false;
+  };
+  // Insertion sort: the order is not transitive where operands disagree, which std::sort does not forgive.
+  for (size_t i = 1; i < order.size(); i++)
+    for (size_t j = i; j > 0 && inner(order[j], order[j - 1]); j--) std::swap(order[j], order[j - 1]);
+
+  Iteration<N> it;
+  for (int64_t s : shape) it.numel *= s;
+  for (int d : order) {
+    bool merge = it.dims > 0;
+    for (int k = 0; k < N; k++)
+      merge = merge && views[k].strides[d] == it.operand[k].stride[it.dims - 1] * it.size[it.dims - 1];
+    if (merge) {
+      it.size[it.dims - 1] *= shape[d];
+      continue;
+    }
+    if (it.dims == kMaxDims) fail(op, "strides that merge to at most ", kMaxDims, " dimensions, got more");
+    it.size[it.dims] = shape[d];
+    for (int k = 0; k < N; k++) it.operand[k].stride[it.dims] = views[k].strides[d];
+    it.dims++;
+  }
+  for (int k = 0; k < N; k++) {
+    Operand& o = it.operand[k];
+    o.data = views[k].data;
+    o.dtype = views[k].dtype;
+    int64_t step = 1;
+    o.flat = o.data != nullptr;
+    for (int d = 0; d < it.dims; d++) {
+      o.flat = o.flat && o.stride[d] == step;
+      step *= it.size[d];
+    }
+  }
+  return it;
+}
+
+}  // namespace lossreg

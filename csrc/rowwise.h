@@ -1,0 +1,3 @@
+#pragma once
+#include "tensor.h"
+namespace lossreg { template <class F, class B> struct RowKernel {}; }

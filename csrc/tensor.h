@@ -1,0 +1,170 @@
+#pragma once
+// The little that the skeletons ask of a tensor, over LibTorch's stable ABI.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "iteration.h"
+
+namespace lossreg {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+using Shape = std::vector<int64_t>;
+
+inline Shape shape_of(const Tensor& t) {
+  auto s = t.sizes();
+  return Shape(s.begin(), s.end());
+}
+
+// The n-th tensor argument's name, out of the schema's text: "Tensor input, Tensor? weight=None, float eps" has two.
+inline std::string argument_name(const char* args, int n) {
+  std::string text = args;
+  size_t at = 0;
+  for (int i = 0; i <= n; i++) at = text.find("Tensor", i ? at + 1 : 0);
+  size_t start = text.find(' ', at) + 1;
+  return text.substr(start, text.find_first_of(",=", start) - start);
+}
+
+inline std::string dtype_text(ScalarType s) {
+  switch (s) {
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    default:
+      return torch::headeronly::toString(s);
+  }
+}
+
+inline std::optional<DType> known_dtype(ScalarType s) {
+  switch (s) {
+    case ScalarType::Double:
+      return DType::float64;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::Long:
+      return DType::int64;
+    case ScalarType::Int:
+      return DType::int32;
+    case ScalarType::Short:
+      return DType::int16;
+    case ScalarType::Char:
+      return DType::int8;
+    case ScalarType::Byte:
+      return DType::uint8;
+    case ScalarType::Bool:
+      return DType::boolean;
+    default:
+      return std::nullopt;
+  }
+}
+
+constexpr auto kFloating = "of dtype float64, float32, bfloat16 or float16";
+constexpr auto kReal = "of a real dtype";
+
+inline DType dtype_of(const char* op, const std::string& argument, const Tensor& t, bool floating) {
+  std::optional<DType> d = known_dtype(t.scalar_type());
+  if (!d || (floating && !is_floating(*d)))
+    fail(op, argument, " ", floating ? kFloating : kReal, ", got ", d ? name_of(*d) : dtype_text(t.scalar_type()));
+  return *d;
+}
+inline DType dtype_of(const char* op, ScalarType s) {
+  std::optional<DType> d = known_dtype(s);
+  if (!d || !is_floating(*d)) fail(op, "dtype float64, float32, bfloat16 or float16, got ", dtype_text(s));
+  return *d;
+}
+
+inline ScalarType scalar_type(DType d) {
+  constexpr ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
+                                  ScalarType::Long,   ScalarType::Int,   ScalarType::Short,    ScalarType::Char,
+                                  ScalarType::Byte,   ScalarType::Bool};
+  return types[int(d)];
+}
+
+// torch.result_type of tensors: 0-d ones give way to those with dimensions.
+class Promotion {
+ public:
+  void add(DType d, int64_t dim) {
+    if (!is_floating(d)) return;
+    std::optional<DType>& slot = dim > 0 ? with_dims_ : scalars_;
+    slot = slot ? join(*slot, d) : d;
+  }
+  DType result() const { return with_dims_ ? *with_dims_ : scalars_.value_or(DType::float32); }
+
+ private:
+  static DType join(DType a, DType b) {
+    if (a == b) return a;
+    if (a == DType::float64 || b == DType::float64) return DType::float64;
+    return DType::float32;  // bfloat16 and float16 meet there too
+  }
+  std::optional<DType> with_dims_, scalars_;
+};
+
+inline void expect_one_device(const char* op, const Tensor& a, const Tensor& b) {
+  if (a.is_cuda() != b.is_cuda() || a.get_device_index() != b.get_device_index()) {
+    auto text = [](const Tensor& t) { return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "cpu"; };
+    fail(op, "all tensors on one device, got ", text(a), " and ", text(b));
+  }
+}
+
+inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
+  return torch::stable::new_empty(like, shape, scalar_type(dtype));
+}
+// Of the same strides where they are dense.
+inline Tensor empty_like(const Tensor& like, DType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional(scalar_type(dtype))),
+                                    from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline std::optional<Shape> broadcast(const Shape& a, const Shape& b) {
+  Shape out(std::max(a.size(), b.size()));
+  for (size_t i = 1; i <= out.size(); i++) {
+    int64_t x = i <= a.size() ? a[a.size() - i] : 1, y = i <= b.size() ? b[b.size() - i] : 1;
+    if (x != y && x != 1 && y != 1) return std::nullopt;
+    out[out.size() - i] = x == 1 ? y : x;
+  }
+  return out;
+}
+inline bool expands_to(const Shape& a, const Shape& b) {
+  return broadcast(a, b) == b;
+}
+
+inline View view_of(const Tensor& t, DType dtype, const Shape& shape) {
+  View v{const_cast<void*>(t.const_data_ptr()), dtype, std::vector<int64_t>(shape.size(), 0)};
+  auto sizes = t.sizes(), strides = t.strides();
+  size_t lead = shape.size() - sizes.size();
+  for (size_t d = 0; d < sizes.size(); d++) v.strides[lead + d] = sizes[d] == 1 ? 0 : strides[d];
+  return v;
+}
+// Reads as 1 everywhere.
+inline View constant_one(const Shape& shape) {
+  return {nullptr, DType::float32, std::vector<int64_t>(shape.size(), 0)};
+}
+
+// Sums a tensor of the broadcast shape back to the shape of the operand it is the gradient of.
+inline Tensor sum_to(const Tensor& full, const Shape& shape) {
+  Shape from = shape_of(full), dims;
+  size_t lead = from.size() - shape.size();
+  for (size_t d = 0; d < from.size(); d++)
+    if (d < lead || (shape[d - lead] == 1 && from[d] != 1)) dims.push_back(int64_t(d));
+  if (dims.empty()) return full;
+  Tensor summed = torch::stable::sum(full, torch::headeronly::IntHeaderOnlyArrayRef(dims), true);
+  return torch::stable::reshape(summed, shape);
+}
+
+}  // namespace lossreg

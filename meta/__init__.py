@@ -1,0 +1,7 @@
+"""Shape rules, and the fake-tensor implementations that follow from them (installed as ``opreg.meta``)."""
+
+from .fakes import register_fakes as register_fakes
+from .rules import Rule as Rule
+from .rules import broadcast as broadcast
+from .rules import rows as rows
+from .rules import same as same

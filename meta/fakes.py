@@ -1,0 +1,114 @@
+"""Fake-tensor implementations, one text for every op: shape by the op's rule, dtype by promotion."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import Arguments, Rule, fail
+
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
+    """``torch.result_type`` of the floating tensors: 0-d ones give way to those with dimensions."""
+    floating = [t for t in tensors if t.is_floating_point()]
+    with_dims = [t.dtype for t in floating if t.dim() > 0] or [t.dtype for t in floating]
+    dtype = with_dims[0]
+    for other in with_dims[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+def check_tensors(op: str, args: Arguments) -> list[Tensor]:
+    """The tensors among the arguments, the first of a floating dtype, all on one device."""
+    named = [(n, a) for n, a in args.items() if isinstance(a, Tensor)]
+    name, first = named[0]
+    for other, t in named[1:]:
+        if t.device != first.device:
+            raise fail(op, "all tensors on one device", first.device, t.device)
+        if t.dtype not in _FLOATING and (t.is_floating_point() or t.is_complex()):
+            raise fail(op, f"{other} of a real dtype", str(t.dtype).removeprefix("torch."))
+    if first.dtype not in _FLOATING:
+        got = str(first.dtype).removeprefix("torch.")
+        raise fail(op, f"{name} of dtype float64, float32, bfloat16 or float16", got)
+    return [t for _, t in named]
+
+
+def result_dtype(args: Arguments) -> torch.dtype:
+    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors."""
+    given: torch.dtype | None = args.get("dtype")
+    return given or promoted([a for a in args.values() if isinstance(a, Tensor)])
+
+
+def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
+    tensors = check_tensors(op, args)
+    shape = rule(op, args)
+    dtype = result_dtype(args)
+    reduction = args.get("reduction", "none")
+    if reduction not in ("none", "mean", "sum", "batchmean"):
+        raise fail(op, 'reduction "none", "mean" or "sum"', f'"{reduction}"')
+    if reduction != "none":
+        return tensors[0].new_empty((), dtype=dtype)
+    return like(tensors[0], shape, dtype)
+
+
+def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Laid out as ``t`` where that has the shape, else contiguous: what the C++ kernels do."""
+    return torch.empty_like(t, dtype=dtype) if t.shape == shape else t.new_empty(tuple(shape), dtype=dtype)
+
+
+def state_fake(op: str, rule: Rule, per_row: int, args: Arguments) -> Tensor:
+    first = next(a for a in args.values() if isinstance(a, Tensor))
+    rows = 1
+    for size in rule(op, args):
+        rows = rows * size
+    dtype = torch.float64 if result_dtype(args) == torch.float64 else torch.float32
+    return first.new_empty((rows * per_row + 1,), dtype=dtype)
+
+
+def backward_fake(args: Arguments, full_shape: Sequence[int], inputs: Sequence[str]) -> list[Tensor]:
+    grads = []
+    for name, wanted in zip(inputs, args["output_mask"], strict=False):
+        if wanted:
+            t: Tensor = args[name]
+            # a broadcast operand's gradient comes from a sum, which is contiguous
+            grads.append(torch.empty_like(t) if t.shape == full_shape else t.new_empty(t.shape))
+    return grads
+
+
+def register_fakes(
+    name: str,
+    rule: Rule,
+    bind: Callable[[Any, tuple[Any, ...], dict[str, Any]], dict[str, Any]],
+    *,
+    state: int | None = None,
+) -> None:
+    """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``.
+
+    ``bind(overload, args, kwargs)`` gives every argument by name, defaults filled in.
+    """
+    namespace, short = name.split("::")
+    packet = getattr(torch.ops, namespace)
+
+    def value(*args: Any, **kwargs: Any) -> Tensor:
+        return value_fake(short, rule, bind(getattr(packet, short).default, args, kwargs))
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        bound = bind(getattr(packet, short + "_forward").default, args, kwargs)
+        return value_fake(short, rule, bound), state_fake(short, rule, state or 0, bound)
+
+    def backward(*args: Any, **kwargs: Any) -> list[Tensor]:
+        overload = getattr(packet, short + "_backward").default
+        bound = bind(overload, args, kwargs)
+        inputs = [n for n in bound if n not in ("grad_output", "state")]
+        operands = {n: a for n, a in bound.items() if n in inputs}
+        first = next(a for a in operands.values() if isinstance(a, Tensor))
+        full = first.shape if state is not None else rule(short, operands)
+        return backward_fake(bound, full, inputs)
+
+    torch.library.register_fake(name, value)
+    torch.library.register_fake(name + "_backward", backward)
+    if state is not None:
+        torch.library.register_fake(name + "_forward", forward)

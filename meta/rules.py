@@ -1,0 +1,135 @@
+"""A small algebra of shape rules.
+
+A rule takes an op's name and its arguments by name, checks that the shapes fit, and returns the shape of the result
+before reduction. The messages are those of the C++ kernels; a test holds the two side by side.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = Mapping[str, Any]
+Rule = Callable[[str, Arguments], Sequence[int]]
+
+
+def fail(op: str, expected: str, *got: object) -> RuntimeError:
+    return RuntimeError(f"{op}: expected {expected}, got {' and '.join(str(g) for g in got)}")
+
+
+def shape_text(t: Tensor | Sequence[int]) -> str:
+    return str(list(t.shape if isinstance(t, Tensor) else t))
+
+
+def expands_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    lead = len(target) - len(shape)
+    return lead >= 0 and all(a == 1 or a == b for a, b in zip(shape, target[lead:], strict=True))
+
+
+def joined(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
+    try:
+        return torch.broadcast_shapes(tuple(a), tuple(b))
+    except RuntimeError:
+        return None
+
+
+def same(*names: str, optional: Sequence[str] = ()) -> Rule:
+    """All of one shape; the optional ones expand to it."""
+    first, *others = names
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape = args[first].shape
+        for name in others:
+            if args[name].shape != shape:
+                raise fail(op, f"{name} of the shape of {first}", shape_text(shape), shape_text(args[name]))
+        return expanding(*optional, to=first)(op, args)
+
+    return rule
+
+
+def expanding(*names: str, to: str) -> Rule:
+    """The shape of ``to``, to which the others expand."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape: Sequence[int] = args[to].shape
+        for name in names:
+            if args[name] is not None and not expands_to(args[name].shape, shape):
+                expected = f"{name} that expands to the shape of {to}"
+                raise fail(op, expected, shape_text(shape), shape_text(args[name]))
+        return shape
+
+    return rule
+
+
+def broadcast(*names: str, same_rank: bool = False) -> Rule:
+    """The broadcast shape of all."""
+    first, *others = names
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape: Sequence[int] = args[first].shape
+        for name in others:
+            t = args[name]
+            if same_rank and t.dim() != args[first].dim():
+                raise fail(op, f"{name} of the rank of {first}", shape_text(args[first]), shape_text(t))
+            both = joined(shape, t.shape)
+            if both is None:
+                raise fail(op, f"{name} that broadcasts with {first}", shape_text(args[first]), shape_text(t))
+            shape = both
+        return shape
+
+    return rule
+
+
+def variance(input: str, target: str, var: str) -> Rule:
+    """``torch.nn.functional.gaussian_nll_loss``: one variance an element, or one a row."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape, v = args[input].shape, args[var].shape
+        if v != shape and v == shape[:-1]:
+            v = (*v, 1)
+        else:
+            different = [b for a, b in zip(shape, v, strict=False) if a != b]
+            if len(v) != len(shape) or different not in ([], [1]):
+                expected = f"{var} of the shape of {input}, or with one dimension of 1 or the last one missing"
+                raise fail(op, expected, shape_text(shape), shape_text(v))
+        both = broadcast(input, target)(op, args)
+        whole = joined(both, v)
+        if whole is None:
+            raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
+        return whole
+
+    return rule
+
+
+def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> Rule:
+    """One value a row: ``input`` (C) or (N, C, d1 … dk) gives () or (N, d1 … dk).
+
+    ``target`` holds class indices of the result's shape; with ``probabilities`` a floating target of the shape of
+    ``input`` is one too. ``weight`` has one entry a class.
+    """
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() == 0:
+            raise fail(op, f"{input} of shape (C) or (N, C, ...)", shape_text(x))
+        axis = min(1, x.dim() - 1)
+        result = (*x.shape[:axis], *x.shape[axis + 1 :])
+        if t.is_floating_point():
+            if not probabilities:
+                raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+            if t.shape != x.shape:
+                raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+        else:
+            if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+                raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+            one_row = x.dim() == 1 and t.shape == (1,)
+            if t.shape != result and not one_row:
+                expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
+                raise fail(op, expected, shape_text(t))
+        w = None if weight is None else args[weight]
+        if w is not None and (w.dim() != 1 or w.shape[0] != x.shape[axis]):
+            raise fail(op, f"{weight} of one entry a class, [{x.shape[axis]}]", shape_text(w))
+        return result
+
+    return rule

@@ -1,0 +1,17 @@
+"""Losses and activations as custom ops: ``torch.ops.lossreg.NAME``, in eager mode, torch.compile, torch.export and C++."""
+
+from . import _library
+from ._library import library_path as library_path
+
+_library.load()
+
+from . import ops as _families  # noqa: E402,F401  registers every op
+from .registry import ErrorSample as ErrorSample  # noqa: E402
+from .registry import Op as Op  # noqa: E402
+from .registry import Sample as Sample  # noqa: E402
+from .registry import decompositions as decompositions  # noqa: E402
+from .registry import get as get  # noqa: E402
+from .registry import register as register  # noqa: E402
+from .registry import registered as registered  # noqa: E402
+
+__version__ = "0.1.0"

@@ -1,0 +1,33 @@
+"""Finds and loads the shared library that holds every schema and kernel."""
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_NAME = "liblossreg.so"
+
+
+def library_path() -> Path:
+    """The shared library: what a Python-free process gives to ``dlopen`` before it loads a package.
+
+    The environment variable ``OPREG_LIBRARY`` names another build of it.
+    """
+    if chosen := os.environ.get("OPREG_LIBRARY"):
+        return Path(chosen)
+    beside = Path(__file__).with_name(_NAME)
+    if beside.exists():
+        return beside
+    # An editable install keeps the library in site-packages and the Python files in the checkout.
+    try:
+        for file in metadata.files("opreg") or []:
+            if file.name == _NAME:
+                return Path(str(file.locate()))
+    except metadata.PackageNotFoundError:
+        pass
+    raise FileNotFoundError(f"opreg: expected {_NAME} beside {__file__} or in the installed package, found neither")
+
+
+def load() -> None:
+    torch.ops.load_library(str(library_path()))

@@ -1,0 +1,40 @@
+"""Every private name of torch that opreg leans on, in one place, each with a test in tests/test_private.py."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._C import _functorch  # type: ignore[attr-defined]
+
+# vmap: an implementation under this key is called with batched tensors and decomposes the op.
+VMAP_KEY = "FuncTorchBatchedDecomposition"
+
+
+def transform_active() -> bool:
+    """Is a torch.func transform (grad, vmap, jvp, …) or a forward-mode level in force?"""
+    if _functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Calls inside go to the backend kernel, past autograd and what lies above it."""
+    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    key = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}[device_type]
+    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))
+    return guard
+
+
+def has_kernel(name: str, key: str) -> bool:
+    """Is a kernel registered for exactly this dispatch key?"""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
+
+
+def names_in(namespace: str) -> list[str]:
+    """The ops that the dispatcher knows in a namespace."""
+    prefix = namespace + "::"
+    return sorted(n.removeprefix(prefix) for n in torch._C._dispatch_get_all_op_names() if n.startswith(prefix))

@@ -1,0 +1,24 @@
+"""What several families' references and samples share."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..registry import ErrorSample
+from ..testing import Maker
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() if reduction == "sum" else loss
+
+
+def loss_errors(op: str, make: Maker, *extra: Tensor) -> Iterator[ErrorSample]:
+    """What every pointwise loss of an input and a target refuses; ``extra`` are further required tensors."""
+    x, t = make.uniform(2, 3), make.uniform(2, 3)
+    yield ErrorSample((x, t, *extra), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
+    yield ErrorSample((x.long(), t, *extra), f"{op}: expected input\\d? of dtype float64, .* got int64")
+    yield ErrorSample((x, make.uniform(2, 4), *extra), f"{op}: expected .*, got \\[2, 3\\] and \\[2, 4\\]")

@@ -1,0 +1,137 @@
+"""Binary classification: cross entropy of probabilities and of logits, focal loss."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import meta
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from ._common import REDUCTIONS, loss_errors, reduce
+
+
+def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+    cross_entropy = F.binary_cross_entropy_with_logits(input, target, reduction="none")
+    # 1 − p_t, of two sigmoids so that it keeps its digits near 0
+    miss = torch.sigmoid(input) * (1 - target) + torch.sigmoid(-input) * target
+    # the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
+    power = torch.where(miss > 0, torch.where(miss > 0, miss, 1.0) ** gamma, float(gamma == 0))
+    weight = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1.0
+    return reduce(weight * power * cross_entropy, reduction)
+
+
+def bce_samples(make: Maker) -> Iterator[Sample]:
+    def p(*shape: int) -> Tensor:
+        return make.uniform(*shape, low=0.02, high=0.98)
+
+    for reduction in REDUCTIONS:
+        yield Sample((p(3, 5), p(3, 5)), {"reduction": reduction})
+        weight = make.constant(p(5))
+        yield Sample((p(3, 5), make.bits(3, 5)), {"reduction": reduction, "weight": weight}, "weight")
+    yield Sample((p(2, 3, 4), p(2, 3, 4)))
+    yield Sample((p(), p()))
+    yield Sample((p(0, 3), p(0, 3)), {"reduction": "sum"})
+    x, t = make.tensor([0.0, 1.0, 0.0, 1.0, 1e-30]), make.constant(make.tensor([0.0, 1.0, 1.0, 0.0, 1.0]))
+    yield Sample((x, t), {"reduction": "none"}, "kinks")
+
+
+def logits_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        x, t = make.normal(3, 5), make.uniform(3, 5)
+        yield Sample((x, t), {"reduction": reduction})
+        weight, pos_weight = make.constant(make.uniform(3, 1)), make.constant(make.uniform(5, high=3))
+        yield Sample((x, t), {"reduction": reduction, "weight": weight, "pos_weight": pos_weight}, "weights")
+    yield Sample((make.normal(2, 3, 4), make.bits(2, 3, 4)))
+    yield Sample((make.normal(), make.uniform()))
+    yield Sample((make.normal(0, 3), make.uniform(0, 3)), {"reduction": "sum"})
+    yield from _extreme_logits(make)
+
+
+def focal_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample((make.normal(3, 5), make.bits(3, 5)), {"reduction": reduction})
+        yield Sample((make.normal(3, 5), make.uniform(3, 5)), {"reduction": reduction}, "soft targets")
+    for gamma in (0.0, 0.5, 1.0, 3.7):
+        for alpha in (-1.0, 0.0, 0.6):
+            yield Sample((make.normal(4, 3), make.uniform(4, 3)), {"alpha": alpha, "gamma": gamma})
+    yield Sample((make.normal(), make.uniform()))
+    yield Sample((make.normal(0, 3), make.uniform(0, 3)), {"reduction": "sum"})
+    yield from _extreme_logits(make)
+
+
+def _extreme_logits(make: Maker) -> Iterator[Sample]:
+    x = make.tensor([0.0, 0.0, 80.0, -80.0, 80.0, -80.0, 1e4, -1e4, 1e4])
+    t = make.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    yield Sample((x, make.constant(t)), {"reduction": "none"}, "extremes")
+
+
+def bce_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "binary_cross_entropy"
+    yield from loss_errors(op, make)
+    x, t = make.tensor([0.5, 1.5]), make.tensor([0.0, 1.0])
+    yield ErrorSample((x, t), f"{op}: expected input in \\[0, 1\\], got 1.5", values=True)
+    yield from _weight_errors(op, "weight", make)
+
+
+def logits_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "binary_cross_entropy_with_logits"
+    yield from loss_errors(op, make)
+    yield from _weight_errors(op, "weight", make)
+    yield from _weight_errors(op, "pos_weight", make)
+
+
+def _weight_errors(op: str, name: str, make: Maker) -> Iterator[ErrorSample]:
+    x, t, w = make.uniform(2, 3), make.uniform(2, 3), make.constant(make.uniform(2))
+    message = f"{op}: expected {name} that expands to the shape of input, got \\[2, 3\\] and \\[2\\]"
+    yield ErrorSample((x, t), message, {name: w})
+
+
+def focal_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "focal_loss"
+    yield from loss_errors(op, make)
+    x, t = make.normal(2, 3), make.uniform(2, 3)
+    yield ErrorSample((x, make.uniform(3)), f"{op}: expected target of the shape of input, got \\[2, 3\\] and \\[3\\]")
+    yield ErrorSample((x, t), f"{op}: expected finite gamma >= 0, got -1", {"gamma": -1.0}, True)
+    yield ErrorSample((x, t), f"{op}: expected finite gamma >= 0, got nan", {"gamma": float("nan")}, True)
+    yield ErrorSample((x, t), f"{op}: expected alpha <= 1 .*, got 1.5", {"alpha": 1.5}, True)
+
+
+register(
+    Op(
+        "binary_cross_entropy",
+        reference=F.binary_cross_entropy,
+        shape=meta.same("input", "target", optional=("weight",)),
+        samples=bce_samples,
+        errors=bce_errors,
+        source="torch.nn.functional.binary_cross_entropy",
+        native=F.binary_cross_entropy,
+        spellings=("torch.nn.functional.binary_cross_entropy", "aten.binary_cross_entropy.default"),
+    )
+)
+register(
+    Op(
+        "binary_cross_entropy_with_logits",
+        reference=F.binary_cross_entropy_with_logits,
+        shape=meta.same("input", "target", optional=("weight", "pos_weight")),
+        samples=logits_samples,
+        errors=logits_errors,
+        source="torch.nn.functional.binary_cross_entropy_with_logits",
+        native=F.binary_cross_entropy_with_logits,
+        spellings=(
+            "torch.nn.functional.binary_cross_entropy_with_logits",
+            "aten.binary_cross_entropy_with_logits.default",
+        ),
+    )
+)
+register(
+    Op(
+        "focal_loss",
+        reference=focal_loss,
+        shape=meta.same("input", "target"),
+        samples=focal_samples,
+        errors=focal_errors,
+        source="arXiv 1708.02002",
+    )
+)

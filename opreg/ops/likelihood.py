@@ -1,0 +1,159 @@
+"""Negative log likelihoods of counts and normal variables, and the Kullback-Leibler divergence."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import meta
+from ..meta.rules import variance
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from ._common import REDUCTIONS, loss_errors, reduce
+
+
+def gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str
+) -> Tensor:
+    if var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    # the clamp is not differentiated
+    var = var + (torch.where(var < 0, math.nan, var).clamp(min=eps) - var).detach()
+    loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+
+
+def kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> Tensor:
+    if log_target:
+        loss = target.exp() * (target - input)
+    else:
+        entropy = torch.where(target == 0, 0.0, target * torch.where(target == 0, 1.0, target).log())
+        loss = entropy - target * input
+    if reduction == "batchmean":
+        return loss.sum() / input.shape[0] if input.dim() else loss.sum()
+    return reduce(loss, reduction)
+
+
+def native_kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> Tensor:
+    if reduction == "mean":  # torch warns that this is not the divergence
+        return F.kl_div(input, target, reduction="none", log_target=log_target).mean()
+    return F.kl_div(input, target, reduction=reduction, log_target=log_target)
+
+
+def poisson_nll_loss(
+    input: Tensor, target: Tensor, log_input: bool, full: bool, eps: float, reduction: str
+) -> Tensor:
+    loss = input.exp() - target * input if log_input else input - target * torch.log(input + eps)
+    if full:
+        large = target > 1
+        safe = torch.where(large, target, 1.0)
+        stirling = safe * safe.log() - safe + 0.5 * torch.log(2 * math.pi * safe)
+        loss = loss + torch.where(large, stirling, 0.0)
+    return reduce(loss, reduction)
+
+
+def native_gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str
+) -> Tensor:
+    return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
+
+
+def poisson_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        for log_input in (True, False):
+            for full in (True, False):
+                options = {"log_input": log_input, "full": full, "reduction": reduction}
+                yield Sample((make.uniform(3, 5, low=0.2, high=3), make.uniform(3, 5, high=4)), options)
+    yield Sample((make.normal(3, 1), make.uniform(4, high=5)), name="broadcast")
+    yield Sample((make.normal(), make.uniform()), {"eps": 1e-3})
+    yield Sample((make.normal(0, 3), make.normal(0, 3)), {"reduction": "sum"})
+    t = make.tensor([0.0, 1.0, 1.5, 100.0, 0.5])
+    yield Sample((make.tensor([0.0, -80.0, 3.0, 5.0, -1e4]), make.constant(t)), {"full": True}, "kinks")
+
+
+def gaussian_samples(make: Maker) -> Iterator[Sample]:
+    def var(*shape: int) -> Tensor:
+        return make.uniform(*shape, low=0.1, high=2)
+
+    for reduction in REDUCTIONS:
+        for full in (True, False):
+            x, t = make.normal(3, 5), make.normal(3, 5)
+            yield Sample((x, t, var(3, 5)), {"full": full, "reduction": reduction})
+            yield Sample((x, t, var(3)), {"full": full, "reduction": reduction}, "a variance a row")
+    yield Sample((make.normal(2, 3, 4), make.normal(2, 3, 4), var(2, 1, 4)))
+    yield Sample((make.normal(2, 3, 4), make.normal(3, 1), var(2, 3, 4)), {"reduction": "sum"}, "broadcast")
+    yield Sample((make.normal(), make.normal(), var()))
+    yield Sample((make.normal(0, 3), make.normal(0, 3), var(0, 3)), {"reduction": "sum"})
+    x, t = make.normal(4), make.normal(4)
+    yield Sample((x, t, make.tensor([0.0, 1e-8, 1e-6, 5.0])), {"reduction": "none", "eps": 1e-3}, "clamped")
+
+
+def gaussian_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "gaussian_nll_loss"
+    yield from loss_errors(op, make, make.uniform(2, 3))
+    x, t, v = make.normal(2, 3), make.normal(2, 3), make.uniform(2, 3)
+    yield ErrorSample((x, t, make.uniform(3)), f"{op}: expected var of the shape of input, or .* \\[2, 3\\] and \\[3\\]")
+    yield ErrorSample((x, t, v), f"{op}: expected eps >= 0, got -1", {"eps": -1.0}, True)
+
+
+def kl_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in (*REDUCTIONS, "batchmean"):
+        for log_target in (True, False):
+            x, t = make.normal(3, 5), make.uniform(3, 5, low=0.05)
+            yield Sample((x, t), {"reduction": reduction, "log_target": log_target})
+    yield Sample((make.normal(3, 1), make.uniform(4, low=0.1)), {"reduction": "batchmean"}, "broadcast")
+    yield Sample((make.normal(), make.uniform(low=0.1)), {"reduction": "batchmean"})
+    yield Sample((make.normal(0, 3), make.uniform(0, 3)), {"reduction": "sum"})
+    t = make.tensor([0.0, 1.0, 0.0, 1e-30])
+    yield Sample((make.tensor([-1e4, 0.0, -5.0, -80.0]), make.constant(t)), {"reduction": "none"}, "kinks")
+
+
+def kl_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from loss_errors("kl_div", make)
+
+
+def poisson_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from loss_errors("poisson_nll_loss", make)
+    x, t = make.normal(3), make.uniform(3)
+    yield ErrorSample((x, t), "poisson_nll_loss: expected eps >= 0, got -1", {"eps": -1.0}, True)
+
+
+register(
+    Op(
+        "poisson_nll_loss",
+        reference=poisson_nll_loss,
+        shape=meta.broadcast("input", "target"),
+        samples=poisson_samples,
+        errors=poisson_errors,
+        source="torch.nn.functional.poisson_nll_loss",
+        native=partial(F.poisson_nll_loss),
+        spellings=("torch.nn.functional.poisson_nll_loss", "aten.poisson_nll_loss.default"),
+    )
+)
+register(
+    Op(
+        "gaussian_nll_loss",
+        reference=gaussian_nll_loss,
+        shape=variance("input", "target", "var"),
+        samples=gaussian_samples,
+        errors=gaussian_errors,
+        source="torch.nn.functional.gaussian_nll_loss",
+        native=native_gaussian_nll_loss,
+        spellings=("torch.nn.functional.gaussian_nll_loss",),
+    )
+)
+register(
+    Op(
+        "kl_div",
+        reference=kl_div,
+        shape=meta.broadcast("input", "target"),
+        samples=kl_samples,
+        errors=kl_errors,
+        source="torch.nn.functional.kl_div",
+        native=native_kl_div,
+        spellings=("torch.nn.functional.kl_div", "aten.kl_div.default"),
+    )
+)

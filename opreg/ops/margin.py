@@ -1,0 +1,107 @@
+"""Losses of a margin between two kinds, told apart by a target of 1 and −1."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import meta
+from ..meta.rules import expanding
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from ._common import REDUCTIONS, loss_errors, reduce
+
+
+def soft_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    # native overflows where −target·input is large
+    return reduce(-F.logsigmoid(target * input), reduction)
+
+
+def soft_margin_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample((make.normal(3, 5), make.signs(3, 5)), {"reduction": reduction})
+    yield Sample((make.normal(3, 4), make.signs(4)), name="broadcast")
+    yield Sample((make.normal(), make.signs()))
+    yield Sample((make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
+    x = make.tensor([0.0, 80.0, -80.0, 1e4, -1e4])
+    yield Sample((x, make.constant(torch.ones_like(x))), {"reduction": "none"}, "extremes")
+
+
+def hinge_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample((make.normal(3, 5), make.signs(3, 5)), {"reduction": reduction})
+        yield Sample((make.normal(3, 1), make.signs(4)), {"reduction": reduction, "margin": 0.3}, "broadcast")
+    yield Sample((make.normal(), make.signs()), {"margin": -0.5})
+    yield Sample((make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
+    x = make.tensor([1.0, 1.0, 0.0, 2.0, -1e4, 1e4])
+    t = make.constant(make.tensor([-1.0, 1.0, -1.0, 0.5, -1.0, 1.0]))
+    yield Sample((x, t), {"reduction": "none"}, "kinks")
+
+
+def ranking_samples(make: Maker) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        x1, x2, t = make.normal(3, 5), make.normal(3, 5), make.signs(3, 5)
+        yield Sample((x1, x2, t), {"reduction": reduction, "margin": 0.2})
+        yield Sample((make.normal(3, 1), make.normal(1, 4), make.signs(3, 4)), {"reduction": reduction}, "broadcast")
+    yield Sample((make.normal(4), make.normal(4), make.normal(4)), name="target with gradient")
+    yield Sample((make.normal(), make.normal(), make.signs()))
+    yield Sample((make.normal(0, 3), make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
+    x = make.tensor([0.0, 1.0, 1e4, -1e4])
+    zero, one = make.constant(torch.zeros_like(x)), make.constant(torch.ones_like(x))
+    yield Sample((x, zero, one), {"reduction": "none", "margin": 1.0}, "kinks")
+
+
+def hinge_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "hinge_embedding_loss"
+    yield from loss_errors(op, make)
+    nan = {"margin": float("nan")}
+    yield ErrorSample((make.normal(3), make.signs(3)), f"{op}: expected margin that is a number, got nan", nan, True)
+
+
+def ranking_errors(make: Maker) -> Iterator[ErrorSample]:
+    op = "margin_ranking_loss"
+    x, t = make.normal(2, 3), make.signs(2, 3)
+    yield from loss_errors(op, make, t)
+    yield ErrorSample((x, x, make.signs(3)), f"{op}: expected target of the rank of input1, got \\[2, 3\\] and \\[3\\]")
+    nan = {"margin": float("nan")}
+    yield ErrorSample((x, x, t), f"{op}: expected margin that is a number, got nan", nan, True)
+
+
+register(
+    Op(
+        "soft_margin_loss",
+        reference=soft_margin_loss,
+        shape=expanding("target", to="input"),
+        samples=soft_margin_samples,
+        errors=partial(loss_errors, "soft_margin_loss"),
+        source="torch.nn.functional.soft_margin_loss",
+        native=F.soft_margin_loss,
+        spellings=("torch.nn.functional.soft_margin_loss", "aten.soft_margin_loss.default"),
+    )
+)
+register(
+    Op(
+        "hinge_embedding_loss",
+        reference=F.hinge_embedding_loss,
+        shape=meta.broadcast("input", "target"),
+        samples=hinge_samples,
+        errors=hinge_errors,
+        source="torch.nn.functional.hinge_embedding_loss",
+        native=F.hinge_embedding_loss,
+        spellings=("torch.nn.functional.hinge_embedding_loss", "aten.hinge_embedding_loss.default"),
+    )
+)
+register(
+    Op(
+        "margin_ranking_loss",
+        reference=F.margin_ranking_loss,
+        shape=meta.broadcast("input1", "input2", "target", same_rank=True),
+        samples=ranking_samples,
+        errors=ranking_errors,
+        source="torch.nn.functional.margin_ranking_loss",
+        native=F.margin_ranking_loss,
+        spellings=("torch.nn.functional.margin_ranking_loss", "aten.margin_ranking_loss.default"),
+    )
+)

@@ -1,0 +1,219 @@
+"""An op's declaration, and everything that follows from it, attached once and generically.
+
+The dispatcher holds the schema and the kernels of an op ``NAME``: the op itself, ``NAME_backward``, and, for ops that
+keep state from the forward pass, ``NAME_forward``. ``register(Op(...))`` reads the schema back and attaches the rest:
+fake implementation, autograd and second derivative, torch.func, autocast, Inductor treatment. It does the same for an
+op of yours, whose kernels come from a library of yours or from Python functions (``kernels=``).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _autograd, _autocast, _inductor
+from ._schema import bind
+from .meta import Rule, register_fakes
+from .meta.fakes import result_dtype
+
+NAMESPACE = "lossreg"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: arguments, options by keyword."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """A call that must fail, and a regular expression for its message.
+
+    ``values`` marks an error that only the values show: the kernel raises it, a fake can't.
+    """
+
+    args: tuple[Any, ...]
+    message: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    values: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """The declaration of an op.
+
+    Args:
+        name: ``focal_loss`` (namespace ``lossreg``), or ``mylib::my_loss``.
+        reference: the definition in plain torch: the tests' oracle, the decomposition, the second derivative, what vmap
+            and forward mode run, the pattern that a rewrite looks for. Takes the schema's arguments (without ``dtype``).
+        shape: the rule of ``opreg.meta`` that gives the shape of the result before reduction.
+        samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
+        errors: ``errors(make)`` yields calls that must fail, with the message.
+        source: the paper or the native op that defines it.
+        native: torch's own function with the op's signature, where there is one.
+        spellings: qualified names of the native ops and functions that compute the same, for rewrites.
+        indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
+        state: values kept for each row between forward and backward (``NAME_forward``); None: no such op.
+        constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
+        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours.
+        schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
+        kernels: for ops without a library: dispatch key to Python function.
+        backward_kernels: the same for ``NAME_backward(grad_output, ..., output_mask)``; by default the reference's.
+    """
+
+    name: str
+    reference: Callable[..., Tensor]
+    shape: Rule
+    samples: Callable[[Any], Iterator[Sample]]
+    errors: Callable[[Any], Iterator[ErrorSample]]
+    source: str
+    native: Callable[..., Tensor] | None = None
+    spellings: tuple[str, ...] = ()
+    indices: tuple[str, ...] = ()
+    state: int | None = None
+    constants: Callable[[Mapping[str, Any]], Sequence[str]] = lambda args: ()
+    inline: bool = False
+    schema: str = ""
+    kernels: Mapping[str, Callable[..., Tensor]] | None = None
+    backward_kernels: Mapping[str, Callable[..., list[Tensor]]] | None = None
+
+    @cached_property
+    def qualname(self) -> str:
+        return self.name if "::" in self.name else f"{NAMESPACE}::{self.name}"
+
+    @cached_property
+    def short(self) -> str:
+        return self.qualname.split("::")[1]
+
+    def _overload(self, suffix: str) -> Any:
+        return getattr(getattr(torch.ops, self.qualname.split("::")[0]), self.short + suffix).default
+
+    @cached_property
+    def value(self) -> Any:
+        """``torch.ops.NAMESPACE.NAME.default``"""
+        return self._overload("")
+
+    @cached_property
+    def backward(self) -> Any:
+        """``NAME_backward``: grad_output, the state where one is kept, the arguments; one gradient a set entry of the mask."""
+        return self._overload("_backward")
+
+    @cached_property
+    def forward(self) -> Any:
+        """``NAME_forward``: result and state; None where the op keeps no state."""
+        return None if self.state is None else self._overload("_forward")
+
+    @property
+    def overloads(self) -> list[Any]:
+        return [o for o in (self.value, self.forward, self.backward) if o is not None]
+
+    @cached_property
+    def arguments(self) -> list[str]:
+        return [a.name for a in self.value._schema.arguments]
+
+    @cached_property
+    def tensor_arguments(self) -> list[str]:
+        return [a.name for a in self.value._schema.arguments if "Tensor" in str(a.type)]
+
+    @cached_property
+    def differentiable(self) -> list[str]:
+        """The leading tensor arguments, as many as ``output_mask`` of the backward schema has entries."""
+        return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
+
+    @cached_property
+    def is_loss(self) -> bool:
+        """Has a ``dtype`` option: float32 under autocast. Other ops keep their input's dtype."""
+        return "dtype" in self.arguments
+
+    @cached_property
+    def reduces(self) -> bool:
+        return "reduction" in self.arguments
+
+    def differentiable_in(self, args: Mapping[str, Any]) -> list[str]:
+        """The arguments with respect to which this call has a gradient."""
+        constants = self.constants(args)
+        return [n for n in self.differentiable if n not in constants]
+
+    def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype."""
+        bound = bind(self.value, args, kwargs)
+        dtype = result_dtype(bound)
+        compute = torch.promote_types(dtype, torch.float32)
+        bound.pop("dtype", None)
+        for name in self.tensor_arguments:
+            t = bound[name]
+            if t is not None and (t.is_floating_point() or name not in self.indices):
+                bound[name] = t.to(compute)
+        return self.reference(**bound).to(dtype)
+
+
+_ops: dict[str, Op] = {}
+# Registrations live as long as their Library objects.
+_libraries: list[torch.library.Library] = []
+
+
+def register(op: Op) -> Op:
+    """Makes ``op`` a full citizen: see the module's docstring. Returns it."""
+    if op.qualname in _ops:
+        raise ValueError(f"{op.qualname}: expected an op that is not registered yet, got one that is")
+    namespace = op.qualname.split("::")[0]
+    if op.kernels is not None:
+        _libraries.append(_define(op, namespace))
+    elif not hasattr(getattr(torch.ops, namespace), op.short):
+        raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
+    register_fakes(op.qualname, op.shape, bind, state=op.state)
+    lib = torch.library.Library(namespace, "IMPL")
+    _libraries.append(lib)
+    _autograd.attach(op, lib)
+    _autocast.attach(op, lib)
+    if op.inline:
+        _inductor.inline(op)
+    _ops[op.qualname] = op
+    return op
+
+
+def _define(op: Op, namespace: str) -> torch.library.Library:
+    """Schemas and kernels of an op whose kernels are Python functions."""
+    arguments, returns = op.schema.rsplit("->", 1)
+    if not op.schema.startswith("(") or returns.strip() != "Tensor":
+        raise ValueError(f'{op.qualname}: expected a schema "(...) -> Tensor", got "{op.schema}"')
+    inner = arguments.strip()[1:-1]
+    positional = inner.split(", *, ")[0]
+    lib = torch.library.Library(namespace, "FRAGMENT")
+    lib.define(op.short + op.schema)
+    tensors = sum("Tensor" in a for a in positional.split(","))
+    lib.define(f"{op.short}_backward(Tensor grad_output, {positional}, *, bool[{tensors}] output_mask) -> Tensor[]")
+    assert op.kernels is not None
+    for key, kernel in op.kernels.items():
+        lib.impl(op.short, kernel, key)
+    default = {key: lambda *a, **k: _autograd.reference_backward(op, a, k) for key in op.kernels}
+    for key, backward in (op.backward_kernels or default).items():
+        lib.impl(op.short + "_backward", backward, key)
+    return lib
+
+
+def registered() -> list[Op]:
+    """Every registered op, in the order of registration."""
+    return list(_ops.values())
+
+
+def get(name: str) -> Op:
+    """The op of this name, with or without its namespace."""
+    qualname = name if "::" in name else f"{NAMESPACE}::{name}"
+    if qualname not in _ops:
+        raise KeyError(f"expected the name of a registered op ({', '.join(o.short for o in registered())}), got {name}")
+    return _ops[qualname]
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Every op to plain ATen: ``exported_program.run_decompositions(opreg.decompositions())``."""
+    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
+    for op in registered():
+        table[op.value] = op.call_reference
+    return table
