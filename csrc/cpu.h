@@ -1,168 +1,10 @@
 #pragma once
-// The CPU backend: fixed-size chunks over threads, tiles that stay in L1, one vector loop a formula.
-//
-// A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the vector
-// loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else. Results do not depend
-// on the number of threads: chunks have a fixed size and are combined in their order.
-#include <torch/csrc/stable/ops.h>
-
+// The CPU backend: chunks of a fixed size over torch's threads, combined in their order, so that results do not depend
+// on the number of threads.
 #include <atomic>
-#include <memory>
 
-#include "formula.h"
-#include "tensor.h"
-
-// One clone of each vector loop a generation of x86; the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LOSSREG_NO_CLONES)
-#define LOSSREG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
-#else
-#define LOSSREG_CLONES __attribute__((noinline))
-#endif
-
-namespace lossreg::cpu {
-
-constexpr int64_t kTile = 1024;
-constexpr int64_t kChunk = 32 * kTile;
-
-template <class T, class S>
-LOSSREG_CLONES void widen_all(const S* from, int64_t stride, T* to, int64_t n) {
-  if (stride == 1)
-    for (int64_t i = 0; i < n; i++) to[i] = widen<T>(from[i]);
-  else
-    for (int64_t i = 0; i < n; i++) to[i] = widen<T>(from[i * stride]);
-}
-template <class T, class S>
-LOSSREG_CLONES void narrow_all(const T* from, S* to, int64_t stride, int64_t n) {
-  if (stride == 1)
-    for (int64_t i = 0; i < n; i++) to[i] = Narrow<S>::from(from[i]);
-  else
-    for (int64_t i = 0; i < n; i++) to[i * stride] = Narrow<S>::from(from[i]);
-}
-
-template <class T>
-constexpr DType dtype_for = sizeof(T) == 8 ? DType::float64 : DType::float32;
-
-// Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer.
-template <class T>
-const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* buffer, int64_t n) {
-  if (dtype == dtype_for<T> && stride == 1) return static_cast<const T*>(base) + offset;
-  with_storage(dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    widen_all<T, S>(static_cast<const S*>(base) + offset, stride, buffer, n);
-  });
-  return buffer;
-}
-template <class T>
-void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buffer, int64_t n) {
-  with_storage(dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    if constexpr (std::is_same_v<S, T> || !(std::is_integral_v<S>))
-      narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
-  });
-}
-
-// Walks the elements [begin, begin + n) of operand k in runs along the innermost dimension.
-template <int N, class Run>
-void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
-  const Operand& o = it.operand[k];
-  int64_t index[kMaxDims], offset = 0, rest = begin;
-  for (int d = 0; d < it.dims; d++) {
-    index[d] = rest % it.size[d];
-    rest /= it.size[d];
-    offset += index[d] * o.stride[d];
-  }
-  int64_t inner = it.dims ? it.size[0] : 1, stride = it.dims ? o.stride[0] : 1;
-  for (int64_t done = 0; done < n;) {
-    int64_t length = std::min(n - done, it.dims ? inner - index[0] : int64_t(1));
-    run(done, offset, stride, length);
-    done += length;
-    if (done == n) break;
-    offset -= index[0] * o.stride[0];
-    index[0] = 0;
-    for (int d = 1; d < it.dims; d++) {
-      offset += o.stride[d];
-      if (++index[d] < it.size[d]) break;
-      offset -= index[d] * o.stride[d];
-      index[d] = 0;
-    }
-  }
-}
-
-// The tile [begin, begin + n) of operand k.
-template <class T, int N>
-const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
-  const Operand& o = it.operand[k];
-  if (!o.data) return buffer;  // filled with ones by the caller
-  if (o.flat) return load(o.dtype, o.data, begin, 1, buffer, n);
-  walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
-    const T* at = load(o.dtype, o.data, offset, stride, buffer + done, length);
-    if (at != buffer + done) std::copy(at, at + length, buffer + done);
-  });
-  return buffer;
-}
-
-// Where the tile's results go: straight into memory where that holds T in order, else into the buffer.
-template <class T, int N>
-T* result_tile(const Iteration<N>& it, int k, int64_t begin, T* buffer) {
-  const Operand& o = it.operand[k];
-  return o.data && o.flat && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + begin : buffer;
-}
-template <class T, int N>
-void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
-  const Operand& o = it.operand[k];
-  if (!o.data || tile != buffer) return;  // not asked for, or there already
-  walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
-    store(o.dtype, o.data, offset, stride, buffer + done, length);
-  });
-}
-
-template <class T, int I, int O, class Body>
-LOSSREG_CLONES void map_loop(Body body, const T* const* in, T* const* out, int64_t n) {
-  const T* x[I];
-  T* y[O];
-  for (int k = 0; k < I; k++) x[k] = in[k];
-  for (int k = 0; k < O; k++) y[k] = out[k];
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T a[I], b[O];
-    for (int k = 0; k < I; k++) a[k] = x[k][i];
-    body(a, b);
-    for (int k = 0; k < O; k++) y[k][i] = b[k];
-  }
-}
-template <class T, int I, class Body>
-LOSSREG_CLONES T sum_loop(Body body, const T* const* in, int64_t n) {
-  const T* x[I];
-  for (int k = 0; k < I; k++) x[k] = in[k];
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) {
-    T a[I], b[1];
-    for (int k = 0; k < I; k++) a[k] = x[k][i];
-    body(a, b);
-    sum += b[0];
-  }
-  return sum;
-}
-template <class T, class Body>
-LOSSREG_CLONES bool domain_loop(Body body, const T* x, int64_t n) {
-  int outside = 0;
-#pragma omp simd reduction(| : outside)
-  for (int64_t i = 0; i < n; i++) outside |= int(!body.in_domain(x[i]));
-  return outside == 0;
-}
-
-template <class T, int N>
-struct Buffers {
-  alignas(64) T at[N][kTile];
-  template <int M>
-  Buffers(const Iteration<M>& it, int inputs) {
-    for (int k = 0; k < inputs; k++)
-      if (!it.operand[k].data) std::fill(at[k], at[k] + kTile, T(1));
-  }
-};
-
-}  // namespace lossreg::cpu
+#include "cpu_rows.h"
+#include "cpu_tiles.h"
 
 namespace lossreg {
 
@@ -177,7 +19,7 @@ struct Cpu {
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
-    each_chunk(it.numel, [&](int64_t, int64_t begin, int64_t end) {
+    each_chunk(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
       cpu::Buffers<T, I + O> buffers(it, I);
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
@@ -194,22 +36,21 @@ struct Cpu {
   // out = scale * sum over i of body(in[0][i], ..., in[I-1][i])
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
-    std::vector<double> partial(chunks(it.numel));
-    each_chunk(it.numel, [&](int64_t chunk, int64_t begin, int64_t end) {
+    std::vector<double> partial(size_t(chunks(it.numel, cpu::kChunk)));
+    each_chunk(it.numel, cpu::kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
       cpu::Buffers<T, I> buffers(it, I);
       double total = 0;
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
         const T* in[I];
         for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
-        total += cpu::sum_loop<T, I>(body, in, n);
+        total += double(cpu::sum_loop<T, I>(body, in, n));
       }
-      partial[chunk] = total;
+      partial[size_t(chunk)] = total;
     });
     double total = 0;
     for (double p : partial) total += p;
-    total *= scale;
-    cpu::store(dtype, out.mutable_data_ptr(), 0, 1, &total, 1);
+    write_scalar(out, dtype, total * scale);
   }
 
   // Some element of operand 0 that lies outside the formula's domain, if there is one.
@@ -217,7 +58,7 @@ struct Cpu {
   static std::optional<T> outside_domain(const Iteration<I>& it, Body body) {
     std::atomic<bool> found{false};
     T which = 0;
-    each_chunk(it.numel, [&](int64_t, int64_t begin, int64_t end) {
+    each_chunk(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
       T buffer[cpu::kTile];
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
@@ -230,14 +71,63 @@ struct Cpu {
     return found ? std::optional<T>(which) : std::nullopt;
   }
 
-  static int64_t chunks(int64_t n) { return (n + cpu::kChunk - 1) / cpu::kChunk; }
+  template <class T, int Mode, class F>
+  static void rows_forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
+    using Worker = cpu::RowWorker<T, F, Mode>;
+    std::vector<T> weights = cpu::class_weights<T>(rows);
+    int64_t chunk = Worker::tile_rows(rows);
+    std::vector<typename Worker::Sums> partial(size_t(chunks(rows.it.numel, chunk)));
+    each_worker<Worker>(f, rows, weights, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      worker.forward(begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if (p.bad_class != Worker::kNone)
+        fail(F::name, "a class index in [0, ", rows.classes, ") or ignore_index ", f.ignore_index, ", got ",
+             p.bad_class);
+      total.loss += p.loss;
+      total.normaliser += p.normaliser;
+    }
+    *rows.normaliser = total.normaliser;
+    if (rows.reduced) write_scalar(out, dtype, rows.mean ? total.loss / total.normaliser : total.loss);
+  }
+  template <class T, int Mode, class F>
+  static void rows_grad(const F& f, const Rows& rows) {
+    using Worker = cpu::RowWorker<T, F, Mode>;
+    std::vector<T> weights = cpu::class_weights<T>(rows);
+    each_worker<Worker>(f, rows, weights,
+                        [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+  }
+  template <class T, class F>
+  static void rows_share_grad(const F& f, const Rows& rows) {
+    using Worker = cpu::RowWorker<T, F, F::modes - 1>;
+    std::vector<T> weights = cpu::class_weights<T>(rows);
+    each_worker<Worker>(f, rows, weights,
+                        [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });
+  }
+
+ private:
+  static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
 
   // each(chunk, begin, end) over chunks of a fixed size, on torch's threads.
   template <class Each>
-  static void each_chunk(int64_t n, Each each) {
-    torch::stable::parallel_for(0, chunks(n), 1, [&](int64_t first, int64_t last) {
-      for (int64_t c = first; c < last; c++) each(c, c * cpu::kChunk, std::min(n, (c + 1) * cpu::kChunk));
+  static void each_chunk(int64_t n, int64_t chunk, Each each) {
+    torch::stable::parallel_for(0, chunks(n, chunk), 1, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; c++) each(c, c * chunk, std::min(n, (c + 1) * chunk));
     });
+  }
+  // The same with one worker, and its buffers, a thread.
+  template <class Worker, class T, class F, class Each>
+  static void each_worker(const F& f, const Rows& rows, const std::vector<T>& weights, Each each) {
+    int64_t n = rows.it.numel, chunk = Worker::tile_rows(rows);
+    int64_t grain = std::max<int64_t>(1, cpu::kChunk / (chunk * rows.classes));
+    torch::stable::parallel_for(0, chunks(n, chunk), grain, [&](int64_t first, int64_t last) {
+      Worker worker(f, rows, weights);
+      for (int64_t c = first; c < last; c++) each(worker, c, c * chunk, std::min(n, (c + 1) * chunk));
+    });
+  }
+  static void write_scalar(const Tensor& out, DType dtype, double value) {
+    cpu::store(dtype, out.mutable_data_ptr(), 0, 1, &value, 1);
   }
 };
 

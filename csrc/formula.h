@@ -19,6 +19,23 @@ struct Gradients {
   T of[N];
 };
 
+// One row of class scores, as a row formula sees it. With softmax, log p is the log-softmax of the scores; without, the
+// scores themselves.
+template <class T>
+struct Row {
+  T nll;     // -log p_y of the target class; 0 for a target of class probabilities
+  T spread;  // sum_c u_c (-log p_c), u = the formula's share()
+  T mass;    // sum_c u_c
+  T weight;  // w_y; 1 without class weights
+  int64_t classes;
+};
+// d value / d nll and d value / d spread: all that the gradient in the scores needs, since
+// d nll / d x_c = p_c - [c = y] and d spread / d x_c = mass p_c - u_c.
+template <class T>
+struct Slopes {
+  T nll, spread;
+};
+
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 

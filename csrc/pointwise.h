@@ -218,14 +218,6 @@ struct PointwiseKernel {
       if (shape_of(g) != shape) g = torch::stable::reshape(g, shape);
     }
   }
-
-  template <class Use>
-  static void in_compute_type(DType a, DType b, Use use) {
-    if (a == DType::float64 || b == DType::float64)
-      use(double(0));
-    else
-      use(float(0));
-  }
 };
 
 }  // namespace lossreg

@@ -60,12 +60,12 @@ def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def state_fake(op: str, rule: Rule, per_row: int, args: Arguments) -> Tensor:
+    """What the forward pass keeps: float64, ``per_row`` values a row and the mean's denominator."""
     first = next(a for a in args.values() if isinstance(a, Tensor))
     rows = 1
     for size in rule(op, args):
         rows = rows * size
-    dtype = torch.float64 if result_dtype(args) == torch.float64 else torch.float32
-    return first.new_empty((rows * per_row + 1,), dtype=dtype)
+    return first.new_empty((rows * per_row + 1,), dtype=torch.float64)
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int], inputs: Sequence[str]) -> list[Tensor]:

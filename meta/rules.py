@@ -114,6 +114,8 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         if x.dim() == 0:
             raise fail(op, f"{input} of shape (C) or (N, C, ...)", shape_text(x))
         axis = min(1, x.dim() - 1)
+        if x.shape[axis] == 0:
+            raise fail(op, f"{input} of at least one class", shape_text(x))
         result = (*x.shape[:axis], *x.shape[axis + 1 :])
         if t.is_floating_point():
             if not probabilities:

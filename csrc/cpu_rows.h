@@ -1,0 +1,388 @@
+#pragma once
+// The CPU's row kernels. Where rows lie next to each other in memory, a tile of rows is taken together and the vectors
+// run across rows; else one row at a time, and the vectors run along its classes. Either way the data comes from memory
+// once: the second pass over a tile finds it in cache.
+#include "cpu_tiles.h"
+#include "rowwise.h"
+
+namespace lossreg::cpu {
+
+constexpr int64_t kRowTile = 512;       // rows taken together, at most
+constexpr int64_t kTileElements = 1 << 15;  // rows * classes of a tile, about
+
+// ---- vectors across rows: n rows, one class at a time
+
+template <class T>
+LOSSREG_CLONES void raise_max(T* max, const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) max[i] = x[i] > max[i] || x[i] != x[i] ? x[i] : max[i];
+}
+template <class T>
+LOSSREG_CLONES void add_exp(T* sum, const T* max, const T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) sum[i] += exp(x[i] - max[i]);
+}
+template <class T>
+LOSSREG_CLONES void log_all(T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) x[i] = log(x[i]);
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const T* x, const T* t, T w, int64_t classes,
+                               int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T u = g.template share<Mode>(w, t[i], classes);
+    mass[i] += u;
+    dot[i] += u == T(0) ? T(0) : u * (x[i] - max[i]);
+  }
+}
+
+// What the gradient of a row in its scores is made of: a p_c - rest u_c - hit [c = y].
+template <class T>
+struct Coefficients {
+  T *a, *hit, *rest, *high, *low;  // log-sum-exp = high + low
+  const int32_t* index;            // the target class, -1 where there is none
+};
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x, const T* t, T w, int32_t c,
+                               int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T d = T(0);
+    if constexpr (F::softmax) {
+      T p = exp((x[i] - k.high[i]) - k.low[i]);
+      d = k.a[i] == T(0) ? T(0) : k.a[i] * p;  // an ignored row stays 0 whatever it holds
+    }
+    if constexpr (F::uses_shares(Mode)) d -= k.rest[i] == T(0) ? T(0) : k.rest[i] * g.template share<Mode>(w, t[i], classes);
+    out[i] = d - (k.index[i] == c ? k.hit[i] : T(0));
+  }
+}
+
+// ---- vectors along the classes of one row
+
+template <class T>
+LOSSREG_CLONES T max_of(const T* x, int64_t n) {
+  T max = x[0];
+  int nan = 0;
+#pragma omp simd reduction(max : max) reduction(| : nan)
+  for (int64_t i = 0; i < n; i++) {
+    max = x[i] > max ? x[i] : max;
+    nan |= int(x[i] != x[i]);
+  }
+  return nan ? T(NAN) : max;
+}
+template <class T>
+LOSSREG_CLONES T sum_exp(const T* x, T max, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+  return sum;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void sum_shares(const F& f, T* mass, T* dot, T max, const T* x, const T* t, const T* w, int64_t classes,
+                               int64_t n) {
+  const F g = f;
+  T m = 0, d = 0;
+#pragma omp simd reduction(+ : m, d)
+  for (int64_t c = 0; c < n; c++) {
+    T u = g.template share<Mode>(w[c], t[c], classes);
+    m += u;
+    d += u == T(0) ? T(0) : u * (x[c] - max);
+  }
+  *mass += m;
+  *dot += d;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_row(const F& f, T a, T rest, T high, T low, T* out, const T* x, const T* t, const T* w,
+                             int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t c = 0; c < n; c++) {
+    T d = T(0);
+    if constexpr (F::softmax) d = a * exp((x[c] - high) - low);
+    if constexpr (F::uses_shares(Mode)) d -= rest * g.template share<Mode>(w[c], t[c], classes);
+    out[c] = d;
+  }
+}
+
+// One thread's work on a problem: its buffers, and the tiles of rows.
+template <class T, class F, int Mode>
+class RowWorker {
+ public:
+  RowWorker(const F& f, const Rows& rows, const std::vector<T>& weights)
+      : f_(f), r_(rows), weights_(weights), tile_(tile_rows(rows)) {
+    size_t classes = size_t(r_.classes);
+    width_ = r_.across_rows() ? tile_ : 1;
+    buffer_.resize(classes * width_);
+    planes_.resize(classes);
+    out_.resize(r_.across_rows() ? width_ : classes);
+    if (F::uses_shares(Mode) && r_.it.operand[kTarget].dtype <= DType::float16) {
+      target_buffer_.resize(classes * width_);
+      target_planes_.resize(classes);
+    }
+    ones_.assign(std::max<size_t>(size_t(tile_), classes), T(1));
+  }
+
+  // Rows of a tile; a chunk of work is a fixed number of them, so that sums do not depend on the threads.
+  static int64_t tile_rows(const Rows& r) {
+    int64_t n = kTileElements / std::max<int64_t>(r.classes, 1);
+    return std::min(kRowTile, std::max<int64_t>(n, 16));
+  }
+
+  struct Sums {
+    double loss = 0, normaliser = 0;
+    int64_t bad_class = kNone;  // a class index that is neither ignored nor a class
+  };
+  static constexpr int64_t kNone = INT64_MIN;
+
+  void forward(int64_t begin, int64_t end, Sums& sums) {
+    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+      read_targets(n, offset, sums);
+      if constexpr (F::softmax) {
+        if (r_.across_rows())
+          statistics_across(n, offset);
+        else
+          for (int64_t i = 0; i < n; i++) statistics_of_row(i, offset);
+      }
+      for (int64_t i = 0; i < n; i++) finish_row(i, offset, sums);
+    });
+  }
+
+  void grad(int64_t begin, int64_t end) {
+    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+      Sums ignored;
+      read_targets(n, offset, ignored);
+      if (r_.across_rows())
+        grad_across(n, offset);
+      else
+        for (int64_t i = 0; i < n; i++) grad_of_row(i, offset);
+    });
+  }
+
+  void share_grad(int64_t begin, int64_t end) {
+    if constexpr (F::probabilities) {
+      each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+        for (int64_t i = 0; i < n; i++) share_grad_of_row(i, offset);
+      });
+    }
+  }
+
+ private:
+  template <class Run>
+  void each_run(int64_t begin, int64_t end, Run run) {
+    int64_t inner = r_.it.dims ? r_.it.size[0] : 1;
+    for (int64_t at = begin; at < end;) {
+      int64_t n = std::min({end - at, tile_, inner - at % inner});
+      int64_t offset[kRowOperands];
+      r_.it.offsets(at, offset);
+      run(n, offset);
+      at += n;
+    }
+  }
+  const Operand& operand(RowOperand k) const { return r_.it.operand[k]; }
+  int64_t stride(RowOperand k) const { return r_.it.dims ? operand(k).stride[0] : 0; }
+  // Row i of the run, class c.
+  int64_t place(RowOperand k, const int64_t* offset, int64_t i, int64_t c) const {
+    return offset[k] + i * stride(k) + c * r_.class_stride[k];
+  }
+  T scalar(RowOperand k, int64_t at) const {
+    T value;
+    return *load(operand(k).dtype, operand(k).data, at, int64_t(1), &value, 1);
+  }
+  template <class S>
+  void put(RowOperand k, int64_t at, S value) const {
+    T x = T(value);
+    store(operand(k).dtype, operand(k).data, at, int64_t(1), &x, 1);
+  }
+
+  void read_targets(int64_t n, const int64_t* offset, Sums& sums) {
+    if constexpr (F::probabilities && Mode == F::modes - 1) {
+      std::fill(index_, index_ + n, -1);
+      std::fill(valid_, valid_ + n, true);
+    } else {
+      int64_t raw[kRowTile];
+      const int64_t* t = load(operand(kTarget).dtype, operand(kTarget).data, offset[kTarget], stride(kTarget), raw, n);
+      for (int64_t i = 0; i < n; i++) {
+        valid_[i] = t[i] != f_.ignore_index;
+        bool known = t[i] >= 0 && t[i] < r_.classes;
+        if (valid_[i] && !known) sums.bad_class = t[i];
+        valid_[i] = valid_[i] && known;
+        index_[i] = valid_[i] ? int32_t(t[i]) : -1;
+      }
+    }
+  }
+
+  // The tile's classes as arrays over its rows.
+  void read_planes(RowOperand k, int64_t n, const int64_t* offset, std::vector<T>& buffer, std::vector<const T*>& planes) {
+    const Operand& o = operand(k);
+    for (int64_t c = 0; c < r_.classes; c++)
+      planes[c] = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), buffer.data() + c * width_, n);
+  }
+  const T* read_row(RowOperand k, int64_t i, const int64_t* offset, std::vector<T>& buffer) {
+    const Operand& o = operand(k);
+    return load(o.dtype, o.data, place(k, offset, i, 0), r_.class_stride[k], buffer.data(), r_.classes);
+  }
+  const T* target_plane(int64_t c) const { return target_planes_.empty() ? ones_.data() : target_planes_[c]; }
+  T weight(int64_t c) const { return weights_.empty() ? T(1) : weights_[c]; }
+  const T* weight_row() const { return weights_.empty() ? ones_.data() : weights_.data(); }
+
+  void statistics_across(int64_t n, const int64_t* offset) {
+    read_planes(kInput, n, offset, buffer_, planes_);
+    std::copy(planes_[0], planes_[0] + n, max_);
+    for (int64_t c = 1; c < r_.classes; c++) raise_max(max_, planes_[c], n);
+    std::fill(log_sum_, log_sum_ + n, T(0));
+    for (int64_t c = 0; c < r_.classes; c++) add_exp(log_sum_, max_, planes_[c], n);
+    log_all(log_sum_, n);
+    if constexpr (F::uses_shares(Mode)) {
+      shares_across(n, offset);
+    }
+  }
+  void shares_across(int64_t n, const int64_t* offset) {
+    if (!target_planes_.empty()) read_planes(kTarget, n, offset, target_buffer_, target_planes_);
+    std::fill(mass_, mass_ + n, T(0));
+    std::fill(dot_, dot_ + n, T(0));
+    for (int64_t c = 0; c < r_.classes; c++)
+      add_shares<T, Mode>(f_, mass_, dot_, max_, planes_[c], target_plane(c), weight(c), r_.classes, n);
+  }
+
+  void statistics_of_row(int64_t i, const int64_t* offset) {
+    const T* x = read_row(kInput, i, offset, buffer_);
+    max_[i] = max_of(x, r_.classes);
+    // tiles with a sum in double: a float would lose digits over a large vocabulary
+    double sum = 0;
+    for (int64_t c = 0; c < r_.classes; c += kTile) sum += double(sum_exp(x + c, max_[i], std::min(kTile, r_.classes - c)));
+    log_sum_[i] = log(T(sum));
+    if constexpr (F::uses_shares(Mode)) shares_of_row(i, offset, x);
+  }
+  const T* shares_of_row(int64_t i, const int64_t* offset, const T* x) {
+    const T* t = target_planes_.empty() ? ones_.data() : read_row(kTarget, i, offset, target_buffer_);
+    double mass = 0, dot = 0;
+    for (int64_t c = 0; c < r_.classes; c += kTile) {
+      T m = 0, d = 0;
+      sum_shares<T, Mode>(f_, &m, &d, max_[i], x + c, t + c, weight_row() + c, r_.classes, std::min(kTile, r_.classes - c));
+      mass += double(m);
+      dot += double(d);
+    }
+    mass_[i] = T(mass);
+    dot_[i] = T(dot);
+    return t;
+  }
+
+  void finish_row(int64_t i, const int64_t* offset, Sums& sums) {
+    if constexpr (F::softmax)
+      static_cast<double*>(operand(kState).data)[place(kState, offset, i, 0)] = double(max_[i]) + double(log_sum_[i]);
+    T loss = 0;
+    if (valid_[i]) {
+      Row<T> row{T(0), T(0), T(0), T(1), r_.classes};
+      if (index_[i] >= 0) {
+        T x = scalar(kInput, place(kInput, offset, i, index_[i]));
+        row.nll = F::softmax ? log_sum_[i] - (x - max_[i]) : -x;
+        row.weight = weight(index_[i]);
+      }
+      if constexpr (F::uses_shares(Mode)) {
+        row.mass = mass_[i];
+        row.spread = mass_[i] * log_sum_[i] - dot_[i];
+      }
+      loss = f_.template value<Mode>(row);
+      sums.normaliser += double(f_.template normaliser<Mode>(row));
+      sums.loss += double(loss);
+    }
+    if (operand(kResult).data) put(kResult, place(kResult, offset, i, 0), loss);
+  }
+
+  // The coefficients of row i's gradient, from the target, the state and the gradient of the result.
+  void coefficients(int64_t i, const int64_t* offset, double scale) {
+    double lse = F::softmax ? static_cast<const double*>(operand(kState).data)[place(kState, offset, i, 0)] : 0;
+    high_[i] = T(lse);
+    low_[i] = T(lse - double(high_[i]));
+    a_[i] = hit_[i] = rest_[i] = T(0);
+    if (!valid_[i]) return;
+    Row<T> row{T(0), T(0), F::uses_shares(Mode) ? mass_[i] : T(0), T(1), r_.classes};
+    if (index_[i] >= 0) {
+      T x = scalar(kInput, place(kInput, offset, i, index_[i]));
+      row.nll = F::softmax ? low_[i] + (high_[i] - x) : -x;
+      row.weight = weight(index_[i]);
+    }
+    Slopes<T> s = f_.template slopes<Mode>(row);
+    T g = T(double(scalar(kResult, place(kResult, offset, i, 0))) * scale);
+    a_[i] = g * (s.nll + s.spread * row.mass);
+    hit_[i] = g * s.nll;
+    rest_[i] = g * s.spread;
+  }
+  double scale() const { return r_.mean ? 1.0 / *r_.normaliser : 1.0; }
+
+  void grad_across(int64_t n, const int64_t* offset) {
+    if constexpr (F::softmax) read_planes(kInput, n, offset, buffer_, planes_);
+    if constexpr (F::uses_shares(Mode)) {
+      std::fill(max_, max_ + n, T(0));
+      shares_across(n, offset);
+    }
+    for (int64_t i = 0; i < n; i++) coefficients(i, offset, scale());
+    const Operand& o = operand(kGradInput);
+    for (int64_t c = 0; c < r_.classes; c++) {
+      int64_t at = place(kGradInput, offset, 0, c);
+      bool direct = o.dtype == dtype_for<T> && stride(kGradInput) == 1;
+      T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
+      grad_class<T, Mode>(f_, {a_, hit_, rest_, high_, low_, index_}, out, planes_[c], target_plane(c), weight(c),
+                          int32_t(c), r_.classes, n);
+      if (!direct) store(o.dtype, o.data, at, stride(kGradInput), out, n);
+    }
+  }
+  void grad_of_row(int64_t i, const int64_t* offset) {
+    const T* x = F::softmax ? read_row(kInput, i, offset, buffer_) : nullptr;
+    const T* t = ones_.data();
+    if constexpr (F::uses_shares(Mode)) {
+      max_[i] = T(0);
+      t = shares_of_row(i, offset, x);
+    }
+    coefficients(i, offset, scale());
+    const Operand& o = operand(kGradInput);
+    int64_t at = place(kGradInput, offset, i, 0), step = r_.class_stride[kGradInput];
+    bool direct = o.dtype == dtype_for<T> && step == 1;
+    T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
+    if (!F::softmax || (a_[i] == T(0) && rest_[i] == T(0)))
+      std::fill(out, out + r_.classes, T(0));
+    else
+      grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
+    if (index_[i] >= 0) out[index_[i]] -= hit_[i];
+    if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
+  }
+  void share_grad_of_row(int64_t i, const int64_t* offset) {
+    double lse = static_cast<const double*>(operand(kState).data)[place(kState, offset, i, 0)];
+    T high = T(lse), low = T(lse - double(high));
+    T g = T(double(scalar(kResult, place(kResult, offset, i, 0))) * scale());
+    const T* x = read_row(kInput, i, offset, buffer_);
+    const T* t = read_row(kTarget, i, offset, target_buffer_);
+    for (int64_t c = 0; c < r_.classes; c++) {
+      Gradients<T, 2> d = f_.share_grad(low + (high - x[c]), weight(c), t[c], r_.classes);
+      if (operand(kGradTarget).data) put(kGradTarget, place(kGradTarget, offset, i, c), g * d.of[0]);
+      if (operand(kGradWeight).data) put(kGradWeight, place(kGradWeight, offset, i, c), g * d.of[1]);
+    }
+  }
+
+  const F f_;
+  const Rows& r_;
+  const std::vector<T>& weights_;
+  const int64_t tile_;
+  int64_t width_;
+  std::vector<T> buffer_, target_buffer_, out_, ones_;
+  std::vector<const T*> planes_, target_planes_;
+  T max_[kRowTile], log_sum_[kRowTile], mass_[kRowTile], dot_[kRowTile];
+  T a_[kRowTile], hit_[kRowTile], rest_[kRowTile], high_[kRowTile], low_[kRowTile];
+  int32_t index_[kRowTile];
+  bool valid_[kRowTile];
+};
+
+template <class T>
+std::vector<T> class_weights(const Rows& r) {
+  std::vector<T> w;
+  if (!r.weight.data) return w;
+  w.resize(size_t(r.classes));
+  const T* at = load(r.weight.dtype, r.weight.data, 0, r.weight.stride[0], w.data(), r.classes);
+  if (at != w.data()) std::copy(at, at + r.classes, w.begin());
+  return w;
+}
+
+}  // namespace lossreg::cpu

@@ -1,0 +1,159 @@
+#pragma once
+// The CPU's tiles: pieces of the index space that stay in L1, and one vector loop a formula over them.
+//
+// A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the vector
+// loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
+#include "formula.h"
+#include "tensor.h"
+
+// One clone of each vector loop a generation of x86; the loader picks.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LOSSREG_NO_CLONES)
+#define LOSSREG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#else
+#define LOSSREG_CLONES __attribute__((noinline))
+#endif
+
+namespace lossreg::cpu {
+
+constexpr int64_t kTile = 1024;
+constexpr int64_t kChunk = 32 * kTile;
+
+template <class T, class S>
+LOSSREG_CLONES void widen_all(const S* from, int64_t stride, T* to, int64_t n) {
+  if (stride == 1)
+    for (int64_t i = 0; i < n; i++) to[i] = widen<T>(from[i]);
+  else
+    for (int64_t i = 0; i < n; i++) to[i] = widen<T>(from[i * stride]);
+}
+template <class T, class S>
+LOSSREG_CLONES void narrow_all(const T* from, S* to, int64_t stride, int64_t n) {
+  if (stride == 1)
+    for (int64_t i = 0; i < n; i++) to[i] = Narrow<S>::from(from[i]);
+  else
+    for (int64_t i = 0; i < n; i++) to[i * stride] = Narrow<S>::from(from[i]);
+}
+
+template <class T>
+constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64 : sizeof(T) == 8 ? DType::float64 : DType::float32;
+
+// Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer.
+template <class T>
+const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* buffer, int64_t n) {
+  if (dtype == dtype_for<T> && stride == 1) return static_cast<const T*>(base) + offset;
+  with_storage(dtype, [&](auto* tag) {
+    using S = std::remove_pointer_t<decltype(tag)>;
+    widen_all<T, S>(static_cast<const S*>(base) + offset, stride, buffer, n);
+  });
+  return buffer;
+}
+template <class T>
+void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buffer, int64_t n) {
+  with_storage(dtype, [&](auto* tag) {
+    using S = std::remove_pointer_t<decltype(tag)>;
+    if constexpr (std::is_same_v<S, T> || !(std::is_integral_v<S>))
+      narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
+  });
+}
+
+// Walks the elements [begin, begin + n) of operand k in runs along the innermost dimension.
+template <int N, class Run>
+void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
+  const Operand& o = it.operand[k];
+  int64_t index[kMaxDims], offset = 0, rest = begin;
+  for (int d = 0; d < it.dims; d++) {
+    index[d] = rest % it.size[d];
+    rest /= it.size[d];
+    offset += index[d] * o.stride[d];
+  }
+  int64_t inner = it.dims ? it.size[0] : 1, stride = it.dims ? o.stride[0] : 1;
+  for (int64_t done = 0; done < n;) {
+    int64_t length = std::min(n - done, it.dims ? inner - index[0] : int64_t(1));
+    run(done, offset, stride, length);
+    done += length;
+    if (done == n) break;
+    offset -= index[0] * o.stride[0];
+    index[0] = 0;
+    for (int d = 1; d < it.dims; d++) {
+      offset += o.stride[d];
+      if (++index[d] < it.size[d]) break;
+      offset -= index[d] * o.stride[d];
+      index[d] = 0;
+    }
+  }
+}
+
+// The tile [begin, begin + n) of operand k.
+template <class T, int N>
+const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
+  const Operand& o = it.operand[k];
+  if (!o.data) return buffer;  // filled with ones by the caller
+  if (o.flat) return load(o.dtype, o.data, begin, 1, buffer, n);
+  walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+    const T* at = load(o.dtype, o.data, offset, stride, buffer + done, length);
+    if (at != buffer + done) std::copy(at, at + length, buffer + done);
+  });
+  return buffer;
+}
+
+// Where the tile's results go: straight into memory where that holds T in order, else into the buffer.
+template <class T, int N>
+T* result_tile(const Iteration<N>& it, int k, int64_t begin, T* buffer) {
+  const Operand& o = it.operand[k];
+  return o.data && o.flat && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + begin : buffer;
+}
+template <class T, int N>
+void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
+  const Operand& o = it.operand[k];
+  if (!o.data || tile != buffer) return;  // not asked for, or there already
+  walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+    store(o.dtype, o.data, offset, stride, buffer + done, length);
+  });
+}
+
+template <class T, int I, int O, class Body>
+LOSSREG_CLONES void map_loop(Body body, const T* const* in, T* const* out, int64_t n) {
+  const T* x[I];
+  T* y[O];
+  for (int k = 0; k < I; k++) x[k] = in[k];
+  for (int k = 0; k < O; k++) y[k] = out[k];
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T a[I], b[O];
+    for (int k = 0; k < I; k++) a[k] = x[k][i];
+    body(a, b);
+    for (int k = 0; k < O; k++) y[k][i] = b[k];
+  }
+}
+template <class T, int I, class Body>
+LOSSREG_CLONES T sum_loop(Body body, const T* const* in, int64_t n) {
+  const T* x[I];
+  for (int k = 0; k < I; k++) x[k] = in[k];
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    T a[I], b[1];
+    for (int k = 0; k < I; k++) a[k] = x[k][i];
+    body(a, b);
+    sum += b[0];
+  }
+  return sum;
+}
+template <class T, class Body>
+LOSSREG_CLONES bool domain_loop(Body body, const T* x, int64_t n) {
+  int outside = 0;
+#pragma omp simd reduction(| : outside)
+  for (int64_t i = 0; i < n; i++) outside |= int(!body.in_domain(x[i]));
+  return outside == 0;
+}
+
+template <class T, int N>
+struct Buffers {
+  alignas(64) T at[N][kTile];
+  template <int M>
+  Buffers(const Iteration<M>& it, int inputs) {
+    for (int k = 0; k < inputs; k++)
+      if (!it.operand[k].data) std::fill(at[k], at[k] + kTile, T(1));
+  }
+};
+
+}  // namespace lossreg::cpu

@@ -1,0 +1,170 @@
+"""Classification losses over a class dimension: negative log likelihood and cross entropy."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import meta
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from ._common import REDUCTIONS, reduce
+
+
+def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    if input.dim() == 1:
+        target = target.reshape(())
+    return F.nll_loss(input, target.long(), weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    # written out: F.cross_entropy with label smoothing writes in place, which run_decompositions refuses
+    axis = min(1, input.dim() - 1)
+    classes = input.shape[axis]
+    log_p = F.log_softmax(input, axis)
+    weighted = log_p if weight is None else log_p * weight.view([-1 if d == axis else 1 for d in range(input.dim())])
+    if target.is_floating_point():
+        smoothed = target * (1 - label_smoothing) + label_smoothing / classes
+        return reduce(-(weighted * smoothed).sum(axis), reduction)
+    nll = nll_loss(log_p, target, weight, ignore_index, "none")
+    if label_smoothing > 0:
+        target = target.reshape(nll.shape)
+        spread = torch.where(target == ignore_index, 0.0, -weighted.sum(axis))
+        nll = (1 - label_smoothing) * nll + label_smoothing / classes * spread
+    if reduction != "mean":
+        return reduce(nll, reduction)
+    valid = target != ignore_index
+    if weight is None:
+        return nll.sum() / valid.sum()
+    return nll.sum() / torch.where(valid, weight[torch.where(valid, target, 0).long()], 0.0).sum()
+
+
+def native_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    target = target.long() if target.dtype == torch.int32 else target
+    return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def native_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    target = target.long() if target.dtype == torch.int32 else target
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return F.cross_entropy(input, target, weight, **options)  # type: ignore[arg-type]
+
+
+def index_samples(make: Maker, **options: Any) -> Iterator[Sample]:
+    for reduction in REDUCTIONS:
+        yield Sample((make.normal(5, 7), make.index(7, 5)), {"reduction": reduction, **options})
+        weight = make.constant(make.uniform(7, low=0.1))
+        x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
+        yield Sample((x, t, weight), {"reduction": reduction, **options}, "weight, ignored")
+    yield Sample((make.normal(2, 3, 4, 5), make.index(3, 2, 4, 5, ignore=1)), {"ignore_index": 1, **options})
+    yield Sample((make.normal(2, 3, 4, 5, 2), make.index(3, 2, 4, 5, 2, ignore=9)), {"ignore_index": 9, **options})
+    yield Sample((make.normal(6, 5), make.index(5, 6, dtype=torch.int32)), options, "int32")
+    yield Sample((make.normal(6, 5), make.index(5, 6, ignore=255, dtype=torch.uint8)), {"ignore_index": 255, **options})
+    yield Sample((make.normal(5), make.index(5)), options, "unbatched")
+    yield Sample((make.normal(4, 1), make.index(1, 4)), options, "one class")
+    # more classes than a tile has rows: vectors run along the classes
+    yield Sample((make.normal(3, 130), make.index(130, 3, ignore=-100)), {"reduction": "sum", **options}, "many classes")
+    ignored = torch.full((3,), -100, device=make.device)
+    yield Sample((make.normal(3, 4), ignored), {"reduction": "sum", **options}, "all ignored")
+    yield Sample((make.normal(3, 4), ignored), {"reduction": "mean", **options}, "all ignored")
+    yield Sample((make.normal(0, 4), make.index(4, 0)), {"reduction": "sum", **options}, "empty")
+
+
+def cross_entropy_samples(make: Maker) -> Iterator[Sample]:
+    yield from index_samples(make)
+    for smoothing in (0.1, 1.0):
+        yield from index_samples(make, label_smoothing=smoothing)
+        for reduction in REDUCTIONS:
+            options = {"label_smoothing": smoothing - 0.1, "reduction": reduction}
+            yield Sample((make.normal(4, 6), make.uniform(4, 6)), options, "probabilities")
+            weight = make.constant(make.uniform(3, low=0.1))
+            yield Sample((make.normal(2, 3, 5), make.uniform(2, 3, 5), weight), options, "probabilities, weight")
+    yield Sample((make.normal(3, 130), make.uniform(3, 130)), name="probabilities of many classes")
+    yield Sample((make.normal(5), make.uniform(5)), name="unbatched probabilities")
+    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
+    yield Sample((x, make.index(3, 4)), {"reduction": "none"}, "extremes")
+
+
+def errors(op: str, make: Maker) -> Iterator[ErrorSample]:
+    x, t = make.normal(4, 3), make.index(3, 4)
+    yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
+    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
+    yield ErrorSample((make.normal(), t), f"{op}: expected input of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]")
+    message = f"{op}: expected target of shape \\[4\\] for input of shape \\[4, 3\\], got \\[3\\]"
+    yield ErrorSample((x, make.index(3, 3)), message)
+    message = f"{op}: expected target of dtype int64, int32 or uint8, got bool"
+    yield ErrorSample((x, make.index(2, 4).bool()), message)
+    message = f"{op}: expected weight of one entry a class, \\[3\\], got \\[4\\]"
+    yield ErrorSample((x, t, make.constant(make.normal(4))), message)
+    yield ErrorSample((make.normal(4, 0), t), f"{op}: expected input of at least one class, got \\[4, 0\\]")
+    message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
+    yield ErrorSample((x, t + 7), f"{message} [789]", values=True)
+    yield ErrorSample((x, t - 7), f"{message} -[567]", values=True)
+
+
+def nll_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from errors("nll_loss", make)
+    x = make.normal(4, 3)
+    yield ErrorSample((x, make.uniform(4, 3)), "nll_loss: expected target of dtype int64, int32 or uint8, got float")
+
+
+def cross_entropy_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from errors("cross_entropy", make)
+    x, t = make.normal(4, 3), make.index(3, 4)
+    message = "cross_entropy: expected target of the shape of input, got \\[4, 3\\] and \\[4\\]"
+    yield ErrorSample((x, make.uniform(4)), message)
+    for value in (-0.1, 1.5, float("nan")):
+        message = "cross_entropy: expected label_smoothing in \\[0, 1\\], got"
+        yield ErrorSample((x, t), message, {"label_smoothing": value}, True)
+
+
+def constants(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Native differentiates the class weights for a target of probabilities only."""
+    return () if args["target"].is_floating_point() else ("weight",)
+
+
+register(
+    Op(
+        "nll_loss",
+        reference=nll_loss,
+        shape=meta.rows("input", "target", weight="weight"),
+        samples=index_samples,
+        errors=nll_errors,
+        source="torch.nn.functional.nll_loss",
+        native=native_nll_loss,
+        spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
+        indices=("target",),
+        state=1,
+    )
+)
+register(
+    Op(
+        "cross_entropy",
+        reference=cross_entropy,
+        shape=meta.rows("input", "target", weight="weight", probabilities=True),
+        samples=cross_entropy_samples,
+        errors=cross_entropy_errors,
+        source="torch.nn.functional.cross_entropy",
+        native=native_cross_entropy,
+        spellings=("torch.nn.functional.cross_entropy", "aten.cross_entropy_loss.default"),
+        indices=("target",),
+        constants=constants,
+        state=1,
+    )
+)

@@ -1,0 +1,182 @@
+"""What ``python -m opreg ops``, ``show`` and ``doctor`` say: tables, and answers asked of the dispatcher."""
+
+import functools
+import inspect
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__, _private
+from ._library import library_path
+from .registry import NAMESPACE, Op, Sample, registered
+from .testing import Maker
+
+OLDEST_TORCH = (2, 11)
+COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Columns as wide as their widest cell: the first ``left`` ones flush left, the others flush right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def coverage(op: Op) -> dict[str, bool]:
+    """What the dispatcher holds for an op, by ``COVERED``: each entry is asked for the op and for its backward op.
+
+    CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative is the backward op's
+    own autograd kernel. A kernel for every backend (CompositeExplicitAutograd) counts for each.
+    """
+    both = [op.qualname, op.backward._schema.name]
+    every = [overload._schema.name for overload in op.overloads]
+
+    def all_have(names: Sequence[str], *keys: str) -> bool:
+        return all(any(_private.has_kernel(name, key) for key in keys) for name in names)
+
+    return {
+        "CPU": all_have(every, "CPU", "CompositeExplicitAutograd"),
+        "CUDA": all_have(every, "CUDA", "CompositeExplicitAutograd"),
+        "fake": all_have(every, "Meta"),
+        "autograd": all_have(both[:1], "Autograd"),
+        "second derivative": all_have(both[1:], "Autograd"),
+        "vmap": all_have(both, _private.VMAP_KEY),
+    }
+
+
+def ops_table() -> str:
+    rows = [[op.name, *(yes_no(v) for v in coverage(op).values())] for op in registered()]
+    return table(["op", *COVERED], rows)
+
+
+def show(op: Op) -> str:
+    """Everything that the registry knows of an op, for a terminal."""
+    facts = [
+        *(("schema", str(overload._schema)) for overload in op.overloads),
+        ("source", op.source),
+        ("differentiable", ", ".join(op.differentiable)),
+        ("same as", ", ".join(op.spellings) or "no native function"),
+        ("in Inductor", "inlined: its reference is fused with its neighbours" if op.inline else "one call of the op"),
+        *(("sample", sample_text(s)) for s in islice(op.samples(Maker()), 4)),
+    ]
+    return f"{op.qualname}\n{pairs(facts)}\n\nreference:\n\n{reference_text(op.reference)}"
+
+
+def pairs(facts: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in facts)
+
+
+def sample_text(sample: Sample) -> str:
+    def text(a: Any) -> str:
+        return str(list(a.shape)) if isinstance(a, Tensor) else repr(a)
+
+    call = [*map(text, sample.args), *(f"{name}={text(a)}" for name, a in sample.kwargs.items())]
+    return ", ".join(call) + (f"  ({sample.name})" if sample.name else "")
+
+
+def reference_text(function: Callable[..., Any]) -> str:
+    """The source of a reference, and the functions that it was made with."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        source = inspect.getsource(function).rstrip()
+        made_with = inspect.getclosurevars(function).nonlocals
+    except (OSError, TypeError):  # a builtin
+        return f"{function.__module__}.{function.__name__}, compiled into torch"
+    names = [f"{n} = {f.__module__}.{f.__qualname__}" for n, f in made_with.items() if inspect.isroutine(f)]
+    return "\n".join([source, *(["", "with " + ", ".join(names)] if names else [])])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the doctor looks at. ``library`` is None where none was found."""
+
+    torch_version: str
+    library: str | None
+    library_mib: float
+    torch_cuda: str | None
+    gpu: bool
+    kernels: dict[str, dict[str, bool]]
+    undeclared: tuple[str, ...]
+    capability: str
+    threads: int
+    compiler: str | None
+
+
+def gather() -> Facts:
+    try:
+        path = library_path()
+        library, size = str(path), path.stat().st_size / 2**20
+    except FileNotFoundError:
+        library, size = None, 0.0
+    ops = registered()
+    declared = {o._schema.name.split("::")[1] for op in ops for o in op.overloads}
+    return Facts(
+        torch_version=torch.__version__,
+        library=library,
+        library_mib=size,
+        torch_cuda=torch.version.cuda,
+        gpu=torch.cuda.is_available(),
+        kernels={op.name: coverage(op) for op in ops},
+        undeclared=tuple(n for n in _private.names_in(NAMESPACE) if n not in declared),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+    )
+
+
+def problems(facts: Facts) -> Iterator[str]:
+    """What is wrong, each with what to do about it."""
+    if facts.library is None:
+        yield "no liblossreg.so: run `pip install .` in the checkout, or set OPREG_LIBRARY to a build of it"
+    major, minor = (int(part) for part in facts.torch_version.split(".")[:2])
+    if (major, minor) < OLDEST_TORCH:
+        yield f"expected torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, got {facts.torch_version}: upgrade torch"
+    if not facts.kernels:
+        yield "no op is registered: reinstall opreg, the package is incomplete"
+    for what in COVERED:
+        missing = [name for name, has in facts.kernels.items() if not has[what]]
+        if missing and what == "CUDA":
+            if facts.gpu:
+                yield (
+                    f"a GPU is available, but there is no CUDA kernel for {', '.join(missing)}: the library was built "
+                    "without nvcc; put nvcc on PATH and reinstall, or install a wheel with CUDA"
+                )
+        elif missing:
+            yield f"{what} is missing for {', '.join(missing)}: library and Python files differ in age; reinstall opreg"
+    if facts.undeclared:
+        yield f"the library holds ops without a declaration, {', '.join(facts.undeclared)}: reinstall opreg"
+
+
+def doctor(facts: Facts) -> tuple[str, int]:
+    """The report, and the exit status: 1 when something is wrong."""
+    count = {what: sum(has[what] for has in facts.kernels.values()) for what in COVERED}
+    lines = [
+        ("python", platform.python_version()),
+        ("torch", facts.torch_version),
+        ("opreg", __version__),
+        ("library", f"{facts.library} ({facts.library_mib:.1f} MiB)" if facts.library else "not found"),
+        ("CUDA", f"torch built with {facts.torch_cuda or 'none'}; GPU available: {yes_no(facts.gpu)}"),
+        ("ops", f"{len(facts.kernels)}, of which with " + ", ".join(f"{what} {n}" for what, n in count.items())),
+        ("CPU capability", facts.capability),
+        ("threads", str(facts.threads)),
+        ("C++ compiler", facts.compiler or "none: torch.compile needs one on the CPU"),
+    ]
+    wrong = list(problems(facts))
+    end = [f"wrong: {text}" for text in wrong] or ["Nothing is wrong."]
+    return "\n".join([pairs(lines), "", *end]), int(bool(wrong))
