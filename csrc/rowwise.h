@@ -34,6 +34,9 @@ struct RowCall {
   int64_t axis = 0, classes = 0, rows = 1;
   bool probabilities = false;
 
+  // The log-sum-exp of each row, where there is one, and the mean's denominator.
+  int64_t state_size() const { return (F::softmax ? rows : 0) + 1; }
+
   explicit RowCall(std::vector<std::optional<Tensor>> inputs)
       : input(*inputs[0]), target(*inputs[1]), weight(std::move(inputs[2])) {
     input_dtype = dtype_of(F::name, argument_name(F::args, 0), input, true);
@@ -117,7 +120,7 @@ struct RowCall {
     place(kGradTarget, grad_target);
     place(kGradWeight, grad_weight);
     r.it = make_iteration<kRowOperands>(F::name, row_shape, views);
-    r.normaliser = static_cast<double*>(state.mutable_data_ptr()) + rows;
+    r.normaliser = static_cast<double*>(state.mutable_data_ptr()) + state_size() - 1;
     if (weight) {
       r.weight.data = const_cast<void*>(weight->const_data_ptr());
       r.weight.dtype = *known_dtype(weight->scalar_type());
@@ -143,8 +146,7 @@ struct RowKernel {
     return std::get<0>(forward(f, std::move(inputs), *reduction, dtype));
   }
 
-  // The state: log-sum-exp of each row, then the mean's denominator. In float64, because x - lse must keep the digits
-  // that x has where |x| is large.
+  // Result and state. That is float64 because x - lse must keep the digits that x has where |x| is large.
   static std::tuple<Tensor, Tensor> forward(const F& f, Inputs inputs, Reduction reduction,
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(std::move(inputs));
@@ -152,7 +154,7 @@ struct RowKernel {
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
-    Tensor state = new_empty(call.input, {call.rows + 1}, DType::float64);
+    Tensor state = new_empty(call.input, {call.state_size()}, DType::float64);
     Rows rows = call.problem(state, reduced ? nullptr : &out, nullptr, nullptr, nullptr);
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
@@ -173,8 +175,8 @@ struct RowKernel {
     if (shape_of(grad_output) != expected)
       fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
     expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{call.rows + 1} || !state.is_contiguous())
-      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({call.rows + 1}), ", got ",
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
+      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
            shape_text(shape_of(state)));
     expect_one_device(F::name, call.input, grad_output);
     expect_one_device(F::name, call.input, state);

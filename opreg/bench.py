@@ -5,7 +5,7 @@ round to round), so that what disturbs the machine disturbs all alike:
 
 - ``ours``: ``torch.ops.lossreg.NAME``.
 - ``eager``: torch's own function, or the reference where there is none, called as a user would.
-- ``inductor``: ``torch.compile(eager, fullgraph=True)``; of the reference where torch's function can't be captured whole.
+- ``inductor``: ``torch.compile(eager, fullgraph=True)``; of the reference where torch's own can't be captured whole.
 - ``floor``: the time to move the bytes that must move, by memory copies between tensors allocated beforehand.
 
 Two passes: ``forward``, without a gradient, and ``forward+backward``, with the gradient in the first argument, as in
@@ -22,21 +22,19 @@ Inputs are drawn from the op's own samples (their values, mixed and repeated), s
 
 import gc
 import math
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import __version__
 from ._schema import bind
 from .registry import Op, get, registered
+from .report import machine
 from .testing import Maker
 
 ELEMENTS = {"small": 2**12, "usual": 2**18, "large": 2**22}
@@ -55,15 +53,6 @@ SEEDS = 64  # of small samples, whose values the large inputs are drawn from
 SHORTEST = 2e-3  # seconds that one measurement lasts at least
 
 Call = Callable[[], object]
-
-
-class Bar(Protocol):
-    """What of tqdm's progress bar is used."""
-
-    total: Any
-
-    def update(self) -> object: ...
-    def set_description(self, text: str) -> object: ...
 
 
 class Disagreement(RuntimeError):
@@ -97,43 +86,52 @@ class Case:
         return {**self.args, name: x}, x
 
 
-def cases(op: Op, size: str, dtype: torch.dtype, device: str = "cpu") -> list[Case]:
-    """The calls of an op to time: one for a pointwise op, one a shape of ``ROWS`` for an op over rows.
+def small_calls(op: Op) -> list[dict[str, Any]]:
+    """The op's first sample, with ``SEEDS`` different values: every argument by name."""
+    samples = [next(op.samples(Maker(torch.float64, seed=seed))) for seed in range(SEEDS)]
+    return [bind(op.value, s.args, s.kwargs) for s in samples]
 
-    Options keep their defaults, optional tensors are left out.
+
+def shapes_of(op: Op, size: str) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes to time of every required tensor: one call of a pointwise op, the calls of ``ROWS`` of a row op.
 
     Raises:
-        ValueError: the shape of a tensor follows neither from the input's nor from the rows'.
+        ValueError: a tensor's shape follows neither from the input's nor from its rows' or classes'.
     """
-    calls = []
-    for seed in range(SEEDS):
-        sample = next(op.samples(Maker(torch.float64, seed=seed)))
-        calls.append(bind(op.value, sample.args, sample.kwargs))
-    first = calls[0]
+    first = small_calls(op)[0]
     lead = first[op.tensor_arguments[0]]
     small = tuple(op.shape(op.short, first))
-    pointwise = small == tuple(lead.shape)
-    kind = "row losses" if not pointwise else "pointwise losses" if op.is_loss else "activations"
+    leads = ((ELEMENTS[size],),) if small == lead.shape else ROWS[size]
+    found = [{n: grown(op, n, first[n], lead, small, shape) for n in required_tensors(op)} for shape in leads]
+    # an op may take rows of (N, C) only
+    taken = [shapes for shapes in found if accepts(op, first, shapes)]
+    if not taken:
+        raise ValueError(f"{op.name}: expected an op that takes one of the shapes {leads}, got one that takes none")
+    return taken
+
+
+def draw(op: Op, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: str = "cpu") -> Case:
+    """A call of these shapes with the values of the op's first sample, class indices of any class.
+
+    Options keep their defaults, optional tensors are left out.
+    """
+    calls = small_calls(op)
+    first = calls[0]
+    lead = first[op.tensor_arguments[0]]
+    rows = tuple(op.shape(op.short, first)) != lead.shape
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for shape in ((ELEMENTS[size],),) if pointwise else ROWS[size]:
-        shapes = {n: grown(op, n, first[n], lead, small, shape) for n in required_tensors(op)}
-        if not accepts(op, first, shapes):
-            continue  # an op may take rows of (N, C) only
-        args: dict[str, Any] = {}
-        for a in op.value._schema.arguments:
-            if a.name in shapes:
-                values = torch.cat([call[a.name].flatten() for call in calls])
-                if not pointwise and not values.is_floating_point():
-                    values = torch.arange(shape[1], dtype=values.dtype)  # class indices
-                t = values[torch.randint(len(values), shapes[a.name], generator=generator)]
-                args[a.name] = t.to(device, dtype if t.is_floating_point() else t.dtype)
-            elif a.name != "dtype":
-                args[a.name] = a.default_value if a.has_default_value() else first[a.name]
-        found.append(Case(op, kind, args))
-    if not found:
-        raise ValueError(f"{op.name}: expected an op that takes one of the shapes {ROWS[size]}, got one that takes none")
-    return found
+    args: dict[str, Any] = {}
+    for a in op.value._schema.arguments:
+        if a.name in shapes:
+            values = torch.cat([call[a.name].flatten() for call in calls])
+            if rows and not values.is_floating_point():
+                values = torch.arange(shapes[op.tensor_arguments[0]][1], dtype=values.dtype)
+            t = values[torch.randint(len(values), shapes[a.name], generator=generator)]
+            args[a.name] = t.to(device, dtype if t.is_floating_point() else t.dtype)
+        elif a.name != "dtype":
+            args[a.name] = a.default_value if a.has_default_value() else first[a.name]
+    kind = "row losses" if rows else "pointwise losses" if op.is_loss else "activations"
+    return Case(op, kind, args)
 
 
 def required_tensors(op: Op) -> list[str]:
@@ -178,7 +176,9 @@ def check_agreement(title: str, ours: Sequence[Tensor], eager: Sequence[Tensor],
         allowed = TOLERANCE[dtype] * b.abs().max().item() + 2 * finfo.smallest_normal * finfo.eps
         error = (a.double() - b.double()).abs().max().item() if a.shape == b.shape else math.inf
         if not error <= allowed:
-            raise Disagreement(f"{title}: expected eager's {what} within {allowed:.1e}, got a difference of {error:.1e}")
+            raise Disagreement(
+                f"{title}: expected eager's {what} within {allowed:.1e}, got a difference of {error:.1e}"
+            )
 
 
 def value_and_gradient(case: Case, function: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
@@ -227,12 +227,18 @@ def calls_of(case: Case, which: str) -> tuple[dict[str, Call], dict[str, Any]]:
             return lambda: torch.autograd.grad(function(**args), x, grad_output)
         return lambda: function(**args)
 
-    inputs = sum(t.nbytes for t in case.tensors)
-    written = 0 if result.dim() == 0 else result.nbytes
-    moved = [inputs + written] + ([inputs + written + x.nbytes] if gradient else [])
+    moved = bytes_moved(case, result, backward=gradient)
     calls: dict[str, Call] = {name: call(f) for name, f in functions.items()}
     calls["floor"] = copies(moved, case.tensors[0].device)
     return calls, {"bytes": sum(moved), "inductor_of": inductor_of}
+
+
+def bytes_moved(case: Case, result: Tensor, *, backward: bool) -> list[int]:
+    """What the floor counts: for the forward pass, and for the backward pass where it is wanted."""
+    inputs = sum(t.nbytes for t in case.tensors)
+    written = 0 if case.op.reduces else result.nbytes
+    gradient = case.args[case.op.differentiable[0]].nbytes
+    return [inputs + written, *([inputs + written + gradient] if backward else [])]
 
 
 def copies(moved: Sequence[int], device: torch.device) -> Call:
@@ -288,22 +294,29 @@ def geometric_means(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return means
 
 
-def machine(device: str) -> dict[str, Any]:
+class Plain:
+    """The progress without tqdm: one line a case."""
+
+    def __init__(self) -> None:
+        print("tqdm is not installed (pip install 'opreg[bench]'): no progress bar", file=sys.stderr)
+
+    def update(self) -> None:
+        pass
+
+    def set_description(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        pass
+
+
+def progress_bar(total: int) -> Any:
+    """tqdm's, or the plain one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return {
-        "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "opreg": __version__,
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+        from tqdm import tqdm  # type: ignore[import-untyped]
+    except ImportError:
+        return Plain()
+    return tqdm(total=total, unit="round")
 
 
 def run(
@@ -314,40 +327,42 @@ def run(
     rounds: int = 15,
     threads: int | None = None,
     device: str = "cpu",
-    bar: Bar | None = None,
 ) -> dict[str, Any]:
-    """Times the ops of these names, by default all, and returns the report (see ``text``, ``save``).
+    """Times the ops of these names, by default all, and returns the report that ``opreg.report`` prints and draws.
+
+    An op whose inputs can't be drawn is left out; the report has the reason.
 
     Raises:
         KeyError: a name is not that of a registered op.
         Disagreement: an op gives other numbers than eager.
     """
-    chosen = [get(name) for name in names] or registered()
+    plan: list[tuple[Op, dict[str, tuple[int, ...]]]] = []
+    left_out: dict[str, str] = {}
+    for op in [get(name) for name in names] or registered():
+        try:
+            plan.extend((op, shapes) for shapes in shapes_of(op, size))
+        except ValueError as e:
+            left_out[op.name] = str(e)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
+    where = machine(device)
+    bar = progress_bar(len(plan) * len(PASSES) * rounds)
     results: list[dict[str, Any]] = []
-    left_out: dict[str, str] = {}
     try:
-        with progress_bar(len(chosen) * len(PASSES) * rounds) as bar:
-            for op in chosen:
-                try:
-                    op_cases = cases(op, size, DTYPES[dtype], device)
-                except ValueError as e:
-                    left_out[op.name] = str(e)
-                    continue
-                bar.total += (len(op_cases) - 1) * len(PASSES) * rounds
-                for case in op_cases:
-                    bar.set_description(case.title)
-                    results.extend(run_case(case, DTYPES[dtype], rounds, device, bar.update))
+        for op, shapes in plan:
+            case = draw(op, shapes, DTYPES[dtype], device)
+            bar.set_description(case.title)
+            results.extend(run_case(case, DTYPES[dtype], rounds, device, bar.update))
         settings = {"size": size, "dtype": dtype, "rounds": rounds, "device": device}
         return {
-            "machine": machine(device),
+            "machine": where,
             "settings": settings,
             "results": results,
             "geometric_means": geometric_means(results),
             "left_out": left_out,
         }
     finally:
+        bar.close()
         torch.set_num_threads(before)
 
 

@@ -1,12 +1,18 @@
-"""What ``python -m opreg ops``, ``show`` and ``doctor`` say: tables, and answers asked of the dispatcher."""
+"""What ``python -m opreg`` says: answers asked of the dispatcher, and the benchmark's table, JSON and chart."""
 
 import functools
 import inspect
+import json
+import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +25,7 @@ from .testing import Maker
 
 OLDEST_TORCH = (2, 11)
 COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
+BUSY = 0.5  # load per core from which times are not to be trusted
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -94,7 +101,7 @@ def reference_text(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     try:
-        source = inspect.getsource(function).rstrip()
+        source = textwrap.dedent(inspect.getsource(function)).rstrip()
         made_with = inspect.getclosurevars(function).nonlocals
     except (OSError, TypeError):  # a builtin
         return f"{function.__module__}.{function.__name__}, compiled into torch"
@@ -180,3 +187,98 @@ def doctor(facts: Facts) -> tuple[str, int]:
     wrong = list(problems(facts))
     end = [f"wrong: {text}" for text in wrong] or ["Nothing is wrong."]
     return "\n".join([pairs(lines), "", *end]), int(bool(wrong))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the times depend on; ``load`` is how many processes wanted a core before the benchmark."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    return {
+        "cpu": cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        "torch": torch.__version__,
+        "opreg": __version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def bench_text(report: Mapping[str, Any]) -> str:
+    """The report of ``opreg.bench.run`` for a terminal: times in milliseconds, ratios, their geometric means."""
+    results, means = report["results"], report["geometric_means"]
+    if not results:
+        return "nothing was timed"
+    providers, ratios = list(results[0]["seconds"]), list(results[0]["ratios"])
+    rows = []
+    for r in results:
+        times = [f"{1e3 * r['seconds'][p]:.3f}" for p in providers]
+        rows.append([r["op"], shape_text(r["shape"]), r["pass"], *times, *(f"{r['ratios'][x]:.2f}" for x in ratios)])
+    for m in means:
+        empty = [""] * len(providers)
+        name = f"geometric mean, {m['kind']}"
+        rows.append([name, f"{m['cases']}", m["pass"], *empty, *(f"{m['ratios'][x]:.2f}" for x in ratios)])
+    lines = [table(["op", "shape", "pass", *(f"{p} ms" for p in providers), *ratios], rows, left=3)]
+    machine, settings = report["machine"], report["settings"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    lines.append(f"\n{where}, torch {machine['torch']}, {settings['dtype']}, medians of {settings['rounds']} rounds")
+    if machine["load"] > BUSY * machine["cores"]:
+        lines.append(f"the machine was busy (load {machine['load']:.1f} on {machine['cores']} cores): measure again")
+    lines += [f"left out: {why}" for why in report["left_out"].values()]
+    return "\n".join(lines)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def bench_save(report: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Writes JSON and, where matplotlib is installed, a bar chart; returns what it wrote."""
+    directory.mkdir(parents=True, exist_ok=True)
+    s = report["settings"]
+    stem = f"{s['device']}-{s['size']}-{s['dtype']}-{report['machine']['threads']}-threads"
+    path = directory / f"{stem}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed (pip install 'opreg[bench]'): no chart", file=sys.stderr)
+        return [path]
+    matplotlib.use("Agg")
+    chart = directory / f"{stem}.png"
+    bench_chart(report, chart)
+    return [path, chart]
+
+
+def bench_chart(report: Mapping[str, Any], path: Path) -> None:
+    """How many times as fast as eager and as Inductor, and as the floor: one panel a pass, one group a case."""
+    from matplotlib import pyplot as plt
+
+    passes = list(dict.fromkeys(r["pass"] for r in report["results"]))
+    count = len(report["results"]) / len(passes)
+    figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False, figsize=(11, 1.8 + 0.42 * count))
+    for ax, which in zip(axes[0], passes, strict=True):
+        results = [r for r in report["results"] if r["pass"] == which]
+        for i, (provider, color) in enumerate((("eager", "#b0b0b0"), ("inductor", "#4c78a8"), ("floor", "#f2a541"))):
+            speedup = [r["seconds"][provider] / r["seconds"]["ours"] for r in results]
+            places = [y + 0.27 * (i - 1) for y in range(len(results))]
+            bars = ax.barh(places, speedup, 0.25, label=f"{provider} / ours", color=color)
+            ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set(title=which, xscale="log", xlabel="time / our time (right of 1: ours is faster)")
+        ax.set_yticks(range(len(results)), [f"{r['op']} {shape_text(r['shape'])}" for r in results], fontsize=8)
+    axes[0][0].invert_yaxis()
+    axes[0][-1].legend(loc="lower right", fontsize=8)
+    machine, settings = report["machine"], report["settings"]
+    figure.suptitle(
+        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {settings['dtype']}", fontsize=10
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

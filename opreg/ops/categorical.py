@@ -150,7 +150,7 @@ register(
         native=native_nll_loss,
         spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
         indices=("target",),
-        state=1,
+        state=0,
     )
 )
 register(

@@ -1,0 +1,61 @@
+#pragma once
+// The CUDA backend: grid-stride kernels over packs of elements, reductions by warp and block, in an order that depends on
+// the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current stream of
+// the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's allocator.
+#include "cuda_rows.h"
+#include "cuda_support.h"
+
+namespace lossreg {
+
+struct Cuda {
+  static constexpr auto key = "CUDA";
+  // A value outside the domain gives NaN: an error would need a synchronisation.
+  static constexpr bool checks_values = false;
+
+  using Guard = cuda::Guard;
+
+  template <class T, int I, int O, class Body>
+  static void map(const Iteration<I + O>& it, Body body) {
+    if (it.numel == 0) return;
+    cuda::launch(cuda::map_kernel<T, I, O, Body>, cuda::blocks_for(it.numel, cuda::kPack), cuda::kThreads, it, body);
+  }
+
+  template <class T, int I, class Body>
+  static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
+    unsigned blocks = cuda::blocks_for(it.numel, cuda::kPack);
+    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    cuda::launch(cuda::sum_kernel<T, I, Body>, blocks, cuda::kThreads, it, body, sums);
+    cuda::launch(cuda::finish_sum<1>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{scale, false},
+                 out.mutable_data_ptr(), dtype, static_cast<double*>(nullptr));
+  }
+
+  template <class T, int Mode, class F>
+  static void rows_forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
+    unsigned blocks = cuda::row_blocks(rows);
+    Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    if (rows.across_rows())
+      cuda::launch(cuda::rows_forward_across<T, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+    else
+      cuda::launch(cuda::rows_forward_along<T, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+    cuda::launch(cuda::finish_sum<2>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{1.0, rows.mean},
+                 rows.reduced ? out.mutable_data_ptr() : nullptr, dtype, rows.normaliser);
+  }
+  template <class T, int Mode, class F>
+  static void rows_grad(const F& f, const Rows& rows) {
+    if (rows.it.numel == 0) return;
+    if (rows.across_rows())
+      cuda::launch(cuda::rows_grad_across<T, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+    else
+      cuda::launch(cuda::rows_grad_along<T, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+  }
+  template <class T, class F>
+  static void rows_share_grad(const F& f, const Rows& rows) {
+    if (rows.it.numel == 0) return;
+    int64_t elements = rows.it.numel * rows.classes;
+    cuda::launch(cuda::rows_share_grad<T, F>, cuda::blocks_for(elements, 1), cuda::kThreads, f, rows);
+  }
+};
+
+}  // namespace lossreg

@@ -1,0 +1,120 @@
+"""The command line: ``python -m opreg ops | show NAME | doctor | demo | bench``."""
+
+import argparse
+import difflib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import bench, report
+from .registry import Op, get, registered
+
+DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
+
+
+class UnknownOp(Exception):
+    """A name on the command line that no op has."""
+
+
+def find(name: str) -> Op:
+    try:
+        return get(name)
+    except KeyError:
+        names = [op.name for op in registered()]
+        close = difflib.get_close_matches(name, names, cutoff=0.5) or [n for n in names if name in n]
+        hint = f"near it: {', '.join(close)}" if close else "`python -m opreg ops` lists them"
+        raise UnknownOp(f'opreg: expected the name of an op, got "{name}"; {hint}') from None
+
+
+def ops(args: argparse.Namespace) -> int:
+    if args.json:
+        print(json.dumps([{"op": op.name, **report.coverage(op)} for op in registered()], indent=1))
+    else:
+        print(report.ops_table())
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    print(report.show(find(args.name)))
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    text, status = report.doctor(report.gather())
+    print(text)
+    return status
+
+
+def demo(args: argparse.Namespace) -> int:
+    if not DEMO.exists():
+        print("The demo, examples/digits.py, ships with the source repository: run `make demo` in a checkout.")
+        return 1
+    print(f"running {DEMO}", flush=True)
+    return subprocess.run([sys.executable, str(DEMO)]).returncode
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    names = [find(name).qualname for name in args.ops]
+    try:
+        result = bench.run(
+            names, size=args.size, dtype=args.dtype, rounds=args.rounds, threads=args.threads, device=args.device
+        )
+    except bench.Disagreement as e:
+        print(f"opreg: {e}; nothing was timed", file=sys.stderr)
+        return 1
+    print(report.bench_text(result))
+    if args.output is not None:
+        for path in report.bench_save(result, args.output):
+            print(f"wrote {path}")
+    return 0
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m opreg", description="Losses and activations as custom ops.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    c = commands.add_parser("ops", help="every op and what is registered for it")
+    c.add_argument("--json", action="store_true", help="for programs")
+    c.set_defaults(run=ops)
+    c = commands.add_parser("show", help="all about one op")
+    c.add_argument("name", metavar="NAME")
+    c.set_defaults(run=show)
+    c = commands.add_parser("doctor", help="versions, kernels, and what is wrong with this installation")
+    c.set_defaults(run=doctor)
+    c = commands.add_parser("demo", help="train, compile, export and deploy a model on scikit-learn's digits")
+    c.set_defaults(run=demo)
+    c = commands.add_parser(
+        "bench", help="ours, eager, Inductor and the copy floor", description=bench.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    c.add_argument("ops", nargs="*", metavar="OP", help="default: all")
+    c.add_argument("--threads", type=positive, help="default: torch's")
+    c.add_argument("--rounds", type=positive, default=15)
+    c.add_argument("--size", choices=list(bench.ELEMENTS), default="large")
+    c.add_argument("--dtype", choices=list(bench.DTYPES), default="float32")
+    c.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    c.add_argument("--output", type=Path, metavar="DIR", help="write JSON and a chart there")
+    c.set_defaults(run=run_bench)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 2 for a wrong command line."""
+    args = parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except UnknownOp as e:
+        print(e, file=sys.stderr)
+        status = 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

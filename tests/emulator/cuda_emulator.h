@@ -1,0 +1,143 @@
+#pragma once
+// Runs CUDA kernels on the host: a fiber for each thread of a block, one block after the other. Fibers change places at
+// barriers and shuffles only. Blocks, and the threads between two barriers, run in an order drawn from a seed, so that a
+// kernel that leans on an order, or lacks a barrier, gives another result for another seed.
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#define LOSSREG_EMULATE
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+namespace emulator {
+
+struct Dim {
+  unsigned x;
+};
+inline Dim block_index, block_size, grid_size;
+
+constexpr size_t kStack = 128 << 10;
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  int64_t reached[2] = {0, 0};  // barriers of its warp, of the block
+  bool done = false;
+  unsigned char slot[32];  // what it shows to its warp in a shuffle
+};
+inline std::vector<Fiber> fibers;
+inline unsigned current = 0;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline std::mt19937_64 random{1};
+inline bool failed = false;
+
+inline void yield() {
+  swapcontext(&fibers[current].context, &scheduler);
+}
+inline void run_body() {
+  body();
+  fibers[current].done = true;
+  yield();
+}
+
+// Waits until every fiber of [first, last) has come as far. Where one has returned without, a GPU would hang.
+enum Scope { kWarp, kBlock };
+inline void barrier(Scope scope, unsigned first, unsigned last) {
+  int64_t mine = ++fibers[current].reached[scope];
+  for (;;) {
+    bool all = true;
+    for (unsigned i = first; i < last; i++) {
+      bool there = fibers[i].reached[scope] >= mine;
+      if (fibers[i].done && !there) {
+        // an exception can't leave a fiber: launch() throws it
+        failed = true;
+        fibers[current].done = true;
+        yield();
+      }
+      all = all && there;
+    }
+    if (all) return;
+    yield();
+  }
+}
+
+inline std::vector<unsigned> shuffled(unsigned n) {
+  std::vector<unsigned> order(n);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), random);
+  return order;
+}
+
+inline void run_block() {
+  unsigned n = block_size.x;
+  if (fibers.size() < n) fibers.resize(n);
+  for (unsigned i = 0; i < n; i++) {
+    Fiber& f = fibers[i];
+    f.done = false;
+    f.reached[kWarp] = f.reached[kBlock] = 0;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, run_body, 0);
+  }
+  for (bool live = true; live;) {
+    live = false;
+    for (unsigned i : shuffled(n)) {
+      if (fibers[i].done) continue;
+      live = true;
+      current = i;
+      swapcontext(&scheduler, &fibers[i].context);
+    }
+  }
+}
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
+  grid_size = {blocks};
+  block_size = {threads};
+  body = [&] { kernel(Parameters(arguments)...); };
+  for (unsigned b : shuffled(blocks)) {
+    block_index = {b};
+    failed = false;
+    run_block();
+    if (failed) throw std::logic_error("emulator: a thread waits at a barrier that another will never reach");
+  }
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) <= sizeof(Fiber::slot));
+  unsigned first = current / 32 * 32, last = std::min(first + 32, block_size.x), me = current;
+  std::memcpy(fibers[me].slot, &value, sizeof value);
+  barrier(kWarp, first, last);
+  T other;
+  std::memcpy(&other, fibers[me ^ unsigned(mask)].slot, sizeof other);
+  barrier(kWarp, first, last);
+  return other;
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::Dim{emulator::current})
+#define blockIdx emulator::block_index
+#define blockDim emulator::block_size
+#define gridDim emulator::grid_size
+#define __syncthreads() emulator::barrier(emulator::kBlock, 0, emulator::block_size.x)
+#define __shfl_xor_sync(mask, value, lane) emulator::shuffle_xor(value, lane)
+
+namespace lossreg {
+namespace emulator = ::emulator;
+}

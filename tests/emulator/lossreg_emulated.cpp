@@ -1,0 +1,17 @@
+// One family of CUDA kernels, run on the CPU: torch.ops.lossreg_emulated.NAME.
+#include "cuda_emulator.h"
+
+#include LOSSREG_FAMILY
+#include "cuda.h"
+#include "register.h"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lossreg_emulated, m) {
+  lossreg::define(m, lossreg::Ops{});
+}
+STABLE_TORCH_LIBRARY_IMPL(lossreg_emulated, CPU, m) {
+  lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{});
+}
+
+extern "C" __attribute__((visibility("default"), weak)) void lossreg_emulator_seed(uint64_t seed) {
+  emulator::random.seed(seed);
+}
