@@ -17,6 +17,8 @@ nothing. ``out.copy_(x)`` moves twice the bytes of ``x``, so n bytes are a copy 
 such copies, one after the other. It is a yardstick, no lower bound: a copy writes half of its bytes and a forward pass
 hardly any, and tensors that fit into the cache are read faster the second time.
 
+The table says so when rounds differ too much to be trusted: other work on the same cores.
+
 Inputs are drawn from the op's own samples (their values, mixed and repeated), so a new op needs nothing here.
 """
 

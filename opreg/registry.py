@@ -24,11 +24,15 @@ NAMESPACE = "lossreg"
 
 @dataclass(frozen=True)
 class Sample:
-    """One call: arguments, options by keyword."""
+    """One call: arguments, options by keyword.
+
+    ``smooth`` is False at kinks, at extremes and where the result is NaN: finite differences say nothing there.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    smooth: bool = True
 
 
 @dataclass(frozen=True)

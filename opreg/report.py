@@ -25,7 +25,7 @@ from .testing import Maker
 
 OLDEST_TORCH = (2, 11)
 COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
-BUSY = 0.5  # load per core from which times are not to be trusted
+UNSTEADY = 1.5  # a median this many times the fastest round tells more of the machine's other work than of the op
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -228,10 +228,18 @@ def bench_text(report: Mapping[str, Any]) -> str:
     machine, settings = report["machine"], report["settings"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     lines.append(f"\n{where}, torch {machine['torch']}, {settings['dtype']}, medians of {settings['rounds']} rounds")
-    if machine["load"] > BUSY * machine["cores"]:
-        lines.append(f"the machine was busy (load {machine['load']:.1f} on {machine['cores']} cores): measure again")
+    if count := sum(unsteady(r) for r in results):
+        lines.append(
+            f"NOT TO BE TRUSTED: {count} of {len(results)} rows are unsteady, with a median over {UNSTEADY} times the "
+            f"fastest round (load {machine['load']:.1f} on {machine['cores']} cores at the start): measure again, undisturbed"
+        )
     lines += [f"left out: {why}" for why in report["left_out"].values()]
     return "\n".join(lines)
+
+
+def unsteady(result: Mapping[str, Any]) -> bool:
+    """Was the machine disturbed? Then ratios are drawn together, for all providers wait for the same time slices."""
+    return any(result["seconds"][name] > UNSTEADY * min(times) for name, times in result["rounds"].items())
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -270,6 +278,7 @@ def bench_chart(report: Mapping[str, Any], path: Path) -> None:
             places = [y + 0.27 * (i - 1) for y in range(len(results))]
             bars = ax.barh(places, speedup, 0.25, label=f"{provider} / ours", color=color)
             ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+        ax.margins(x=0.12)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(title=which, xscale="log", xlabel="time / our time (right of 1: ours is faster)")
         ax.set_yticks(range(len(results)), [f"{r['op']} {shape_text(r['shape'])}" for r in results], fontsize=8)

@@ -43,16 +43,16 @@ struct BinaryCrossEntropyWithLogits {
   HD T value(T x, T t, T w, T v) const {
     T positive = T(1) + (v - T(1)) * t;
     // (1-t) x + positive * relu(-x), by the sign of x so that nothing large cancels
-    T linear = x < T(0) ? (T(1) - t - positive) * x : (T(1) - t) * x;
+    T linear = x < T(0) ? -(v * t) * x : (T(1) - t) * x;
     return w * (linear + positive * log1p_unit(exp(-abs(x))));
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w, T v) const {
-    T positive = T(1) + (v - T(1)) * t;
-    T e = exp(-abs(x)), r = T(1) / (T(1) + e);
-    T q = x < T(0) ? r : e * r;  // sigmoid(-x)
-    T dt = (v - T(1)) * (relu(-x) + log1p_unit(e)) - x;
-    return {w * (T(1) - t - positive * q), w * dt};
+    T e = exp(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T p = x < T(0) ? s : r, q = x < T(0) ? r : s;  // sigmoid(x), sigmoid(-x)
+    T dt = (x < T(0) ? -(v * x) : -x) + (v - T(1)) * log1p_unit(e);
+    // not p - t, which loses all digits of a confident right answer; so nothing cancels at t = 0 and 1
+    return {w * ((T(1) - t) * p - v * t * q), w * dt};
   }
 };
 
@@ -104,7 +104,7 @@ struct FocalLoss {
     // gamma m^(gamma-1): by one division, and 0 where p_t = 1
     T slope = k.miss > T(0) ? T(gamma) * power_m / k.miss : T(0);
     T dm_dx = k.p * k.q * (T(1) - T(2) * t), dm_dt = k.q - k.p;
-    T dce_dx = k.p - t;
+    T dce_dx = (T(1) - t) * k.p - t * k.q;
     T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);
     T dt = k.alpha_slope * power_m * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power_m * x);
     return {dx, dt};

@@ -34,7 +34,7 @@ def bce_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((p(), p()))
     yield Sample((p(0, 3), p(0, 3)), {"reduction": "sum"})
     x, t = make.tensor([0.0, 1.0, 0.0, 1.0, 1e-30]), make.constant(make.tensor([0.0, 1.0, 1.0, 0.0, 1.0]))
-    yield Sample((x, t), {"reduction": "none"}, "kinks")
+    yield Sample((x, t), {"reduction": "none"}, name="kinks", smooth=False)
 
 
 def logits_samples(make: Maker) -> Iterator[Sample]:
@@ -64,7 +64,7 @@ def focal_samples(make: Maker) -> Iterator[Sample]:
 def _extreme_logits(make: Maker) -> Iterator[Sample]:
     x = make.tensor([0.0, 0.0, 80.0, -80.0, 80.0, -80.0, 1e4, -1e4, 1e4])
     t = make.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
-    yield Sample((x, make.constant(t)), {"reduction": "none"}, "extremes")
+    yield Sample((x, make.constant(t)), {"reduction": "none"}, name="extremes", smooth=False)
 
 
 def bce_errors(make: Maker) -> Iterator[ErrorSample]:

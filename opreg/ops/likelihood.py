@@ -15,9 +15,7 @@ from ..testing import Maker
 from ._common import REDUCTIONS, loss_errors, reduce
 
 
-def gaussian_nll_loss(
-    input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str
-) -> Tensor:
+def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str) -> Tensor:
     if var.shape != input.shape and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
     # the clamp is not differentiated
@@ -43,9 +41,7 @@ def native_kl_div(input: Tensor, target: Tensor, reduction: str, log_target: boo
     return F.kl_div(input, target, reduction=reduction, log_target=log_target)
 
 
-def poisson_nll_loss(
-    input: Tensor, target: Tensor, log_input: bool, full: bool, eps: float, reduction: str
-) -> Tensor:
+def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool, eps: float, reduction: str) -> Tensor:
     loss = input.exp() - target * input if log_input else input - target * torch.log(input + eps)
     if full:
         large = target > 1
@@ -71,7 +67,9 @@ def poisson_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(), make.uniform()), {"eps": 1e-3})
     yield Sample((make.normal(0, 3), make.normal(0, 3)), {"reduction": "sum"})
     t = make.tensor([0.0, 1.0, 1.5, 100.0, 0.5])
-    yield Sample((make.tensor([0.0, -80.0, 3.0, 5.0, -1e4]), make.constant(t)), {"full": True}, "kinks")
+    yield Sample(
+        (make.tensor([0.0, -80.0, 3.0, 5.0, -1e4]), make.constant(t)), {"full": True}, name="kinks", smooth=False
+    )
 
 
 def gaussian_samples(make: Maker) -> Iterator[Sample]:
@@ -88,14 +86,18 @@ def gaussian_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(), make.normal(), var()))
     yield Sample((make.normal(0, 3), make.normal(0, 3), var(0, 3)), {"reduction": "sum"})
     x, t = make.normal(4), make.normal(4)
-    yield Sample((x, t, make.tensor([0.0, 1e-8, 1e-6, 5.0])), {"reduction": "none", "eps": 1e-3}, "clamped")
+    yield Sample(
+        (x, t, make.tensor([0.0, 1e-8, 1e-6, 5.0])), {"reduction": "none", "eps": 1e-3}, name="clamped", smooth=False
+    )
 
 
 def gaussian_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "gaussian_nll_loss"
     yield from loss_errors(op, make, make.uniform(2, 3))
     x, t, v = make.normal(2, 3), make.normal(2, 3), make.uniform(2, 3)
-    yield ErrorSample((x, t, make.uniform(3)), f"{op}: expected var of the shape of input, or .* \\[2, 3\\] and \\[3\\]")
+    yield ErrorSample(
+        (x, t, make.uniform(3)), f"{op}: expected var of the shape of input, or .* \\[2, 3\\] and \\[3\\]"
+    )
     yield ErrorSample((x, t, v), f"{op}: expected eps >= 0, got -1", {"eps": -1.0}, True)
 
 
@@ -108,7 +110,9 @@ def kl_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(), make.uniform(low=0.1)), {"reduction": "batchmean"})
     yield Sample((make.normal(0, 3), make.uniform(0, 3)), {"reduction": "sum"})
     t = make.tensor([0.0, 1.0, 0.0, 1e-30])
-    yield Sample((make.tensor([-1e4, 0.0, -5.0, -80.0]), make.constant(t)), {"reduction": "none"}, "kinks")
+    yield Sample(
+        (make.tensor([-1e4, 0.0, -5.0, -80.0]), make.constant(t)), {"reduction": "none"}, name="kinks", smooth=False
+    )
 
 
 def kl_errors(make: Maker) -> Iterator[ErrorSample]:

@@ -26,7 +26,7 @@ def soft_margin_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(), make.signs()))
     yield Sample((make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
     x = make.tensor([0.0, 80.0, -80.0, 1e4, -1e4])
-    yield Sample((x, make.constant(torch.ones_like(x))), {"reduction": "none"}, "extremes")
+    yield Sample((x, make.constant(torch.ones_like(x))), {"reduction": "none"}, name="extremes", smooth=False)
 
 
 def hinge_samples(make: Maker) -> Iterator[Sample]:
@@ -37,7 +37,7 @@ def hinge_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
     x = make.tensor([1.0, 1.0, 0.0, 2.0, -1e4, 1e4])
     t = make.constant(make.tensor([-1.0, 1.0, -1.0, 0.5, -1.0, 1.0]))
-    yield Sample((x, t), {"reduction": "none"}, "kinks")
+    yield Sample((x, t), {"reduction": "none"}, name="kinks", smooth=False)
 
 
 def ranking_samples(make: Maker) -> Iterator[Sample]:
@@ -50,7 +50,7 @@ def ranking_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(0, 3), make.normal(0, 3), make.signs(0, 3)), {"reduction": "sum"})
     x = make.tensor([0.0, 1.0, 1e4, -1e4])
     zero, one = make.constant(torch.zeros_like(x)), make.constant(torch.ones_like(x))
-    yield Sample((x, zero, one), {"reduction": "none", "margin": 1.0}, "kinks")
+    yield Sample((x, zero, one), {"reduction": "none", "margin": 1.0}, name="kinks", smooth=False)
 
 
 def hinge_errors(make: Maker) -> Iterator[ErrorSample]:

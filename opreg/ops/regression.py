@@ -35,7 +35,7 @@ def samples(make: Maker, **options: float) -> Iterator[Sample]:
             yield Sample((make.normal(7), make.normal(7)), {option: other * value})
     # the kinks of all of them: 0, ±1; and extremes
     x = make.tensor([0.0, 1.0, -1.0, 2.0, 1e4, -1e4])
-    yield Sample((x, make.constant(torch.zeros_like(x))), {"reduction": "none", **options}, "kinks")
+    yield Sample((x, make.constant(torch.zeros_like(x))), {"reduction": "none", **options}, name="kinks", smooth=False)
 
 
 def bounded(op: str, option: str, bad: float, expected: str, make: Maker) -> Iterator[ErrorSample]:

@@ -1,0 +1,94 @@
+"""Fixtures: every op with every sample, the devices to run on, the CUDA kernels in the emulator."""
+
+import ctypes
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import opreg
+import pytest
+import torch
+from opreg._schema import bind
+from opreg.testing import Maker
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+# make gpu-check sets this: the same suite, on the GPU
+DEVICE = os.environ.get("OPREG_TEST_DEVICE", "cpu")
+
+OPS = [op.qualname for op in opreg.registered() if op.qualname.startswith("lossreg::")]
+
+
+def samples_of(op: opreg.Op, **options: Any) -> list[opreg.Sample]:
+    return list(op.samples(Maker(**{"device": DEVICE, **options})))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for ``op`` runs for every op; one that asks for ``op`` and ``index``, for every sample of each."""
+    if "index" in metafunc.fixturenames:
+        cases = [(opreg.get(n), i, s.name) for n in OPS for i, s in enumerate(samples_of(opreg.get(n)))]
+        ids = [f"{op.short}-{i}-{name.replace(' ', '_')}".rstrip("-") for op, i, name in cases]
+        metafunc.parametrize(("op", "index"), [(op, i) for op, i, _ in cases], ids=ids)
+    elif "op" in metafunc.fixturenames:
+        metafunc.parametrize("op", [opreg.get(n) for n in OPS], ids=lambda op: op.short)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def tensors_with_grad(op: opreg.Op, sample: opreg.Sample) -> dict[str, Tensor]:
+    """The arguments of a sample that ask for a gradient, by name."""
+    bound = bind(op.value, sample.args, sample.kwargs)
+    return {n: a for n, a in bound.items() if isinstance(a, Tensor) and a.requires_grad}
+
+
+def as_function(op: opreg.Op, sample: opreg.Sample, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The call as a function of the arguments that ask for a gradient."""
+    bound = bind(op.value, sample.args, sample.kwargs)
+    names = list(tensors_with_grad(op, sample))
+
+    def function(*tensors: Tensor) -> Tensor:
+        return call(**{**bound, **dict(zip(names, tensors, strict=True))})
+
+    return function
+
+
+def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
+    """Result, state and gradients straight from the kernels of a namespace, without autograd."""
+    bound = bind(op.value, sample.args, sample.kwargs)
+    wanted = tensors_with_grad(op, sample)
+    with torch.no_grad():
+        if op.forward is None:
+            result, state = getattr(namespace, op.short)(**bound), []
+        else:
+            result, *state = getattr(namespace, op.short + "_forward")(**bound)
+        bound.pop("dtype", None)
+        mask = [n in wanted for n in op.differentiable]
+        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device)
+        grad_output = weights.reshape(result.shape)
+        backward = getattr(namespace, op.short + "_backward")
+        return [result, *state, *backward(grad_output, *state, **bound, output_mask=mask)]
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Iterator[Callable[[int], None]]:
+    """Builds and loads ``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU. Called with a seed, it shuffles."""
+    build = ROOT / "build" / "emulator"
+    build.mkdir(parents=True, exist_ok=True)
+    torch_dir = Path(torch.__file__).parent
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers
+        configure = ["cmake", "-S", str(ROOT / "tests/emulator"), "-B", str(build), f"-DLOSSREG_TORCH_DIR={torch_dir}"]
+        for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+    library = build / "liblossreg_emulated.so"
+    torch.ops.load_library(str(library))
+    seed = ctypes.CDLL(str(library)).lossreg_emulator_seed
+    seed.argtypes = [ctypes.c_uint64]
+    yield seed

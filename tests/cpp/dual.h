@@ -1,0 +1,60 @@
+#pragma once
+// Forward-mode dual numbers: a value and its derivative along one direction. The oracle of the formulas' gradients;
+// argument-dependent lookup finds these overloads where a formula calls exp, log, ... unqualified. What math.h writes
+// as a template over T (abs, relu, sigmoid, ...) needs none.
+#include "math.h"
+
+namespace lossreg {
+
+template <class T>
+struct Dual {
+  T value, slope;
+
+  Dual() = default;
+  explicit Dual(T value, T slope = T(0)) : value(value), slope(slope) {}
+
+  friend Dual operator-(Dual a) { return Dual(-a.value, -a.slope); }
+  friend Dual operator+(Dual a, Dual b) { return Dual(a.value + b.value, a.slope + b.slope); }
+  friend Dual operator-(Dual a, Dual b) { return Dual(a.value - b.value, a.slope - b.slope); }
+  friend Dual operator*(Dual a, Dual b) { return Dual(a.value * b.value, a.slope * b.value + a.value * b.slope); }
+  friend Dual operator/(Dual a, Dual b) {
+    T quotient = a.value / b.value;
+    return Dual(quotient, (a.slope - quotient * b.slope) / b.value);
+  }
+
+  friend bool operator==(Dual a, Dual b) { return a.value == b.value; }
+  friend bool operator!=(Dual a, Dual b) { return a.value != b.value; }
+  friend bool operator<(Dual a, Dual b) { return a.value < b.value; }
+  friend bool operator<=(Dual a, Dual b) { return a.value <= b.value; }
+  friend bool operator>(Dual a, Dual b) { return a.value > b.value; }
+  friend bool operator>=(Dual a, Dual b) { return a.value >= b.value; }
+};
+
+template <class T>
+Dual<T> exp(Dual<T> x) {
+  T y = exp(x.value);
+  return Dual<T>(y, y * x.slope);
+}
+template <class T>
+Dual<T> log(Dual<T> x) {
+  return Dual<T>(log(x.value), x.slope / x.value);
+}
+template <class T>
+Dual<T> log1p_unit(Dual<T> x) {
+  return Dual<T>(log1p_unit(x.value), x.slope / (T(1) + x.value));
+}
+template <class T>
+Dual<T> sqrt(Dual<T> x) {
+  T y = sqrt(x.value);
+  return Dual<T>(y, x.slope / (T(2) * y));
+}
+// A term whose factor is exactly 0 is left out: 0 * infinity at x = 0 is no derivative.
+template <class T>
+Dual<T> pow_unit(Dual<T> x, Dual<T> y) {
+  T power = pow_unit(x.value, y.value), slope = T(0);
+  if (x.slope != T(0) && y.value != T(0)) slope += y.value * pow_unit(x.value, y.value - T(1)) * x.slope;
+  if (y.slope != T(0)) slope += power * log(x.value) * y.slope;
+  return Dual<T>(power, slope);
+}
+
+}  // namespace lossreg

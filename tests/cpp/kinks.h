@@ -1,0 +1,63 @@
+#pragma once
+// Where value has no derivative, or grad is meant to be another number: each decision of a formula, written by hand.
+#include "instances.h"
+
+namespace lossreg {
+
+struct Kink {
+  const char* op;
+  std::vector<double> options, inputs, gradients;
+};
+
+inline const std::vector<Kink> kinks = {
+    {"hard_swish", {}, {-3}, {0}},
+    {"hard_swish", {}, {3}, {1}},
+
+    {"l1_loss", {}, {2, 2}, {0, 0}},
+    {"smooth_l1_loss", {0.5}, {1.5, 1}, {1, -1}},
+    {"smooth_l1_loss", {0.5}, {0.5, 1}, {-1, 1}},
+    {"smooth_l1_loss", {0}, {1, 1}, {0, 0}},
+    {"huber_loss", {2}, {3, 1}, {2, -2}},
+    {"huber_loss", {2}, {-1, 1}, {-2, 2}},
+
+    // both logarithms stop at -100, the denominator of the gradient at 1e-12
+    {"binary_cross_entropy", {}, {0, 0, 1}, {0, 100}},
+    {"binary_cross_entropy", {}, {0, 1, 1}, {-1e12, 100}},
+    {"binary_cross_entropy", {}, {1, 0, 2}, {2e12, -200}},
+    {"binary_cross_entropy", {}, {1, 1, 1}, {0, -100}},
+    // 1/2 - t, where the dual of max(x, 0) - x t + log1p(e^-|x|) would be -t
+    {"binary_cross_entropy_with_logits", {}, {0, 0, 1, 1}, {0.5, 0}},
+    {"binary_cross_entropy_with_logits", {}, {0, 0.25, 1, 1}, {0.25, 0}},
+    {"binary_cross_entropy_with_logits", {}, {0, 1, 2, 3}, {-3, 2.772588722239781}},
+    // p_t = 1, where m^(gamma - 1) may be infinite
+    {"focal_loss", {0.25, 2}, {1000, 1}, {0, 0}},
+    {"focal_loss", {0.25, 0.5}, {1000, 1}, {0, 0}},
+    {"focal_loss", {-1, 0.5}, {-1000, 0}, {0, 0}},
+
+    // x + eps = 0: the derivative is infinite; full: Stirling's part begins beyond t = 1
+    {"poisson_nll_loss", {0, 0, 0}, {0, 1}, {0, 0}},
+    {"poisson_nll_loss", {0, 0, 0.5}, {-0.5, 0}, {0, 0}},
+    {"poisson_nll_loss", {1, 1, 0}, {0, 1}, {0, 0}},
+    // var <= eps: the gradient at eps, as if the clamp were not there
+    {"gaussian_nll_loss", {0, 0.5}, {1, 0, 0.25}, {2, -2, -1}},
+    {"gaussian_nll_loss", {0, 0.5}, {1, 0, 0.5}, {2, -2, -1}},
+    {"gaussian_nll_loss", {0, 0.5}, {1, 0, 0}, {2, -2, -1}},
+    // the slope of p log p at 0 is minus infinity
+    {"kl_div", {0}, {-1, 0}, {0, 0}},
+
+    // the kink belongs to the slope
+    {"hinge_embedding_loss", {1}, {1, -1}, {-1}},
+    {"hinge_embedding_loss", {1}, {1, 1}, {1}},
+    {"hinge_embedding_loss", {1}, {1, 0}, {0}},
+    {"margin_ranking_loss", {0}, {3, 3, 1}, {-1, 1, 0}},
+    {"margin_ranking_loss", {0.5}, {1, 0.5, 1}, {-1, 1, -0.5}},
+};
+
+// Whole regions where grad is no derivative of value by input k: outside of what the formula is for, or by a decision.
+inline bool excepted(const std::string& op, const Options& options, const double* x, int k) {
+  if (op == "focal_loss") return x[1] < 0 || x[1] > 1;
+  if (op == "gaussian_nll_loss") return k == 2 && x[2] <= options["eps"];
+  return false;
+}
+
+}  // namespace lossreg

@@ -1,0 +1,213 @@
+// math.h in float against libm in double, on dense grids over the floats, and dtype.h against conversions written with
+// ldexp and nearbyint. The bounds are those that the comments in math.h state.
+#include "math.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cstdio>
+
+#include "dtype.h"
+
+namespace lossreg {
+namespace {
+
+constexpr float kInf = INFINITY;
+int failures = 0;
+
+// Counts what it compares and prints the first few failures of a function.
+struct Report {
+  const char* name;
+  long points = 0;
+  double worst = 0, worst_at = 0;
+  int printed = 0;
+
+  explicit Report(const char* name) : name(name) {}
+  ~Report() { std::printf("%-22s %9ld points, worst error %.3g at %.9g\n", name, points, worst, worst_at); }
+
+  void expect(bool ok, double x, double got, double expected) {
+    points++;
+    if (ok) return;
+    failures++;
+    if (printed++ < 5) std::printf("FAILED %s(%.9g): got %.9g, expected %.9g\n", name, x, got, expected);
+  }
+  // The error relative to max(|expected|, floor) is below the bound.
+  void near(double x, double got, double expected, double bound, double floor = 0) {
+    double error = got == expected ? 0 : std::fabs(got - expected) / std::fmax(std::fabs(expected), floor);
+    if (error > worst) worst = error, worst_at = x;
+    expect(error < bound, x, got, expected);
+  }
+  void same(double x, double got, double expected) {
+    bool both_nan = got != got && expected != expected;
+    expect(both_nan || (got == expected && std::signbit(got) == std::signbit(expected)), x, got, expected);
+  }
+  void nan(double x, double got) { expect(got != got, x, got, NAN); }
+};
+
+// Every stride-th float of [low, high], both ends too. Floats of one sign are ordered as their bits are.
+template <class Use>
+void each_float(float low, float high, uint32_t stride, Use use) {
+  if (low < 0) {
+    uint32_t end = high < 0 ? bits<uint32_t>(high) : 0x80000000u;
+    for (uint64_t b = bits<uint32_t>(low); b > end; b = b > stride ? b - stride : 0) use(bits<float>(uint32_t(b)));
+  }
+  if (high >= 0)
+    for (uint64_t b = low > 0 ? bits<uint32_t>(low) : 0; b < bits<uint32_t>(high); b += stride)
+      use(bits<float>(uint32_t(b)));
+  use(low);
+  use(high);
+}
+constexpr uint32_t kStride = 251;  // a prime: every place of the mantissa's last bits comes
+
+void test_exp() {
+  Report r("exp");
+  each_float(-86.6f, std::nextafter(88.722839f, 0.f), kStride,
+             [&](float x) { r.near(x, exp(x), std::exp(double(x)), 1.5e-7); });
+  for (float x : {std::nextafter(-86.6f, -kInf), -87.f, -1000.f, -FLT_MAX, -kInf}) r.same(x, exp(x), 0);
+  // the first float beyond the logarithm of the largest one, which is 88.72283905
+  for (float x : {88.722839f, 89.f, 1000.f, FLT_MAX, kInf}) r.same(x, exp(x), kInf);
+  for (float x : {0.f, -0.f, FLT_TRUE_MIN, -FLT_TRUE_MIN}) r.same(x, exp(x), 1);
+  r.nan(NAN, exp(NAN));
+}
+
+void test_log() {
+  Report r("log");
+  each_float(FLT_TRUE_MIN, FLT_MAX, kStride, [&](float x) { r.near(x, log(x), std::log(double(x)), 2e-7); });
+  // log 1 is 0 exactly, so that a perfect prediction costs nothing
+  r.same(1, log(1.f), 0);
+  for (float x : {0.f, -0.f}) r.same(x, log(x), -kInf);
+  for (float x : {-FLT_TRUE_MIN, -1.f, -FLT_MAX, -kInf}) r.nan(x, log(x));
+  r.same(kInf, log(kInf), kInf);
+  r.nan(NAN, log(NAN));
+}
+
+void test_log1p_unit() {
+  Report r("log1p_unit");
+  each_float(FLT_MIN, 1.f, kStride / 4, [&](float u) { r.near(u, log1p_unit(u), std::log1p(double(u)), 2e-7); });
+  each_float(0.f, FLT_MIN, kStride,
+             [&](float u) { r.expect(abs(log1p_unit(u) - u) <= FLT_TRUE_MIN, u, log1p_unit(u), u); });
+  r.same(0, log1p_unit(0.f), 0);
+  r.nan(NAN, log1p_unit(NAN));
+}
+
+void test_pow_unit() {
+  Report r("pow_unit");
+  for (float y :
+       {1e-30f, 1e-3f, 0.25f, 0.5f, 0.99f, 1.f, 1.5f, 2.f, 2.5f, 3.f, 3.7f, 10.f, 100.f, 1e4f, 1e8f, FLT_MAX}) {
+    each_float(0.f, 1.f, 8 * kStride + 1, [&](float x) {
+      double expected = std::pow(double(x), double(y));
+      float got = pow_unit(x, y);
+      if (expected >= 1e-37) r.near(x, got, expected, 2e-7);
+      else if (expected < std::ldexp(1, -127)) r.same(x, got, 0);
+      else r.expect(got == 0 || std::fabs(got / expected - 1) < 2e-7, x, got, expected);
+    });
+    // where x^y is neither 0 nor 1 for a large y
+    each_float(std::fmax(0.5f, std::exp(-80 / std::fmax(y, 116.f))), 1.f, 1 + 16 * kStride / 100, [&](float x) {
+      double expected = std::pow(double(x), double(y));
+      if (expected >= 1e-37) r.near(x, pow_unit(x, y), expected, 2e-7);
+    });
+    r.same(0, pow_unit(0.f, y), 0);
+    r.same(1, pow_unit(1.f, y), 1);
+    r.nan(NAN, pow_unit(NAN, y));
+  }
+  for (float x : {0.f, FLT_TRUE_MIN, 0.5f, 1.f}) r.same(x, pow_unit(x, 0.f), 1);
+}
+
+void test_sigmoid() {
+  Report r("sigmoid");
+  auto exact = [](double x) { return 1 / (1 + std::exp(-x)); };
+  each_float(std::nextafter(-86.f, 0.f), 100.f, kStride, [&](float x) { r.near(x, sigmoid(x), exact(x), 3e-7); });
+  for (float x : {-89.f, -1000.f, -FLT_MAX, -kInf}) r.same(x, sigmoid(x), 0);
+  for (float x : {1000.f, FLT_MAX, kInf}) r.same(x, sigmoid(x), 1);
+  r.nan(NAN, sigmoid(NAN));
+}
+
+// The comment says finite and accurate. In numbers: 4e-7 relative, and 0 below -86.6 where exp is.
+void test_softplus() {
+  Report r("softplus");
+  auto exact = [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); };
+  each_float(-86.6f, FLT_MAX, kStride, [&](float x) { r.near(x, softplus(x), exact(x), 4e-7); });
+  each_float(-FLT_MAX, std::nextafter(-86.6f, -kInf), kStride, [&](float x) { r.same(x, softplus(x), 0); });
+  r.nan(NAN, softplus(NAN));
+}
+
+void test_comparisons() {
+  Report r("abs, relu, ...");
+  for (float x : {-kInf, -FLT_MAX, -1.5f, -FLT_TRUE_MIN, 0.f, FLT_TRUE_MIN, 1.5f, FLT_MAX, kInf}) {
+    r.same(x, abs(x), std::fabs(x));
+    r.same(x, relu(x), std::fmax(x, 0.f));
+    r.same(x, at_least(x, -1.f), std::fmax(x, -1.f));
+    r.same(x, clamp(x, -1.f, 2.f), std::fmin(std::fmax(x, -1.f), 2.f));
+    r.same(x, sign(x), (x > 0) - (x < 0));
+  }
+  for (float y : {abs(NAN), relu(NAN), at_least(NAN, 0.f), clamp(NAN, 0.f, 1.f), sign(NAN), sqrt(NAN)}) r.nan(NAN, y);
+  each_float(0.f, FLT_MAX, 64 * kStride, [&](float x) { r.same(x, sqrt(x), float(std::sqrt(double(x)))); });
+}
+
+// A 16-bit format: its fields, and what they mean, straight from the definition.
+struct Format {
+  int exponent_bits, mantissa_bits;
+
+  int bias() const { return (1 << (exponent_bits - 1)) - 1; }
+  double largest() const { return std::ldexp(2 - std::ldexp(1, -mantissa_bits), bias()); }
+  double widen(uint16_t s) const {
+    int exponent = (s >> mantissa_bits) & ((1 << exponent_bits) - 1), mantissa = s & ((1 << mantissa_bits) - 1);
+    double magnitude;
+    if (exponent == (1 << exponent_bits) - 1) magnitude = mantissa ? NAN : INFINITY;
+    else if (exponent == 0) magnitude = std::ldexp(mantissa, 1 - bias() - mantissa_bits);
+    else magnitude = std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias() - mantissa_bits);
+    return s >> 15 ? -magnitude : magnitude;
+  }
+  // The nearest value of the format; nearbyint rounds ties to even.
+  double round(double x) const {
+    if (!std::isfinite(x) || x == 0) return x;
+    int exponent = std::max(std::ilogb(x), 1 - bias());
+    double unit = std::ldexp(1, exponent - mantissa_bits);
+    double y = std::nearbyint(x / unit) * unit;
+    return std::fabs(y) > largest() ? std::copysign(INFINITY, x) : y;
+  }
+};
+
+template <class S>
+void test_format(const char* name, Format format) {
+  Report r(name);
+  auto narrow = [&](float x) { r.same(x, format.widen(Narrow<S>::from(x).bits), format.round(x)); };
+  for (int s = 0; s < 65536; s++) {
+    double exact = format.widen(uint16_t(s));
+    r.same(s, widen<float>(S{uint16_t(s)}), exact);
+    r.same(s, widen<double>(S{uint16_t(s)}), exact);
+    if (!std::isfinite(exact)) continue;
+    r.expect(Narrow<S>::from(exact).bits == s, exact, Narrow<S>::from(exact).bits, s);
+    // the midpoint to the next value outward, a tie, and the floats on both sides of it
+    double unit =
+        std::ldexp(1, std::max(exact == 0 ? -10000 : std::ilogb(exact), 1 - format.bias()) - format.mantissa_bits);
+    float middle = float(exact + std::copysign(unit / 2, exact));
+    for (float x : {middle, std::nextafter(middle, kInf), std::nextafter(middle, -kInf)}) narrow(x);
+  }
+  for (float low : {-kInf, -0.f}) each_float(low, low < 0 ? -0.f : kInf, kStride, narrow);
+  for (uint32_t nan : {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffffffffu, 0x7f80ffffu, 0x7fff8000u})
+    narrow(bits<float>(nan));
+}
+
+void test_sizes() {
+  Report r("size_of");
+  for (int d = 0; d <= int(DType::boolean); d++)
+    with_storage(DType(d), [&](auto* storage) { r.same(d, size_of(DType(d)), sizeof *storage); });
+}
+
+}  // namespace
+}  // namespace lossreg
+
+int main() {
+  using namespace lossreg;
+  test_exp();
+  test_log();
+  test_log1p_unit();
+  test_pow_unit();
+  test_sigmoid();
+  test_softplus();
+  test_comparisons();
+  test_format<Float16>("Float16", {5, 10});
+  test_format<BFloat16>("BFloat16", {8, 7});
+  test_sizes();
+  return failures != 0;
+}

@@ -1,0 +1,161 @@
+"""``python -m opreg ops | show | doctor | demo``: what they say is what the dispatcher says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import opreg
+from opreg import __main__ as cli
+from opreg import meta, report
+
+NAMES = [op.name for op in opreg.registered()]
+
+
+def test_ops_lists_every_registered_op(capsys):
+    assert cli.main(["ops"]) == 0
+    header, rule, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["op", "CPU", "CUDA", "fake", "autograd", "second", "derivative", "vmap"]
+    assert set(rule) == {"-", " "}
+    assert [row.split()[0] for row in rows] == NAMES
+    for row in rows:
+        cpu, _, *others = row.split()[1:]
+        assert [cpu, *others] == ["yes"] * 5
+
+
+def test_ops_json_in_a_process_of_its_own():
+    done = subprocess.run([sys.executable, "-m", "opreg", "ops", "--json"], capture_output=True, text=True, check=True)
+    table = json.loads(done.stdout)
+    assert [row.pop("op") for row in table] == NAMES
+    assert table == [report.coverage(op) for op in opreg.registered()]
+
+
+def test_coverage_follows_the_dispatcher():
+    lib = torch.library.Library("opreg_test_cli", "DEF")
+    op = opreg.Op(
+        "opreg_test_cli::half",
+        reference=lambda x: x / 2,
+        shape=meta.same("x"),
+        samples=lambda make: iter(()),
+        errors=lambda make: iter(()),
+        source="",
+    )
+    covered = dict.fromkeys(report.COVERED, False)
+    lib.define("half(Tensor x) -> Tensor")
+    lib.define("half_backward(Tensor grad_output, Tensor x, *, bool[1] output_mask) -> Tensor[]")
+    lib.impl("half", lambda x: x / 2, "CPU")
+    assert report.coverage(op) == covered  # the backward op has no kernel
+    lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "CPU")
+    assert report.coverage(op) == {**covered, "CPU": True}
+    lib.impl("half", lambda x: x / 2, "Autograd")
+    assert report.coverage(op) == {**covered, "CPU": True, "autograd": True}
+    lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "Autograd")
+    assert report.coverage(op) == {**covered, "CPU": True, "autograd": True, "second derivative": True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_show(name, capsys):
+    assert cli.main(["show", name]) == 0
+    out, op = capsys.readouterr().out, opreg.get(name)
+    for overload in op.overloads:
+        assert str(overload._schema) in out
+    for line in (op.source, f"differentiable  {', '.join(op.differentiable)}", *op.spellings):
+        assert line in out
+    assert ("inlined" in out) == op.inline
+    sample = next(op.samples(opreg.testing.Maker()))
+    assert f"sample          {', '.join(str(list(t.shape)) for t in sample.args)}" in out
+    assert "return" in out.split("reference:")[1]
+
+
+def test_show_names_the_function_inside_a_reference(capsys):
+    cli.main(["show", "huber_loss"])
+    end = capsys.readouterr().out.split("reference:\n\n")[1]
+    assert end == (
+        "def reference(input: Tensor, target: Tensor, **options: Any) -> Tensor:\n"
+        "    return loss(*torch.broadcast_tensors(input, target), **options)\n"
+        "\n"
+        "with loss = torch.nn.functional.huber_loss\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["show", "bench"])
+def test_unknown_name(command, capsys):
+    assert cli.main([command, "focl_loss"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith('opreg: expected the name of an op, got "focl_loss"; near it: focal_loss')
+    assert err.count("\n") == 1
+
+
+def test_unknown_name_far_from_all(capsys):
+    assert cli.main(["show", "qqqq"]) == 2
+    assert capsys.readouterr().err == (
+        'opreg: expected the name of an op, got "qqqq"; `python -m opreg ops` lists them\n'
+    )
+
+
+def test_doctor_of_this_installation(capsys):
+    facts = report.gather()
+    status = cli.main(["doctor"])
+    out = capsys.readouterr().out
+    assert status == int(any(report.problems(facts)))
+    for line in (torch.__version__, opreg.__version__, str(opreg.library_path()), facts.capability):
+        assert line in out
+    assert f"ops             {len(NAMES)}, of which with CPU {len(NAMES)}, CUDA " in out
+
+
+HEALTHY = report.Facts(
+    torch_version="2.13.0+cpu",
+    library="liblossreg.so",
+    library_mib=2.0,
+    torch_cuda=None,
+    gpu=False,
+    kernels={"a": {**dict.fromkeys(report.COVERED, True), "CUDA": False}},
+    undeclared=(),
+    capability="AVX2",
+    threads=2,
+    compiler=None,
+)
+
+
+def test_doctor_finds_nothing_wrong():
+    text, status = report.doctor(HEALTHY)
+    assert status == 0
+    assert text.endswith("Nothing is wrong.")
+    assert "C++ compiler    none: torch.compile needs one on the CPU" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"library": None}, "wrong: no liblossreg.so: run `pip install .` in the checkout, or set OPREG_LIBRARY"),
+        ({"torch_version": "2.9.1"}, "wrong: expected torch >= 2.11, got 2.9.1: upgrade torch"),
+        ({"torch_version": "1.13.0"}, "wrong: expected torch >= 2.11, got 1.13.0: upgrade torch"),
+        ({"gpu": True}, "wrong: a GPU is available, but there is no CUDA kernel for a: the library was built without"),
+        ({"kernels": {}}, "wrong: no op is registered: reinstall opreg"),
+        ({"kernels": {"a": dict.fromkeys(report.COVERED, False)}}, "wrong: CPU is missing for a: library and Python"),
+        ({"undeclared": ("b",)}, "wrong: the library holds ops without a declaration, b: reinstall opreg"),
+    ],
+)
+def test_doctor_says_what_is_wrong(change, expected):
+    text, status = report.doctor(dataclasses.replace(HEALTHY, **change))
+    assert status == 1
+    assert expected in text
+    assert "Nothing is wrong." not in text
+
+
+def test_demo_runs_the_script(tmp_path, monkeypatch, capfd):
+    script = tmp_path / "digits.py"
+    script.write_text("import sys; print('demo ran'); sys.exit(3)")
+    monkeypatch.setattr(cli, "DEMO", script)
+    assert cli.main(["demo"]) == 3
+    assert capfd.readouterr().out == f"running {script}\ndemo ran\n"
+
+
+def test_demo_outside_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "DEMO", tmp_path / "digits.py")
+    assert cli.main(["demo"]) == 1
+    assert "ships with the source repository" in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""The C++ tests, compiled with sanitizers and run: formulas against dual numbers, mathematics against libm."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILER = os.environ.get("CXX", "g++")
+FAMILIES = sorted(path.stem for path in (ROOT / "csrc" / "formulas").glob("*.h"))
+# the flags that change floating point are those of csrc/CMakeLists.txt
+FLAGS = [
+    *("-std=c++17", "-g", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+]
+
+pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler {COMPILER}")
+
+
+def build_and_run(tmp_path: Path, source: str, *flags: str) -> str:
+    program = tmp_path / Path(source).stem
+    command = [COMPILER, *FLAGS, *flags, "-I", "csrc", f"tests/cpp/{source}", "-o", str(program)]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, build.stderr
+    # the leak checker can't run where the process is traced, as in many containers
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    run = subprocess.run([str(program)], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    print(run.stdout)
+    return run.stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_formulas(family: str, tmp_path: Path) -> None:
+    report = build_and_run(tmp_path, "formulas_test.cpp", "-O1", f'-DLOSSREG_FAMILY="formulas/{family}.h"')
+    pointwise = "PointwiseOps<" in (ROOT / "csrc" / "formulas" / f"{family}.h").read_text()
+    assert ("gradients compared" in report) if pointwise else ("no pointwise formulas" in report)
+
+
+# native: with fused multiply-add, as the vector loops have it on a new processor
+@pytest.mark.parametrize("machine", [[], ["-march=native"]], ids=["baseline", "native"])
+def test_math(machine: list[str], tmp_path: Path) -> None:
+    report = build_and_run(tmp_path, "math_test.cpp", "-O2", *machine)
+    for name in ("exp", "log", "log1p_unit", "pow_unit", "sigmoid", "softplus", "Float16", "BFloat16"):
+        assert f"\n{name} " in "\n" + report
