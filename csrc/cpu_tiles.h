@@ -48,10 +48,9 @@ const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* 
 }
 template <class T>
 void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buffer, int64_t n) {
-  with_storage(dtype, [&](auto* tag) {
+  with_floating_storage(dtype, [&](auto* tag) {
     using S = std::remove_pointer_t<decltype(tag)>;
-    if constexpr (std::is_same_v<S, T> || !(std::is_integral_v<S>))
-      narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
+    narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
   });
 }
 

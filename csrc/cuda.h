@@ -17,7 +17,11 @@ struct Cuda {
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
     if (it.numel == 0) return;
-    cuda::launch(cuda::map_kernel<T, I, O, Body>, cuda::blocks_for(it.numel, cuda::kPack), cuda::kThreads, it, body);
+    cuda::with_stream<T, I>(it, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      unsigned blocks = cuda::blocks_for(it.numel, cuda::kPack);
+      cuda::launch(cuda::map_kernel<T, S, I, O, Body>, blocks, cuda::kThreads, it, body);
+    });
   }
 
   template <class T, int I, class Body>
@@ -25,7 +29,10 @@ struct Cuda {
     unsigned blocks = cuda::blocks_for(it.numel, cuda::kPack);
     Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
     auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    cuda::launch(cuda::sum_kernel<T, I, Body>, blocks, cuda::kThreads, it, body, sums);
+    cuda::with_stream<T, I>(it, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      cuda::launch(cuda::sum_kernel<T, S, I, Body>, blocks, cuda::kThreads, it, body, sums);
+    });
     cuda::launch(cuda::finish_sum<1>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{scale, false},
                  out.mutable_data_ptr(), dtype, static_cast<double*>(nullptr));
   }
@@ -35,20 +42,26 @@ struct Cuda {
     unsigned blocks = cuda::row_blocks(rows);
     Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
     auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    if (rows.across_rows())
-      cuda::launch(cuda::rows_forward_across<T, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
-    else
-      cuda::launch(cuda::rows_forward_along<T, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+    cuda::with_row_storage<T>(rows, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      if (rows.across_rows())
+        cuda::launch(cuda::rows_forward_across<T, S, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+      else
+        cuda::launch(cuda::rows_forward_along<T, S, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+    });
     cuda::launch(cuda::finish_sum<2>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{1.0, rows.mean},
                  rows.reduced ? out.mutable_data_ptr() : nullptr, dtype, rows.normaliser);
   }
   template <class T, int Mode, class F>
   static void rows_grad(const F& f, const Rows& rows) {
     if (rows.it.numel == 0) return;
-    if (rows.across_rows())
-      cuda::launch(cuda::rows_grad_across<T, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
-    else
-      cuda::launch(cuda::rows_grad_along<T, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+    cuda::with_row_storage<T>(rows, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      if (rows.across_rows())
+        cuda::launch(cuda::rows_grad_across<T, S, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+      else
+        cuda::launch(cuda::rows_grad_along<T, S, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+    });
   }
   template <class T, class F>
   static void rows_share_grad(const F& f, const Rows& rows) {

@@ -10,6 +10,20 @@ inline unsigned row_blocks(const Rows& r) {
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(r.it.numel, kMaxBlocks)));
 }
 
+// Calls use(S*) with the type that the scores and their gradient are stored in; in double, with float64 or void (any).
+template <class T, class Use>
+void with_row_storage(const Rows& r, Use use) {
+  DType dtype = r.it.operand[kInput].dtype;
+  if constexpr (sizeof(T) == 8) {
+    if (dtype == DType::float64) return use(static_cast<double*>(nullptr));
+    use(static_cast<void*>(nullptr));
+  } else {
+    if (dtype == DType::float32) return use(static_cast<float*>(nullptr));
+    if (dtype == DType::bfloat16) return use(static_cast<BFloat16*>(nullptr));
+    use(static_cast<Float16*>(nullptr));
+  }
+}
+
 // Online log-sum-exp, and the sums of shares relative to the same maximum, so that nothing large cancels.
 template <class T>
 struct Statistics {
@@ -76,7 +90,7 @@ __device__ Statistics<T> block_merge(Statistics<T> s) {
 }
 
 // One row: where it is, and its target.
-template <class T, int Mode, class F>
+template <class T, class S, int Mode, class F>
 struct RowReader {
   const F& f;
   const Rows& r;
@@ -96,6 +110,22 @@ struct RowReader {
   __device__ T at(RowOperand k, int64_t c) const {
     return read<T>(r.it.operand[k], offset[k] + c * r.class_stride[k]);
   }
+  __device__ T score(int64_t c) const {
+    if constexpr (std::is_void_v<S>) {
+      return at(kInput, c);
+    } else {
+      return widen<T>(static_cast<const S*>(r.it.operand[kInput].data)[offset[kInput] + c * r.class_stride[kInput]]);
+    }
+  }
+  __device__ void put_grad(int64_t c, T value) const {
+    const Operand& o = r.it.operand[kGradInput];
+    int64_t place = offset[kGradInput] + c * r.class_stride[kGradInput];
+    if constexpr (std::is_void_v<S>) {
+      write(o, place, value);
+    } else {
+      static_cast<S*>(o.data)[place] = Narrow<S>::from(value);
+    }
+  }
   __device__ T weight(int64_t c) const { return read<T>(r.weight, c * r.weight.stride[0]); }
   __device__ T share(int64_t c) const {
     if constexpr (!F::uses_shares(Mode)) return T(0);
@@ -105,7 +135,7 @@ struct RowReader {
   __device__ Statistics<T> statistics(int64_t first, int64_t step) const {
     Statistics<T> s = Statistics<T>::empty();
     if constexpr (F::softmax)
-      for (int64_t c = first; c < r.classes; c += step) s.template add<F::uses_shares(Mode)>(at(kInput, c), share(c));
+      for (int64_t c = first; c < r.classes; c += step) s.template add<F::uses_shares(Mode)>(score(c), share(c));
     return s;
   }
   __device__ double& lse() const { return static_cast<double*>(r.it.operand[kState].data)[offset[kState]]; }
@@ -117,7 +147,7 @@ struct RowReader {
     if (valid) {
       Row<T> row{T(0), s.mass * log_sum - s.dot, s.mass, T(1), r.classes};
       if (target >= 0) {
-        T x = at(kInput, target);
+        T x = score(target);
         row.nll = F::softmax ? log_sum - (x - s.max) : -x;
         row.weight = weight(target);
       }
@@ -139,7 +169,7 @@ struct RowReader {
     if (valid) {
       Row<T> row{T(0), T(0), mass, T(1), r.classes};
       if (target >= 0) {
-        T x = at(kInput, target);
+        T x = score(target);
         row.nll = F::softmax ? low + (high - x) : -x;
         row.weight = weight(target);
       }
@@ -151,11 +181,11 @@ struct RowReader {
       rest = g * s.spread;
     }
     for (int64_t c = first; c < r.classes; c += step) {
-      T d = F::softmax && a != T(0) ? a * exp((at(kInput, c) - high) - low) : T(0);
+      T d = F::softmax && a != T(0) ? a * exp((score(c) - high) - low) : T(0);
       if (F::uses_shares(Mode) && rest != T(0)) d -= rest * share(c);
       if (c == target) d -= hit;
       if (!known && valid) d = T(NAN);
-      write(r.it.operand[kGradInput], offset[kGradInput] + c * r.class_stride[kGradInput], d);
+      put_grad(c, d);
     }
   }
 };
@@ -168,41 +198,41 @@ __device__ inline void write_partial(double* partial, double loss, double normal
   partial[2 * blockIdx.x + 1] = normaliser;
 }
 
-template <class T, int Mode, class F>
+template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_forward_across(F f, Rows r, double* partial) {
   double loss = 0, normaliser = 0;
   for (int64_t row = global_thread(); row < r.it.numel; row += all_threads()) {
-    RowReader<T, Mode, F> reader(f, r, row);
+    RowReader<T, S, Mode, F> reader(f, r, row);
     reader.finish(reader.statistics(0, 1), loss, normaliser);
   }
   write_partial(partial, loss, normaliser);
 }
-template <class T, int Mode, class F>
+template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_forward_along(F f, Rows r, double* partial) {
   double loss = 0, normaliser = 0;
   for (int64_t row = blockIdx.x; row < r.it.numel; row += gridDim.x) {
-    RowReader<T, Mode, F> reader(f, r, row);
+    RowReader<T, S, Mode, F> reader(f, r, row);
     Statistics<T> s = block_merge(reader.statistics(threadIdx.x, blockDim.x));
     if (threadIdx.x == 0) reader.finish(s, loss, normaliser);
   }
   write_partial(partial, loss, normaliser);
 }
 
-template <class T, int Mode, class F>
+template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_grad_across(F f, Rows r) {
   for (int64_t row = global_thread(); row < r.it.numel; row += all_threads()) {
-    RowReader<T, Mode, F> reader(f, r, row);
+    RowReader<T, S, Mode, F> reader(f, r, row);
     T mass = T(0);
     if constexpr (F::uses_shares(Mode))
       for (int64_t c = 0; c < r.classes; c++) mass += reader.share(c);
     reader.grad(mass, 0, 1);
   }
 }
-template <class T, int Mode, class F>
+template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_grad_along(F f, Rows r) {
   __shared__ T mass_of_block;
   for (int64_t row = blockIdx.x; row < r.it.numel; row += gridDim.x) {
-    RowReader<T, Mode, F> reader(f, r, row);
+    RowReader<T, S, Mode, F> reader(f, r, row);
     T mass = T(0);
     if constexpr (F::uses_shares(Mode)) {
       for (int64_t c = threadIdx.x; c < r.classes; c += blockDim.x) mass += reader.share(c);
@@ -220,7 +250,7 @@ __global__ void __launch_bounds__(kThreads) rows_share_grad(F f, Rows r) {
   double scale = r.mean ? 1.0 / *r.normaliser : 1.0;
   for (int64_t i = global_thread(); i < r.it.numel * r.classes; i += all_threads()) {
     int64_t c = i % r.classes;
-    RowReader<T, F::modes - 1, F> reader(f, r, i / r.classes);
+    RowReader<T, void, F::modes - 1, F> reader(f, r, i / r.classes);
     T g = T(double(reader.at(kResult, 0)) * scale);
     T nll = T(reader.lse() - double(reader.at(kInput, c)));
     Gradients<T, 2> d = f.share_grad(nll, reader.weight(c), reader.at(kTarget, c), r.classes);

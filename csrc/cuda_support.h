@@ -48,6 +48,12 @@ struct Guard {
 using emulator::launch;
 #endif
 
+#if defined(__CUDACC__)
+#define LOSSREG_NOINLINE __noinline__
+#else
+#define LOSSREG_NOINLINE
+#endif
+
 __device__ inline int64_t global_thread() {
   return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -55,8 +61,9 @@ __device__ inline int64_t all_threads() {
   return int64_t(gridDim.x) * blockDim.x;
 }
 
+// One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without.
 template <class T>
-__device__ T read(const Operand& o, int64_t offset) {
+__device__ LOSSREG_NOINLINE T read(const Operand& o, int64_t offset) {
   T value = T(1);
   if (o.data)
     with_storage(o.dtype, [&](auto* tag) {
@@ -66,8 +73,8 @@ __device__ T read(const Operand& o, int64_t offset) {
   return value;
 }
 template <class T>
-__device__ void write(const Operand& o, int64_t offset, T value) {
-  with_storage(o.dtype, [&](auto* tag) {
+__device__ LOSSREG_NOINLINE void write(const Operand& o, int64_t offset, T value) {
+  with_floating_storage(o.dtype, [&](auto* tag) {
     using S = std::remove_pointer_t<decltype(tag)>;
     static_cast<S*>(o.data)[offset] = Narrow<S>::from(value);
   });
@@ -77,90 +84,99 @@ template <class S>
 struct alignas(sizeof(S) * kPack) Packed {
   S at[kPack];
 };
-// kPack elements from i on, in one load where the address allows.
-template <class T>
-__device__ void read_pack(const Operand& o, int64_t i, T (&x)[kPack]) {
-  if (!o.data) {
-    for (int j = 0; j < kPack; j++) x[j] = T(1);
-    return;
+
+// The fast path: every operand holds S, in the order of the index space, on a pack's boundary; or is an input of one
+// element, or an output that nobody asked for.
+template <class S, int I, int N>
+bool is_streamable(const Iteration<N>& it) {
+  for (int k = 0; k < N; k++) {
+    const Operand& o = it.operand[k];
+    bool aligned = reinterpret_cast<uintptr_t>(o.data) % sizeof(Packed<S>) == 0;
+    if (o.flat && aligned && o.dtype == dtype_of_storage<S>) continue;
+    if (k < I ? !o.uniform : o.data != nullptr) return false;
   }
-  with_storage(o.dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    const S* p = static_cast<const S*>(o.data) + i;
-    if (reinterpret_cast<uintptr_t>(p) % sizeof(Packed<S>) == 0) {
-      Packed<S> pack = *reinterpret_cast<const Packed<S>*>(p);
-      for (int j = 0; j < kPack; j++) x[j] = widen<T>(pack.at[j]);
-    } else {
-      for (int j = 0; j < kPack; j++) x[j] = widen<T>(p[j]);
-    }
-  });
+  return true;
 }
-template <class T>
-__device__ void write_pack(const Operand& o, int64_t i, const T (&x)[kPack]) {
-  if (!o.data) return;
-  with_storage(o.dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    S* p = static_cast<S*>(o.data) + i;
-    if (reinterpret_cast<uintptr_t>(p) % sizeof(Packed<S>) == 0) {
-      Packed<S> pack;
-      for (int j = 0; j < kPack; j++) pack.at[j] = Narrow<S>::from(x[j]);
-      *reinterpret_cast<Packed<S>*>(p) = pack;
-    } else {
-      for (int j = 0; j < kPack; j++) p[j] = Narrow<S>::from(x[j]);
-    }
-  });
+// Calls use(S*) with the storage type of the fast path, or use(void*) where there is none.
+template <class T, int I, int N, class Use>
+void with_stream(const Iteration<N>& it, Use use) {
+  if constexpr (sizeof(T) == 8) {
+    if (is_streamable<double, I>(it)) return use(static_cast<double*>(nullptr));
+  } else {
+    if (is_streamable<float, I>(it)) return use(static_cast<float*>(nullptr));
+    if (is_streamable<BFloat16, I>(it)) return use(static_cast<BFloat16*>(nullptr));
+    if (is_streamable<Float16, I>(it)) return use(static_cast<Float16*>(nullptr));
+  }
+  use(static_cast<void*>(nullptr));
 }
 
-// use(inputs, index, flat) for every element that is this thread's. `flat` elements are at their index in every
-// operand; others are where Iteration::offsets says.
-template <class T, int I, int N, class Use>
-__device__ void each_element(const Iteration<N>& it, Use use) {
-  bool flat = true;
-  for (int k = 0; k < N; k++) flat = flat && (it.operand[k].flat || !it.operand[k].data);
+// use(x, index, count) for this thread's elements, kPack at once: x[k][j] is element index + j of input k.
+template <class T, class S, int I, int N, class Use>
+__device__ void stream(const Iteration<N>& it, Use use) {
+  T x[I][kPack];
+  for (int k = 0; k < I; k++) {
+    if (!it.operand[k].uniform) continue;
+    T value = read<T>(it.operand[k], 0);
+    for (int j = 0; j < kPack; j++) x[k][j] = value;
+  }
   int64_t packs = it.numel / kPack;
   for (int64_t p = global_thread(); p < packs; p += all_threads()) {
-    T x[I][kPack];
-    int64_t offset[kPack][N];
-    if (flat) {
-      for (int k = 0; k < I; k++) read_pack(it.operand[k], p * kPack, x[k]);
-    } else {
-      for (int j = 0; j < kPack; j++) {
-        it.offsets(p * kPack + j, offset[j]);
-        for (int k = 0; k < I; k++) x[k][j] = read<T>(it.operand[k], offset[j][k]);
-      }
+    for (int k = 0; k < I; k++) {
+      if (it.operand[k].uniform) continue;
+      Packed<S> pack = static_cast<const Packed<S>*>(it.operand[k].data)[p];
+      for (int j = 0; j < kPack; j++) x[k][j] = widen<T>(pack.at[j]);
     }
-    use(x, p * kPack, kPack, flat, offset);
+    use(x, p * kPack, kPack);
   }
-  // the rest that fills no pack: one element a thread
+  // what fills no pack: one element a thread
   int64_t last = packs * kPack + global_thread();
   if (last < it.numel) {
-    T x[I][kPack];
-    int64_t offset[kPack][N];
-    it.offsets(last, offset[0]);
-    for (int k = 0; k < I; k++) x[k][0] = read<T>(it.operand[k], offset[0][k]);
-    use(x, last, 1, false, offset);
+    for (int k = 0; k < I; k++)
+      if (!it.operand[k].uniform) x[k][0] = widen<T>(static_cast<const S*>(it.operand[k].data)[last]);
+    use(x, last, 1);
+  }
+}
+// use(x, offsets) for this thread's elements, wherever they are and whatever they hold.
+template <class T, int I, int N, class Use>
+__device__ void gather(const Iteration<N>& it, Use use) {
+  for (int64_t i = global_thread(); i < it.numel; i += all_threads()) {
+    int64_t offset[N];
+    it.offsets(i, offset);
+    T x[I];
+    for (int k = 0; k < I; k++) x[k] = read<T>(it.operand[k], offset[k]);
+    use(x, offset);
   }
 }
 
-template <class T, int I, int O, class Body>
+// S: the storage type of the fast path, or void.
+template <class T, class S, int I, int O, class Body>
 __global__ void __launch_bounds__(kThreads) map_kernel(Iteration<I + O> it, Body body) {
-  each_element<T, I>(it, [&](const T(&x)[I][kPack], int64_t i, int n, bool flat, const int64_t(&offset)[kPack][I + O]) {
-    T y[O][kPack];
-    for (int j = 0; j < kPack; j++) {
-      if (j >= n) break;
-      T a[I], b[O];
-      for (int k = 0; k < I; k++) a[k] = x[k][j];
-      body(a, b);
-      for (int k = 0; k < O; k++) y[k][j] = b[k];
-    }
-    for (int k = 0; k < O; k++) {
-      const Operand& o = it.operand[I + k];
-      if (flat)
-        write_pack(o, i, y[k]);
-      else if (o.data)
-        for (int j = 0; j < n; j++) write(o, offset[j][I + k], y[k][j]);
-    }
-  });
+  if constexpr (std::is_void_v<S>) {
+    gather<T, I>(it, [&](const T(&x)[I], const int64_t(&offset)[I + O]) {
+      T y[O];
+      body(x, y);
+      for (int k = 0; k < O; k++)
+        if (it.operand[I + k].data) write(it.operand[I + k], offset[I + k], y[k]);
+    });
+  } else {
+    stream<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t i, int n) {
+      Packed<S> y[O];
+      for (int j = 0; j < kPack; j++) {
+        T a[I], b[O];
+        for (int k = 0; k < I; k++) a[k] = x[k][j];
+        body(a, b);
+        for (int k = 0; k < O; k++) y[k].at[j] = Narrow<S>::from(b[k]);
+      }
+      for (int k = 0; k < O; k++) {
+        S* out = static_cast<S*>(it.operand[I + k].data);
+        if (!out) continue;
+        if (n == kPack)
+          *reinterpret_cast<Packed<S>*>(out + i) = y[k];
+        else
+          out[i] = y[k].at[0];
+      }
+    });
+  }
 }
 
 // The sum over the block, in a fixed order: lanes by halves, then warps by halves. Valid in thread 0.
@@ -179,20 +195,27 @@ __device__ T block_sum(T value) {
   return value;
 }
 
-template <class T, int I, class Body>
+template <class T, class S, int I, class Body>
 __global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body body, double* partial) {
   double total = 0;
-  each_element<T, I>(it, [&](const T(&x)[I][kPack], int64_t, int n, bool, const int64_t(&)[kPack][I]) {
-    T sum = T(0);
-    for (int j = 0; j < kPack; j++) {
-      if (j >= n) break;
-      T a[I], b[1];
-      for (int k = 0; k < I; k++) a[k] = x[k][j];
-      body(a, b);
-      sum += b[0];
-    }
-    total += double(sum);
-  });
+  if constexpr (std::is_void_v<S>) {
+    gather<T, I>(it, [&](const T(&x)[I], const int64_t(&)[I]) {
+      T y[1];
+      body(x, y);
+      total += double(y[0]);
+    });
+  } else {
+    stream<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t, int n) {
+      T sum = T(0);
+      for (int j = 0; j < kPack; j++) {
+        T a[I], y[1];
+        for (int k = 0; k < I; k++) a[k] = x[k][j];
+        body(a, y);
+        sum += j < n ? y[0] : T(0);
+      }
+      total += double(sum);
+    });
+  }
   total = block_sum(total);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }

@@ -1,5 +1,7 @@
 #pragma once
 // Element types: what a tensor may hold, and conversion to and from the type that is computed in.
+#include <type_traits>
+
 #include "math.h"
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -42,6 +44,12 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
+
+template <class S>
+constexpr DType dtype_of_storage = std::is_same_v<S, double>     ? DType::float64
+                                   : std::is_same_v<S, float>    ? DType::float32
+                                   : std::is_same_v<S, BFloat16> ? DType::bfloat16
+                                                                 : DType::float16;
 
 template <class T, class S>
 HD T widen(S s) {
@@ -104,9 +112,9 @@ struct Narrow<Float16> {
   }
 };
 
-// Calls body with a null pointer of the storage type: the only switch over dtypes.
+// Calls body with a null pointer of the storage type. These two are the only switches over dtypes.
 template <class Body>
-HD void with_storage(DType d, Body body) {
+HD void with_floating_storage(DType d, Body body) {
   switch (d) {
     case DType::float64:
       return body(static_cast<double*>(nullptr));
@@ -116,6 +124,15 @@ HD void with_storage(DType d, Body body) {
       return body(static_cast<BFloat16*>(nullptr));
     case DType::float16:
       return body(static_cast<Float16*>(nullptr));
+    default:
+      return;
+  }
+}
+template <class Body>
+HD void with_storage(DType d, Body body) {
+  switch (d) {
+    default:
+      return with_floating_storage(d, body);
     case DType::int64:
       return body(static_cast<int64_t*>(nullptr));
     case DType::int32:

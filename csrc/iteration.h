@@ -12,7 +12,8 @@ constexpr int kMaxDims = 12;  // after merging; a real tensor needs two or three
 struct Operand {
   void* data = nullptr;  // null: the constant 1, which an absent optional operand reads as
   DType dtype = DType::float32;
-  bool flat = false;  // element i of the index space is element i of the memory
+  bool flat = false;     // element i of the index space is element i of the memory
+  bool uniform = false;  // one element for the whole index space
   int64_t stride[kMaxDims] = {};
 };
 
@@ -80,8 +81,10 @@ Iteration<N> make_iteration(const char* op, const std::vector<int64_t>& shape, c
     o.dtype = views[k].dtype;
     int64_t step = 1;
     o.flat = o.data != nullptr;
+    o.uniform = true;
     for (int d = 0; d < it.dims; d++) {
       o.flat = o.flat && o.stride[d] == step;
+      o.uniform = o.uniform && o.stride[d] == 0;
       step *= it.size[d];
     }
   }

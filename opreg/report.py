@@ -229,9 +229,10 @@ def bench_text(report: Mapping[str, Any]) -> str:
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
     lines.append(f"\n{where}, torch {machine['torch']}, {settings['dtype']}, medians of {settings['rounds']} rounds")
     if count := sum(unsteady(r) for r in results):
+        load = f"load {machine['load']:.1f} on {machine['cores']} cores at the start"
         lines.append(
             f"NOT TO BE TRUSTED: {count} of {len(results)} rows are unsteady, with a median over {UNSTEADY} times the "
-            f"fastest round (load {machine['load']:.1f} on {machine['cores']} cores at the start): measure again, undisturbed"
+            f"fastest round ({load}): measure again, undisturbed"
         )
     lines += [f"left out: {why}" for why in report["left_out"].values()]
     return "\n".join(lines)

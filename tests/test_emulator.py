@@ -1,0 +1,85 @@
+"""The CUDA kernels themselves, on the CPU: the text of csrc/cuda*.h compiled over tests/emulator/cuda_emulator.h."""
+
+import opreg
+import pytest
+import torch
+from conftest import DEVICE, run_raw, samples_of
+from opreg._private import names_in
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
+
+
+def test_every_cuda_kernel_is_emulated(emulated):
+    assert names_in("lossreg_emulated") == names_in("lossreg")
+
+
+def compare(emulated, op, sample, tolerance):
+    """CPU against emulated CUDA; and the emulated one bitwise the same in another order of lanes, warps and blocks."""
+    expected = run_raw(torch.ops.lossreg, op, sample)
+    emulated(1)
+    once = run_raw(torch.ops.lossreg_emulated, op, sample)
+    emulated(2)
+    again = run_raw(torch.ops.lossreg_emulated, op, sample)
+    for want, a, b in zip(expected, once, again, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()), "depends on the order of threads"
+        assert (a.shape, a.dtype, a.stride()) == (want.shape, want.dtype, want.stride())
+        torch.testing.assert_close(a, want, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)],
+    ids=lambda v: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else "",
+)
+def test_samples(emulated, op, index, dtype, tolerance):
+    sample = samples_of(op, dtype=dtype, requires_grad=True)[index]
+    if sample.name == "kinks" and dtype in (torch.float32, torch.float16):
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # libm against math.h at 1e4
+    compare(emulated, op, sample, tolerance)
+
+
+# around a pack of 4, a block of 256 and its packs; none divides the blocks evenly
+SIZES = [1, 3, 4, 5, 255, 256, 1023, 1024, 1027, 5001]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", ["aligned", "misaligned", "strided", "mixed dtypes"])
+@pytest.mark.parametrize("name", ["focal_loss", "gaussian_nll_loss"])
+def test_pointwise_sizes_and_layouts(emulated, name, size, layout):
+    op = opreg.get(name)
+    make = opreg.testing.Maker(torch.float32, requires_grad=True)
+
+    def draw():
+        t = make.uniform(2 * size + 3, low=0.1).detach()
+        start = t.data_ptr() % 16 // 4 + {"misaligned": 1}.get(layout, 0)
+        t = t[::2][:size] if layout == "strided" else t[start : start + size]
+        return t.requires_grad_()
+
+    args = [draw() for _ in range(len([n for n in op.tensor_arguments]))]
+    if layout == "mixed dtypes":
+        args[0] = args[0].detach().bfloat16().requires_grad_()
+    for reduction in ("none", "mean"):
+        compare(emulated, op, opreg.Sample(tuple(args), {"reduction": reduction}), 2e-2 if "dtypes" in layout else 2e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 65), (2, 1025), (5, 70, 3), (300, 3), (1, 5001), (2, 3, 7, 11)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_row_sizes(emulated, shape, smoothing):
+    make = opreg.testing.Maker(torch.float32, requires_grad=True)
+    t = make.index(shape[1], shape[0], *shape[2:], ignore=-100)
+    options = {"label_smoothing": smoothing}
+    compare(emulated, opreg.get("cross_entropy"), opreg.Sample((make.normal(*shape), t), options), 5e-6)
+
+
+@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy"])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 100)])
+def test_invalid_class_is_nan_and_no_more(emulated, name, shape):
+    """On a GPU an invalid class must neither stop the process nor touch another row."""
+    emulated(1)
+    x, t = torch.randn(shape, requires_grad=True), torch.tensor([0, shape[1], -1, 2])
+    op = opreg.get(name)
+    loss, state, grad = run_raw(torch.ops.lossreg_emulated, op, opreg.Sample((x, t), {"reduction": "none"}))
+    assert loss.isnan().tolist() == [False, True, True, False]
+    assert grad.isnan().all(1).tolist() == [False, True, True, False]
+    assert grad[[0, 3]].isfinite().all()
