@@ -57,8 +57,8 @@ struct PointwiseCall {
     for (int k = 0; k < I; k++) {
       dtypes.push_back(DType::float32);
       aligned.push_back({});
-      if (!tensors[k]) continue;
-      aligned[k] = shape_of(*tensors[k]);
+      if (optional(k) && !tensors[k]) continue;
+      aligned[k] = shape_of(required(F::name, F::args, k, tensors[k]));
       dtypes[k] = dtype_of(F::name, argument_name(F::args, k), *tensors[k], k == 0);
       expect_one_device(F::name, *tensors[0], *tensors[k]);
       promotion.add(dtypes[k], int64_t(aligned[k].size()));

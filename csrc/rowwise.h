@@ -38,7 +38,9 @@ struct RowCall {
   int64_t state_size() const { return (F::softmax ? rows : 0) + 1; }
 
   explicit RowCall(std::vector<std::optional<Tensor>> inputs)
-      : input(*inputs[0]), target(*inputs[1]), weight(std::move(inputs[2])) {
+      : input(required(F::name, F::args, 0, inputs[0])),
+        target(required(F::name, F::args, 1, inputs[1])),
+        weight(std::move(inputs[2])) {
     input_dtype = dtype_of(F::name, argument_name(F::args, 0), input, true);
     target_dtype = dtype_of(F::name, argument_name(F::args, 1), target, false);
     Promotion promotion;

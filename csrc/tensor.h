@@ -30,6 +30,12 @@ inline std::string argument_name(const char* args, int n) {
   return text.substr(start, text.find_first_of(",=", start) - start);
 }
 
+// The n-th tensor argument, there.
+inline const Tensor& required(const char* op, const char* args, int n, const std::optional<Tensor>& t) {
+  if (!t || !t->defined()) fail(op, argument_name(args, n), " to be a tensor, got None");
+  return *t;
+}
+
 inline std::string dtype_text(ScalarType s) {
   switch (s) {
     case ScalarType::ComplexHalf:

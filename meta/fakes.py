@@ -1,12 +1,13 @@
 """Fake-tensor implementations, one text for every op: shape by the op's rule, dtype by promotion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .rules import Arguments, Rule, fail
+from .schema import bind, require_tensors
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,30 +79,25 @@ def backward_fake(args: Arguments, full_shape: Sequence[int], inputs: Sequence[s
     return grads
 
 
-def register_fakes(
-    name: str,
-    rule: Rule,
-    bind: Callable[[Any, tuple[Any, ...], dict[str, Any]], dict[str, Any]],
-    *,
-    state: int | None = None,
-) -> None:
-    """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``.
-
-    ``bind(overload, args, kwargs)`` gives every argument by name, defaults filled in.
-    """
+def register_fakes(name: str, rule: Rule, *, state: int | None = None) -> None:
+    """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``."""
     namespace, short = name.split("::")
-    packet = getattr(torch.ops, namespace)
+
+    def bound_to(suffix: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        overload = getattr(getattr(torch.ops, namespace), short + suffix).default
+        bound = bind(overload, args, kwargs)
+        require_tensors(overload, bound)
+        return bound
 
     def value(*args: Any, **kwargs: Any) -> Tensor:
-        return value_fake(short, rule, bind(getattr(packet, short).default, args, kwargs))
+        return value_fake(short, rule, bound_to("", args, kwargs))
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        bound = bind(getattr(packet, short + "_forward").default, args, kwargs)
+        bound = bound_to("_forward", args, kwargs)
         return value_fake(short, rule, bound), state_fake(short, rule, state or 0, bound)
 
     def backward(*args: Any, **kwargs: Any) -> list[Tensor]:
-        overload = getattr(packet, short + "_backward").default
-        bound = bind(overload, args, kwargs)
+        bound = bound_to("_backward", args, kwargs)
         inputs = [n for n in bound if n not in ("grad_output", "state")]
         operands = {n: a for n, a in bound.items() if n in inputs}
         first = next(a for a in operands.values() if isinstance(a, Tensor))

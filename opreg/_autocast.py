@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ._private import without_autocast
-from ._schema import bind
+from .meta.schema import bind
 from .meta.fakes import result_dtype
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._private import VMAP_KEY, below_autograd, transform_active
-from ._schema import bind
+from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, below_autograd, transform_active
+from .meta.schema import bind
 
 if TYPE_CHECKING:
     from .registry import Op
@@ -45,7 +45,8 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
     lib.impl(op.short, value, "Autograd")
     lib.impl(op.short, op.call_reference, VMAP_KEY)
     lib.impl(op.short + "_backward", backward, "Autograd")
-    lib.impl(op.short + "_backward", lambda *a, **k: reference_backward(op, a, k), VMAP_KEY)
+    for key in (VMAP_KEY, BATCHED_GRADIENTS_KEY):
+        lib.impl(op.short + "_backward", lambda *a, **k: reference_backward(op, a, k), key)
     if op.forward is not None:
 
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,8 @@ from torch._C import _functorch  # type: ignore[attr-defined]
 
 # vmap: an implementation under this key is called with batched tensors and decomposes the op.
 VMAP_KEY = "FuncTorchBatchedDecomposition"
+# The older vmap, which torch.autograd.grad(is_grads_batched=True) still runs over the backward.
+BATCHED_GRADIENTS_KEY = "Batched"
 
 
 def transform_active() -> bool:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._schema import bind
+from .meta.schema import bind
 from .registry import Op, get, registered
 from .report import machine
 from .testing import Maker

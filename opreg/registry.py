@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _autocast, _inductor
-from ._schema import bind
+from .meta.schema import bind
 from .meta import Rule, register_fakes
 from .meta.fakes import result_dtype
 
@@ -171,7 +171,7 @@ def register(op: Op) -> Op:
         _libraries.append(_define(op, namespace))
     elif not hasattr(getattr(torch.ops, namespace), op.short):
         raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
-    register_fakes(op.qualname, op.shape, bind, state=op.state)
+    register_fakes(op.qualname, op.shape, state=op.state)
     lib = torch.library.Library(namespace, "IMPL")
     _libraries.append(lib)
     _autograd.attach(op, lib)

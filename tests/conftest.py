@@ -11,7 +11,7 @@ from typing import Any
 import opreg
 import pytest
 import torch
-from opreg._schema import bind
+from opreg.meta.schema import bind
 from opreg.testing import Maker
 from torch import Tensor
 

@@ -7,7 +7,7 @@ import opreg
 import pytest
 import torch
 from conftest import DEVICE, as_function, run_raw, samples_of, tensors_with_grad
-from opreg._schema import bind
+from opreg.meta.schema import bind
 from opreg.testing import Maker
 from torch import Tensor
 

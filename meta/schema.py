@@ -15,3 +15,11 @@ def bind(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
         else:
             bound[a.name] = a.default_value
     return bound
+
+
+def require_tensors(overload: Any, bound: Mapping[str, Any]) -> None:
+    """An error where an argument that must be a tensor is None."""
+    for a in overload._schema.arguments:
+        if str(a.type) == "Tensor" and bound[a.name] is None:
+            op = overload._schema.name.split("::")[1]
+            raise RuntimeError(f"{op}: expected {a.name} to be a tensor, got None")

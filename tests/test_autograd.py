@@ -1,0 +1,231 @@
+"""Derivatives of every order and in every mode, autocast, and what torch itself checks of a custom op."""
+
+import warnings
+
+import opreg
+import pytest
+import torch
+from conftest import DEVICE, as_function, samples_of, tensors_with_grad
+from opreg.testing import Maker
+from torch.autograd import gradcheck, gradgradcheck
+
+SMALL = 80  # elements: finite differences cost a call for each
+
+
+def smooth(op, index):
+    sample = samples_of(op, requires_grad=True)[index]
+    inputs = tensors_with_grad(op, sample)
+    if not sample.smooth:
+        pytest.skip("a kink: no finite differences")
+    if sum(t.numel() for t in inputs.values()) > SMALL:
+        pytest.skip("large: other samples take this path")
+    return sample, list(inputs.values())
+
+
+def test_opcheck(op, index):
+    """torch.library.opcheck: schema, autograd registration, fake against real, AOTDispatcher with dynamic shapes."""
+    sample = samples_of(op, requires_grad=True)[index]
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if op.value(*sample.args, **sample.kwargs).isnan().any():
+        checks.pop()  # it holds NaN unequal to NaN
+    torch.library.opcheck(op.value, sample.args, sample.kwargs, test_utils=checks)
+
+
+def test_gradcheck(op, index):
+    sample, inputs = smooth(op, index)
+    assert gradcheck(as_function(op, sample, op.value), inputs)
+
+
+def test_gradgradcheck(op, index):
+    sample, inputs = smooth(op, index)
+    assert gradgradcheck(as_function(op, sample, op.value), inputs)
+
+
+def test_forward_mode(op, index):
+    sample, inputs = smooth(op, index)
+    assert gradcheck(as_function(op, sample, op.value), inputs, check_forward_ad=True, check_backward_ad=False)
+
+
+def first_smooth(op, **options):
+    samples = samples_of(op, requires_grad=True, **options)
+    return next(s for s in samples if s.smooth and s.args[0].numel())
+
+
+def test_third_derivative(op):
+    sample = first_smooth(op)
+    inputs = list(tensors_with_grad(op, sample).values())
+    for call in (op.value, op.call_reference):
+        total = as_function(op, sample, call)(*inputs).exp().sum()  # exp: else linear losses have no second
+        (g,) = torch.autograd.grad(total, inputs[:1], create_graph=True)
+        (gg,) = torch.autograd.grad(g.pow(2).sum(), inputs[:1], create_graph=True)
+        (ggg,) = torch.autograd.grad(gg.pow(2).sum(), inputs[:1])
+        if call is op.value:
+            ours = ggg
+    torch.testing.assert_close(ours, ggg)
+
+
+def test_func_transforms(op):
+    """grad, vmap, both ways of nesting them, jvp, hessian, jacrev over jacfwd: equal to those of the reference."""
+    sample = first_smooth(op)
+    inputs = [t.detach() for t in tensors_with_grad(op, sample).values()]
+    results = []
+    for call in (op.value, op.call_reference):
+        function = as_function(op, sample, call)
+
+        def scalar(x, function=function):
+            return function(x, *inputs[1:]).sum()
+
+        x = inputs[0]
+        batch = torch.stack([x, 0.5 * x, 0.9 * x])
+        results.append(
+            [
+                torch.func.grad(scalar)(x),
+                torch.func.vmap(scalar)(batch),
+                torch.func.vmap(torch.func.grad(scalar))(batch),
+                torch.func.grad(lambda b, s=scalar: torch.func.vmap(s)(b).sum())(batch),
+                torch.func.jvp(scalar, (x,), (torch.ones_like(x),))[1],
+                torch.func.hessian(scalar)(x),
+                torch.func.jacrev(torch.func.jacfwd(scalar))(x),
+            ]
+        )
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_vmap_over_every_argument(op):
+    sample = first_smooth(op)
+    tensors = [a for a in sample.args if isinstance(a, torch.Tensor)]
+    stacked = [torch.stack([a.detach(), a.detach()]) for a in tensors]
+
+    def call(*args):
+        return op.value(*args, *sample.args[len(tensors) :], **sample.kwargs)
+
+    got = torch.func.vmap(call)(*stacked)
+    want = torch.stack([call(*(s[i] for s in stacked)) for i in range(2)])
+    torch.testing.assert_close(got, want)
+
+
+def test_batched_gradients(op):
+    """is_grads_batched runs vmap over the backward op."""
+    sample = first_smooth(op)
+    inputs = list(tensors_with_grad(op, sample).values())
+    result = as_function(op, sample, op.value)(*inputs)
+    grads = torch.stack([torch.ones_like(result), 2 * torch.ones_like(result)])
+    (batched,) = torch.autograd.grad(result, inputs[:1], grads, is_grads_batched=True, retain_graph=True)
+    (one,) = torch.autograd.grad(result, inputs[:1], torch.ones_like(result))
+    torch.testing.assert_close(batched, torch.stack([one, 2 * one]))
+
+
+def test_an_input_changed_in_place_is_noticed(op):
+    sample = first_smooth(op)
+    x = sample.args[0].detach().clone().requires_grad_()
+    y = x * 1
+    result = op.value(y, *sample.args[1:], **sample.kwargs)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def test_gradient_only_where_asked(op):
+    """A target that asks for the gradient alone, and the input alone, get what they get together."""
+    sample = first_smooth(op)
+    inputs = tensors_with_grad(op, sample)
+    together = torch.autograd.grad(as_function(op, sample, op.value)(*inputs.values()).sum(), list(inputs.values()))
+    for k, (name, t) in enumerate(inputs.items()):
+        others = {n: (o if n == name else o.detach()) for n, o in inputs.items()}
+        (alone,) = torch.autograd.grad(as_function(op, sample, op.value)(*others.values()).sum(), [t])
+        torch.testing.assert_close(alone, together[k], msg=name)
+
+
+CONSTANTS = [
+    ("binary_cross_entropy", "weight"),
+    ("binary_cross_entropy_with_logits", "weight"),
+    ("binary_cross_entropy_with_logits", "pos_weight"),
+    ("soft_margin_loss", "target"),
+    ("hinge_embedding_loss", "target"),
+]
+
+
+@pytest.mark.parametrize(("name", "constant"), CONSTANTS)
+def test_a_constant_that_requires_grad_is_an_error(name, constant):
+    x, t, w = (torch.rand(3, device=DEVICE) for _ in range(3))
+    arguments = {"input": x, "target": t, constant: w.requires_grad_()}
+    with pytest.raises(RuntimeError, match=f"{name}: expected {constant} that does not require grad"):
+        opreg.get(name).value(**arguments)
+    with torch.no_grad():
+        opreg.get(name).value(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(op, dtype):
+    """A loss is float32 and reads its inputs as they are; an activation keeps its input's dtype."""
+    sample = first_smooth(op, dtype=dtype, device=DEVICE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autocast(DEVICE, dtype=dtype):
+            result = op.value(*sample.args, **sample.kwargs)
+    assert result.dtype == (torch.float32 if op.is_loss else dtype)
+    options = {"dtype": torch.float32} if op.is_loss else {}
+    assert torch.equal(result, op.value(*sample.args, **sample.kwargs, **options))
+    x = sample.args[0]
+    assert torch.autograd.grad(result.sum(), x)[0].dtype == dtype
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
+def test_autocast_copies_nothing():
+    from torch.profiler import ProfilerActivity, profile
+
+    x, t = torch.randn(1 << 20).bfloat16(), torch.rand(1 << 20)
+    with torch.autocast("cpu"), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        torch.ops.lossreg.focal_loss(x, t)
+    assert max(e.cpu_memory_usage for e in seen.key_averages()) < 1 << 16
+
+
+def test_autocast_of_float64_stays(op):
+    if not op.is_loss:
+        pytest.skip("an activation")
+    sample = first_smooth(op)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert op.value(*sample.args, **sample.kwargs).dtype == torch.float64
+
+
+def test_errors(op):
+    """Every error sample fails with its message, on real tensors and, where shapes and dtypes show it, on fakes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    seen = 0
+    for sample in op.errors(Maker(torch.float64, device=DEVICE)):
+        if sample.values and "class index" in sample.message and DEVICE != "cpu":
+            continue  # NaN there, see test_categorical
+        with pytest.raises(RuntimeError, match=sample.message):
+            op.value(*sample.args, **sample.kwargs)
+        if not sample.values:
+            mode = FakeTensorMode()
+            fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in sample.args]
+            options = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in sample.kwargs.items()}
+            with mode, pytest.raises(RuntimeError, match=sample.message):
+                op.value(*fake, **options)
+        seen += 1
+    assert seen >= 2
+
+
+def test_missing_tensor_is_an_error(op):
+    """None for any required tensor, with others there and without, real and fake."""
+    sample = first_smooth(op)
+    required = [a.name for a in op.value._schema.arguments if str(a.type) == "Tensor"]
+    for k, name in enumerate(required):
+        args = [None if i == k else a.detach() for i, a in enumerate(sample.args)]
+        if not any(isinstance(a, torch.Tensor) for a in args):
+            continue
+        with pytest.raises(RuntimeError, match=f"{op.short}: expected {name} to be a tensor, got None"):
+            op.value(*args, **sample.kwargs)
+        with pytest.raises(RuntimeError, match=f"{op.short}: expected {name} to be a tensor, got None"):
+            op.value(*(a if a is None else a.to("meta") for a in args), **sample.kwargs)
+    with pytest.raises(NotImplementedError, match=f"lossreg::{op.short}"):  # the dispatcher's own: it has no kernel
+        op.value(*[None] * len(required))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs two devices")
+def test_two_devices_are_an_error():
+    with pytest.raises(RuntimeError, match="mse_loss: expected all tensors on one device, got cuda:0 and cpu"):
+        torch.ops.lossreg.mse_loss(torch.randn(3, device=DEVICE), torch.randn(3))

@@ -1,0 +1,171 @@
+"""Without Python: the program of examples/deploy_cpp runs a package that calls the library's ops."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opreg
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = Path(torch.__file__).parent
+ops = torch.ops.lossreg
+
+
+class Model(nn.Module):
+    """Activations between a model's own layers, and losses of every kind of result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 5)
+
+    def forward(self, input: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        logits = ops.mish(self.second(ops.swish(self.first(input), 1.5)))
+        return (
+            logits,
+            ops.focal_loss(logits, target, reduction="none"),
+            ops.focal_loss(logits, target, alpha=0.9),
+            ops.mse_loss(logits, target, "sum"),
+            ops.cross_entropy(logits, label, label_smoothing=0.1),
+            ops.cross_entropy(logits, target, reduction="none"),
+        )
+
+
+def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(rows, 5, generator=generator)
+    return torch.randn(rows, 8, generator=generator), torch.randint(5, (rows,), generator=generator), target
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # cmake may come from this environment without its being activated
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    cmake = shutil.which("cmake", path=path)
+    assert cmake, "cmake is not on PATH"
+    build = tmp_path_factory.mktemp("deploy_cpp")
+    for command in (["-S", ROOT / "examples/deploy_cpp", "-B", build, f"-DTORCH_DIR={TORCH}"], ["--build", build]):
+        done = subprocess.run([cmake, *command], capture_output=True, text=True, env={**os.environ, "PATH": path})
+        assert done.returncode == 0, done.stdout + done.stderr
+    return build / "run_package"
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+@pytest.fixture(scope="session")
+def package(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a dynamic batch, and inputs of 24 rows beside it."""
+    path = tmp_path_factory.mktemp("package") / "model.pt2"
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        exported = torch.export.export(model, inputs(24), dynamic_shapes=({0: batch},) * 3)
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    torch.save(inputs(24), path.with_name("inputs.pt"))
+    return path
+
+
+def run(runner: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([runner, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("rows", [[24], [16, 8], [1, 7]], ids=str)
+def test_same_numbers_as_eager(runner: Path, package: Path, model: Model, tmp_path: Path, rows: list[int]) -> None:
+    outputs = tmp_path / "outputs.pt"
+    done = run(runner, "--library", opreg.library_path(), package, package.with_name("inputs.pt"), outputs, *rows)
+    assert done.returncode == 0, done.stderr
+    batches = torch.load(outputs)
+    # the sizes are repeated until the rows end
+    assert [len(batch[0]) for batch in batches] == rows * (24 // sum(rows))
+    start = 0
+    for batch in batches:
+        rows_of_batch = [t[start : start + len(batch[0])] for t in inputs(24)]
+        start += len(batch[0])
+        with torch.no_grad():
+            torch.testing.assert_close(batch, model(*rows_of_batch), rtol=1e-5, atol=1e-6)
+
+
+def test_package_calls_losses_and_has_activations_inlined(package: Path) -> None:
+    with zipfile.ZipFile(package) as archive:
+        (calls,) = (json.loads(archive.read(n)) for n in archive.namelist() if n.endswith("wrapper.json"))
+    targets = sorted(call["node"]["target"] for call in calls["nodes"])
+    assert targets == ["lossreg::cross_entropy"] * 2 + ["lossreg::focal_loss"] * 2 + ["lossreg::mse_loss"]
+
+
+def test_no_python_in_the_process(runner: Path) -> None:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(TORCH / "lib")}
+    for file in (runner, opreg.library_path()):
+        found = subprocess.run(["ldd", str(file)], capture_output=True, text=True, env=environment).stdout
+        names = [line.split()[0] for line in found.splitlines()]
+        assert "libtorch_cpu.so" in names
+        assert not [name for name in names if "python" in name]
+
+
+LIBRARY = ["--library", opreg.library_path()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PACKAGE", "INPUTS", "OUTPUTS"], "Could not find schema for lossreg::"),
+        (
+            ["PACKAGE", "INPUTS", "OUTPUTS"],
+            "the package calls an op that no loaded library defines; give its --library",
+        ),
+        (["--library", "none.so"], "expected PACKAGE INPUTS OUTPUTS"),
+        (["--library"], "expected a value after --library, got nothing"),
+        (["--verbose", "yes"], "expected --library or --repeat, got --verbose"),
+        (["--repeat", "0"], "expected --repeat, a positive integer, got 0"),
+        (["--library", "none.so", "PACKAGE", "INPUTS", "OUTPUTS"], "shared library, got none.so, which is no file"),
+        (["--library", "INPUTS", "PACKAGE", "INPUTS", "OUTPUTS"], "invalid ELF header"),
+        ([*LIBRARY, "none.pt2", "INPUTS", "OUTPUTS"], "that AOTInductor wrote, got none.pt2, which is no file"),
+        ([*LIBRARY, "PACKAGE", "none.pt", "OUTPUTS"], "written by torch.save, got none.pt, which is no file"),
+        ([*LIBRARY, "PACKAGE", "PACKAGE", "OUTPUTS"], "model.pt2, which is in another format"),
+        ([*LIBRARY, "PACKAGE", "INPUTS", "none/outputs.pt"], "cannot write none/outputs.pt"),
+        ([*LIBRARY, "PACKAGE", "INPUTS", "OUTPUTS", "x"], "expected ROWS, a positive integer, got x"),
+    ],
+)
+def test_messages(runner: Path, package: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    paths = {"PACKAGE": package, "INPUTS": package.with_name("inputs.pt"), "OUTPUTS": tmp_path / "outputs.pt"}
+    done = run(runner, *(paths.get(a, a) for a in arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(3), "which holds a Tensor"),
+        ([torch.ones(3)], "which holds a GenericList"),
+        ((), "which holds no rows"),
+        ((torch.ones(0, 3),), "which holds no rows"),
+        ((torch.ones(3), torch.ones(2)), "whose tensors differ in rows"),
+        ((torch.ones(3), 1.0), "which holds more than batches of rows"),
+    ],
+)
+def test_messages_for_inputs(runner: Path, package: Path, tmp_path: Path, value: object, message: str) -> None:
+    torch.save(value, tmp_path / "inputs.pt")
+    done = run(runner, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
+    assert done.returncode == 1
+    assert "expected INPUTS written by torch.save((tensor, ...), file), got " in done.stderr
+    assert message in done.stderr
+
+
+def test_error_of_an_op_reaches_the_user(runner: Path, package: Path, tmp_path: Path) -> None:
+    input, label, target = inputs(4)
+    label[2] = 5
+    torch.save((input, label, target), tmp_path / "inputs.pt")
+    done = run(runner, *LIBRARY, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
+    assert done.returncode == 1
+    assert "run_package: cross_entropy: expected a class index in [0, 5) or ignore_index -100, got 5" in done.stderr
