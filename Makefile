@@ -31,7 +31,9 @@ test: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	# the package as it is installed: meta/ is opreg.meta
+	mkdir -p build/typing/opreg && ln -sfn $(CURDIR)/opreg/* build/typing/opreg/ && ln -sfn $(CURDIR)/meta build/typing/opreg/meta
+	cd build/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.h' '*.cpp' '*.cu')
 
 format: install

@@ -1,21 +1,53 @@
 """Inductor: an op that is declared inline is replaced by its reference when Inductor compiles."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._autograd import reference_backward
+from .meta.schema import bind
 
 if TYPE_CHECKING:
     from .registry import Op
 
 
 def inline(op: "Op") -> None:
+    """Registers the reference and its gradient as Inductor's decompositions. For pointwise ops."""
     from torch._inductor.decomposition import register_decomposition
-
-    from ._autograd import reference_backward
 
     def value(*args: Any, **kwargs: Any) -> Any:
         return op.call_reference(*args, **kwargs)
 
     def backward(*args: Any, **kwargs: Any) -> Any:
-        return reference_backward(op, args, kwargs)
+        bound = bind(op.backward, args, kwargs)
+        tensors = {n: a for n, a in bound.items() if isinstance(a, Tensor)}
+        options = tuple((n, tuple(a) if isinstance(a, list) else a) for n, a in bound.items() if n not in tensors)
+        kinds = tuple((n, t.dtype, t.device) for n, t in tensors.items())
+        return gradient_graph(op, kinds, options)(*tensors.values())
 
     register_decomposition([op.value])(value)
     register_decomposition([op.backward])(backward)
+
+
+@cache
+def gradient_graph(op: "Op", kinds: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """The reference's gradient as a graph of ATen calls, which Inductor can trace through as it could not through
+    autograd itself. Traced on two elements: a pointwise graph holds no shape.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    names = [n for n, _, _ in kinds]
+
+    def gradient(*tensors: Tensor) -> list[Tensor]:
+        return reference_backward(op, (), {**dict(options), **dict(zip(names, tensors, strict=True))})
+
+    def trace() -> Any:
+        functional = torch.func.functionalize(gradient)  # some native gradients write in place
+        return make_fx(functional)(*(torch.ones(2, dtype=dtype, device=device) for _, dtype, device in kinds))
+
+    # In a thread of its own, because this one is inside Inductor's tracing: modes and excluded keys are a thread's.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(trace).result()

@@ -54,8 +54,8 @@ class Op:
 
     Args:
         name: ``focal_loss`` (namespace ``lossreg``), or ``mylib::my_loss``.
-        reference: the definition in plain torch: the tests' oracle, the decomposition, the second derivative, what vmap
-            and forward mode run, the pattern that a rewrite looks for. Takes the schema's arguments (without ``dtype``).
+        reference: the definition in plain torch, of the schema's arguments without ``dtype``: the tests' oracle, the
+            decomposition, the second derivative, what vmap and forward mode run, the pattern that a rewrite looks for.
         shape: the rule of ``opreg.meta`` that gives the shape of the result before reduction.
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
@@ -65,7 +65,8 @@ class Op:
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
         state: values kept for each row between forward and backward (``NAME_forward``); None: no such op.
         constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
-        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours.
+        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours (pointwise
+            ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
         kernels: for ops without a library: dispatch key to Python function.
         backward_kernels: the same for ``NAME_backward(grad_output, ..., output_mask)``; by default the reference's.
@@ -105,7 +106,7 @@ class Op:
 
     @cached_property
     def backward(self) -> Any:
-        """``NAME_backward``: grad_output, the state where one is kept, the arguments; one gradient a set entry of the mask."""
+        """``NAME_backward``: grad_output, state if any, the arguments; returns a gradient for each entry set in the mask."""
         return self._overload("_backward")
 
     @cached_property
