@@ -37,7 +37,8 @@ inline Reduction parse_reduction(const char* op, const std::string& text, bool b
   if (text == "mean") return Reduction::mean;
   if (text == "sum") return Reduction::sum;
   if (batchmean && text == "batchmean") return Reduction::batchmean;
-  fail(op, "reduction \"none\", \"mean\"", batchmean ? ", \"sum\" or \"batchmean\"" : " or \"sum\"", ", got \"", text, "\"");
+  fail(op, "reduction \"none\", \"mean\"", batchmean ? ", \"sum\" or \"batchmean\"" : " or \"sum\"", ", got \"", text,
+       "\"");
 }
 
 }  // namespace lossreg

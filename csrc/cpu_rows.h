@@ -7,7 +7,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kRowTile = 512;       // rows taken together, at most
+constexpr int64_t kRowTile = 512;           // rows taken together, at most
 constexpr int64_t kTileElements = 1 << 15;  // rows * classes of a tile, about
 
 // ---- vectors across rows: n rows, one class at a time
@@ -55,7 +55,8 @@ LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x
       T p = exp((x[i] - k.high[i]) - k.low[i]);
       d = k.a[i] == T(0) ? T(0) : k.a[i] * p;  // an ignored row stays 0 whatever it holds
     }
-    if constexpr (F::uses_shares(Mode)) d -= k.rest[i] == T(0) ? T(0) : k.rest[i] * g.template share<Mode>(w, t[i], classes);
+    if constexpr (F::uses_shares(Mode))
+      d -= k.rest[i] == T(0) ? T(0) : k.rest[i] * g.template share<Mode>(w, t[i], classes);
     out[i] = d - (k.index[i] == c ? k.hit[i] : T(0));
   }
 }
@@ -141,8 +142,7 @@ class RowWorker {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       read_targets(n, offset, sums);
       if constexpr (F::softmax) {
-        if (r_.across_rows())
-          statistics_across(n, offset);
+        if (r_.across_rows()) statistics_across(n, offset);
         else
           for (int64_t i = 0; i < n; i++) statistics_of_row(i, offset);
       }
@@ -154,8 +154,7 @@ class RowWorker {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       Sums ignored;
       read_targets(n, offset, ignored);
-      if (r_.across_rows())
-        grad_across(n, offset);
+      if (r_.across_rows()) grad_across(n, offset);
       else
         for (int64_t i = 0; i < n; i++) grad_of_row(i, offset);
     });
@@ -215,7 +214,8 @@ class RowWorker {
   }
 
   // The tile's classes as arrays over its rows.
-  void read_planes(RowOperand k, int64_t n, const int64_t* offset, std::vector<T>& buffer, std::vector<const T*>& planes) {
+  void read_planes(RowOperand k, int64_t n, const int64_t* offset, std::vector<T>& buffer,
+                   std::vector<const T*>& planes) {
     const Operand& o = operand(k);
     for (int64_t c = 0; c < r_.classes; c++)
       planes[c] = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), buffer.data() + c * width_, n);
@@ -252,7 +252,8 @@ class RowWorker {
     max_[i] = max_of(x, r_.classes);
     // tiles with a sum in double: a float would lose digits over a large vocabulary
     double sum = 0;
-    for (int64_t c = 0; c < r_.classes; c += kTile) sum += double(sum_exp(x + c, max_[i], std::min(kTile, r_.classes - c)));
+    for (int64_t c = 0; c < r_.classes; c += kTile)
+      sum += double(sum_exp(x + c, max_[i], std::min(kTile, r_.classes - c)));
     log_sum_[i] = log(T(sum));
     if constexpr (F::uses_shares(Mode)) shares_of_row(i, offset, x);
   }
@@ -261,7 +262,8 @@ class RowWorker {
     double mass = 0, dot = 0;
     for (int64_t c = 0; c < r_.classes; c += kTile) {
       T m = 0, d = 0;
-      sum_shares<T, Mode>(f_, &m, &d, max_[i], x + c, t + c, weight_row() + c, r_.classes, std::min(kTile, r_.classes - c));
+      sum_shares<T, Mode>(f_, &m, &d, max_[i], x + c, t + c, weight_row() + c, r_.classes,
+                          std::min(kTile, r_.classes - c));
       mass += double(m);
       dot += double(d);
     }
@@ -342,10 +344,8 @@ class RowWorker {
     int64_t at = place(kGradInput, offset, i, 0), step = r_.class_stride[kGradInput];
     bool direct = o.dtype == dtype_for<T> && step == 1;
     T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
-    if (!F::softmax || (a_[i] == T(0) && rest_[i] == T(0)))
-      std::fill(out, out + r_.classes, T(0));
-    else
-      grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
+    if (!F::softmax || (a_[i] == T(0) && rest_[i] == T(0))) std::fill(out, out + r_.classes, T(0));
+    else grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
     if (index_[i] >= 0) out[index_[i]] -= hit_[i];
     if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
   }

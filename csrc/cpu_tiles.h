@@ -1,8 +1,8 @@
 #pragma once
 // The CPU's tiles: pieces of the index space that stay in L1, and one vector loop a formula over them.
 //
-// A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the vector
-// loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
+// A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the
+// vector loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
 #include "formula.h"
 #include "tensor.h"
 
@@ -34,7 +34,9 @@ LOSSREG_CLONES void narrow_all(const T* from, S* to, int64_t stride, int64_t n) 
 }
 
 template <class T>
-constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64 : sizeof(T) == 8 ? DType::float64 : DType::float32;
+constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64
+                            : sizeof(T) == 8      ? DType::float64
+                                                  : DType::float32;
 
 // Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer.
 template <class T>

@@ -1,7 +1,8 @@
 #pragma once
-// The CUDA backend: grid-stride kernels over packs of elements, reductions by warp and block, in an order that depends on
-// the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current stream of
-// the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's allocator.
+// The CUDA backend: grid-stride kernels over packs of elements, reductions by warp and block, in an order that depends
+// on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
+// stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
+// allocator.
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -46,8 +47,7 @@ struct Cuda {
       using S = std::remove_pointer_t<decltype(tag)>;
       if (rows.across_rows())
         cuda::launch(cuda::rows_forward_across<T, S, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
-      else
-        cuda::launch(cuda::rows_forward_along<T, S, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
+      else cuda::launch(cuda::rows_forward_along<T, S, Mode, F>, blocks, cuda::kThreads, f, rows, sums);
     });
     cuda::launch(cuda::finish_sum<2>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{1.0, rows.mean},
                  rows.reduced ? out.mutable_data_ptr() : nullptr, dtype, rows.normaliser);
@@ -59,8 +59,7 @@ struct Cuda {
       using S = std::remove_pointer_t<decltype(tag)>;
       if (rows.across_rows())
         cuda::launch(cuda::rows_grad_across<T, S, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
-      else
-        cuda::launch(cuda::rows_grad_along<T, S, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
+      else cuda::launch(cuda::rows_grad_along<T, S, Mode, F>, cuda::row_blocks(rows), cuda::kThreads, f, rows);
     });
   }
   template <class T, class F>

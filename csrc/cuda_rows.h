@@ -107,9 +107,7 @@ struct RowReader {
       target = valid && known ? t : -1;
     }
   }
-  __device__ T at(RowOperand k, int64_t c) const {
-    return read<T>(r.it.operand[k], offset[k] + c * r.class_stride[k]);
-  }
+  __device__ T at(RowOperand k, int64_t c) const { return read<T>(r.it.operand[k], offset[k] + c * r.class_stride[k]); }
   __device__ T score(int64_t c) const {
     if constexpr (std::is_void_v<S>) {
       return at(kInput, c);

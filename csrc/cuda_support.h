@@ -15,7 +15,7 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace lossreg::cuda {
 
 constexpr unsigned kThreads = 256;
-constexpr int kPack = 4;             // elements a thread takes at once: 16 bytes of float
+constexpr int kPack = 4;               // elements a thread takes at once: 16 bytes of float
 constexpr unsigned kMaxBlocks = 2048;  // about 16 a multiprocessor on a large GPU; beyond, threads stride
 
 // A function of the size alone: the order of a sum must not depend on the GPU's load.
@@ -39,7 +39,8 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(current_stream)>>>(Parameters(arguments)...);
   cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string("lossreg: a CUDA launch failed: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("lossreg: a CUDA launch failed: ") + cudaGetErrorString(error));
 }
 #else
 struct Guard {
@@ -152,7 +153,7 @@ __device__ void gather(const Iteration<N>& it, Use use) {
 template <class T, class S, int I, int O, class Body>
 __global__ void __launch_bounds__(kThreads) map_kernel(Iteration<I + O> it, Body body) {
   if constexpr (std::is_void_v<S>) {
-    gather<T, I>(it, [&](const T(&x)[I], const int64_t(&offset)[I + O]) {
+    gather<T, I>(it, [&](const T(&x)[I], const int64_t (&offset)[I + O]) {
       T y[O];
       body(x, y);
       for (int k = 0; k < O; k++)
@@ -170,10 +171,8 @@ __global__ void __launch_bounds__(kThreads) map_kernel(Iteration<I + O> it, Body
       for (int k = 0; k < O; k++) {
         S* out = static_cast<S*>(it.operand[I + k].data);
         if (!out) continue;
-        if (n == kPack)
-          *reinterpret_cast<Packed<S>*>(out + i) = y[k];
-        else
-          out[i] = y[k].at[0];
+        if (n == kPack) *reinterpret_cast<Packed<S>*>(out + i) = y[k];
+        else out[i] = y[k].at[0];
       }
     });
   }
@@ -199,7 +198,7 @@ template <class T, class S, int I, class Body>
 __global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body body, double* partial) {
   double total = 0;
   if constexpr (std::is_void_v<S>) {
-    gather<T, I>(it, [&](const T(&x)[I], const int64_t(&)[I]) {
+    gather<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {
       T y[1];
       body(x, y);
       total += double(y[0]);
@@ -226,8 +225,8 @@ struct Finish {
 };
 // One block: adds up the partial sums of N quantities, block after block, and writes the result.
 template <int N>
-__global__ void __launch_bounds__(kThreads) finish_sum(const double* partial, int64_t blocks, Finish finish, void* out,
-                                                       DType dtype, double* normaliser) {
+__global__ void __launch_bounds__(kThreads)
+    finish_sum(const double* partial, int64_t blocks, Finish finish, void* out, DType dtype, double* normaliser) {
   double total[2] = {0, 0};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x)
     for (int k = 0; k < N; k++) total[k] += partial[b * N + k];

@@ -68,7 +68,7 @@ HD T widen(Float16 s) {
   // infinity and NaN come out right. A denormal is an integer times 2^-24.
   uint32_t magnitude = uint32_t(s.bits & 0x7fffu), sign = uint32_t(s.bits & 0x8000u) << 16;
   float normal = bits<float>((magnitude << 13) + 0x70000000u) * 1.9259299443872359e-34f;  // 2^-112
-  float denormal = float(int32_t(magnitude)) * 5.9604644775390625e-8f;                     // 2^-24
+  float denormal = float(int32_t(magnitude)) * 5.9604644775390625e-8f;                    // 2^-24
   float value = magnitude < 0x0400u ? denormal : normal;
   return T(bits<float>(bits<uint32_t>(value) | sign));
 #endif

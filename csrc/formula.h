@@ -6,8 +6,8 @@
 //   make(...)        from the schema's options, in their order, checked
 //   value, grad      the mathematics, next to each other
 // in plain scalar code over math.h, so that one text serves the CPU's vector loop, CUDA, and the dual numbers of the
-// tests. What is decided once per call and not per element is a Mode: `modes` counts them, mode() chooses, and value and
-// grad take it as their first template argument.
+// tests. What is decided once per call and not per element is a Mode: `modes` counts them, mode() chooses, and value
+// and grad take it as their first template argument.
 #include "check.h"
 #include "math.h"
 

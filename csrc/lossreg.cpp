@@ -1,4 +1,5 @@
-// One family of ops on the CPU: its schemas and its kernels. CMake compiles this file once for each header in formulas/.
+// One family of ops on the CPU: its schemas and its kernels. CMake compiles this file once for each header in
+// formulas/.
 #include LOSSREG_FAMILY
 #include "cpu.h"
 #include "register.h"

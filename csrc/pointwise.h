@@ -68,9 +68,7 @@ struct PointwiseCall {
   }
 
   std::string name(int k) const { return argument_name(F::args, k); }
-  bool optional(int k) const {
-    return std::string(F::args).find("Tensor? " + name(k)) != std::string::npos;
-  }
+  bool optional(int k) const { return std::string(F::args).find("Tensor? " + name(k)) != std::string::npos; }
 
   void fit() {
     shape = aligned[0];
@@ -83,8 +81,7 @@ struct PointwiseCall {
       bool one = true;
       for (size_t d = 0; d < shape.size() && var.size() == shape.size(); d++)
         if (var[d] != shape[d]) different++, one = var[d] == 1;
-      if (var != shape && var == shorter)
-        var.push_back(1);
+      if (var != shape && var == shorter) var.push_back(1);
       else if (var.size() != shape.size() || different > 1 || !one)
         fail(F::name, "var of the shape of input, or with one dimension of 1 or the last one missing, got ",
              shape_text(shape), " and ", shape_text(var));
@@ -154,10 +151,8 @@ struct PointwiseKernel {
       }
       with_mode(f, [&](auto mode) {
         ValueBody<F, mode> body{f};
-        if (reduced)
-          Backend::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
-        else
-          Backend::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
+        if (reduced) Backend::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
+        else Backend::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
     });
     return out;
@@ -182,8 +177,7 @@ struct PointwiseKernel {
       for (int k = 1; k < F::gradients; k++) only_first = only_first && !mask[k];
       with_mode(f, [&](auto mode) {
         double scale = reduced ? call.normaliser(*reduction) : 1.0;
-        if (only_first)
-          run<T, 1>(GradBody<F, mode, 1>{f, scale}, call, grad_output, grad_dtype, mask, results);
+        if (only_first) run<T, 1>(GradBody<F, mode, 1>{f, scale}, call, grad_output, grad_dtype, mask, results);
         else
           run<T, F::gradients>(GradBody<F, mode, F::gradients>{f, scale}, call, grad_output, grad_dtype, mask, results);
       });

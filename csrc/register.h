@@ -111,10 +111,8 @@ void implement(Library& m, PointwiseOps<F...>) {
   auto one = [&](auto* tag) {
     using Formula = std::remove_pointer_t<decltype(tag)>;
     using E = EntryOf<PointwiseKernel<Formula, Backend>, Formula>;
-    if constexpr (E::reduces)
-      m.impl(Formula::name, TORCH_BOX(&E::loss));
-    else
-      m.impl(Formula::name, TORCH_BOX(&E::activation));
+    if constexpr (E::reduces) m.impl(Formula::name, TORCH_BOX(&E::loss));
+    else m.impl(Formula::name, TORCH_BOX(&E::activation));
     m.impl((std::string(Formula::name) + "_backward").c_str(), TORCH_BOX(&E::grad));
   };
   (one(static_cast<F*>(nullptr)), ...);

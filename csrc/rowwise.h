@@ -1,6 +1,6 @@
 #pragma once
-// The rowwise skeleton: one value a row of class scores, for (C) or (N, C, d1 ... dk), then reduced. Written once over a
-// Backend.
+// The rowwise skeleton: one value a row of class scores, for (C) or (N, C, d1 ... dk), then reduced. Written once over
+// a Backend.
 #include "tensor.h"
 
 namespace lossreg {
@@ -177,7 +177,8 @@ struct RowKernel {
     if (shape_of(grad_output) != expected)
       fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
     expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{call.state_size()} ||
+        !state.is_contiguous())
       fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
            shape_text(shape_of(state)));
     expect_one_device(F::name, call.input, grad_output);

@@ -120,10 +120,8 @@ class Promotion {
 // Calls use(T(0)) with the type that is computed in: double where a float64 comes in or goes out, else float.
 template <class Use>
 void in_compute_type(DType a, DType b, Use use) {
-  if (a == DType::float64 || b == DType::float64)
-    use(double(0));
-  else
-    use(float(0));
+  if (a == DType::float64 || b == DType::float64) use(double(0));
+  else use(float(0));
 }
 
 inline void expect_one_device(const char* op, const Tensor& a, const Tensor& b) {

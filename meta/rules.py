@@ -29,7 +29,8 @@ def expands_to(shape: Sequence[int], target: Sequence[int]) -> bool:
 
 def joined(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
     try:
-        return torch.broadcast_shapes(tuple(a), tuple(b))
+        shape: Sequence[int] = torch.broadcast_shapes(tuple(a), tuple(b))
+        return shape
     except RuntimeError:
         return None
 

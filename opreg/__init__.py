@@ -1,11 +1,13 @@
-"""Losses and activations as custom ops: ``torch.ops.lossreg.NAME``, in eager mode, torch.compile, torch.export and C++."""
+"""Losses and activations as custom ops, ``torch.ops.lossreg.NAME``: in eager mode, torch.compile, torch.export, C++."""
 
 from . import _library
 from ._library import library_path as library_path
 
 _library.load()
 
+from . import meta as meta  # noqa: E402
 from . import ops as _families  # noqa: E402,F401  registers every op
+from . import testing as testing  # noqa: E402
 from .registry import ErrorSample as ErrorSample  # noqa: E402
 from .registry import Op as Op  # noqa: E402
 from .registry import Sample as Sample  # noqa: E402

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ._private import without_autocast
-from .meta.schema import bind
 from .meta.fakes import result_dtype
+from .meta.schema import bind
 
 if TYPE_CHECKING:
     from .registry import Op

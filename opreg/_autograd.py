@@ -106,22 +106,28 @@ class Backward(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         needed = dict(zip(bound, ctx.needs_input_grad[1:], strict=False))
         wanted = [n for n, m in zip(op.differentiable, ctx.mask, strict=True) if m]
-        with torch.enable_grad():  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
             # New nodes to stop at; with create_graph they stay connected to the saved tensors, for a third derivative.
-            for name in {n for n, need in needed.items() if need and n != "state"} | {*wanted}:
+            for name in {n for n, need in needed.items() if need} | {*wanted}:
                 t = bound[name]
                 bound[name] = t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
+            sources = {n: bound[n] for n, need in needed.items() if need}
             grad_output = bound.pop("grad_output")
             bound.pop("state", None)
-            first = vector_jacobian(op, grad_output, bound, wanted)
-            sources = {n: (grad_output if n == "grad_output" else bound[n]) for n, need in needed.items() if need}
-            outputs = [(g, gg) for g, gg in zip(first, grad_grads, strict=True) if gg is not None and g.requires_grad]
+            result = op.call_reference(**bound).to(grad_output.dtype)
+            inputs = [bound[n] for n in wanted]
+            first = torch.autograd.grad(result, inputs, grad_output, create_graph=True, allow_unused=True)
+            pairs = [
+                (g, gg)
+                for g, gg in zip(first, grad_grads, strict=True)
+                if g is not None and gg is not None and g.requires_grad
+            ]
             second: tuple[Tensor | None, ...] = (None,) * len(sources)
-            if outputs:
+            if pairs:
                 second = torch.autograd.grad(
-                    [g for g, _ in outputs],
+                    [g for g, _ in pairs],
                     list(sources.values()),
-                    [gg for _, gg in outputs],
+                    [gg for _, gg in pairs],
                     create_graph=create_graph,
                     allow_unused=True,
                 )
@@ -142,15 +148,6 @@ def saved(ctx: Any) -> tuple["Op", Tensor | None, dict[str, Any]]:
     return ctx.op, state, {**ctx.options, **dict(zip(ctx.tensors, tensors, strict=True))}
 
 
-def vector_jacobian(op: "Op", grad_output: Tensor, bound: dict[str, Any], wanted: list[str]) -> list[Tensor]:
-    """The gradient of the reference, itself differentiable; bound[wanted] require grad."""
-    with torch.enable_grad():  # type: ignore[no-untyped-call]
-        result = op.call_reference(**bound).to(grad_output.dtype)
-        sources = [bound[n] for n in wanted]
-        grads = torch.autograd.grad(result, sources, grad_output, create_graph=True, allow_unused=True)
-    return [torch.zeros_like(s) if g is None else g for g, s in zip(grads, sources, strict=True)]
-
-
 def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """``NAME_backward`` by the reference: under transforms, and for ops that come without a backward kernel."""
     bound = bind(op.backward, args, kwargs)
@@ -161,5 +158,5 @@ def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) 
     def of_wanted(*tensors: Tensor) -> Tensor:
         return op.call_reference(**{**bound, **dict(zip(wanted, tensors, strict=True))}).to(grad_output.dtype)
 
-    _, pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))
+    pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
     return list(pullback(grad_output))

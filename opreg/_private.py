@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch._C import _functorch  # type: ignore[attr-defined]
+from torch._C import _functorch
 
 # vmap: an implementation under this key is called with batched tensors and decomposes the op.
 VMAP_KEY = "FuncTorchBatchedDecomposition"

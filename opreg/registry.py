@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _autocast, _inductor
-from .meta.schema import bind
+from . import _autocast, _autograd, _inductor
 from .meta import Rule, register_fakes
-from .meta.fakes import result_dtype
+from .meta.fakes import check_tensors, result_dtype
+from .meta.schema import bind, require_tensors
 
 NAMESPACE = "lossreg"
 
@@ -65,8 +65,8 @@ class Op:
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
         state: values kept for each row between forward and backward (``NAME_forward``); None: no such op.
         constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
-        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours (pointwise
-            ops only).
+        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
+            (pointwise ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
         kernels: for ops without a library: dispatch key to Python function.
         backward_kernels: the same for ``NAME_backward(grad_output, ..., output_mask)``; by default the reference's.
@@ -106,7 +106,7 @@ class Op:
 
     @cached_property
     def backward(self) -> Any:
-        """``NAME_backward``: grad_output, state if any, the arguments; returns a gradient for each entry set in the mask."""
+        """``NAME_backward``: grad_output, state if any, the arguments. One gradient for each entry of the mask."""
         return self._overload("_backward")
 
     @cached_property
@@ -196,11 +196,24 @@ def _define(op: Op, namespace: str) -> torch.library.Library:
     lib.define(f"{op.short}_backward(Tensor grad_output, {positional}, *, bool[{tensors}] output_mask) -> Tensor[]")
     assert op.kernels is not None
     for key, kernel in op.kernels.items():
-        lib.impl(op.short, kernel, key)
+        lib.impl(op.short, _checked(op, kernel), key)
     default = {key: lambda *a, **k: _autograd.reference_backward(op, a, k) for key in op.kernels}
     for key, backward in (op.backward_kernels or default).items():
         lib.impl(op.short + "_backward", backward, key)
     return lib
+
+
+def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A Python kernel behind the checks that the fake makes: shapes, dtypes, devices."""
+
+    def value(*args: Any, **kwargs: Any) -> Tensor:
+        bound = bind(op.value, args, kwargs)
+        require_tensors(op.value, bound)
+        check_tensors(op.short, bound)
+        op.shape(op.short, bound)
+        return kernel(*args, **kwargs)
+
+    return value
 
 
 def registered() -> list[Op]:

@@ -1,9 +1,20 @@
-"""Drawing samples."""
+"""Drawing samples, and the checks that an op passes by its declaration alone: ``opreg.testing.check(op)``."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from .meta.schema import bind
+
+if TYPE_CHECKING:
+    from .registry import Op, Sample
+
+# Finite differences cost a call for each element.
+_LARGEST_FOR_DIFFERENCES = 80
 
 
 class Maker:
@@ -47,3 +58,58 @@ class Maker:
 
     def tensor(self, values: Sequence[object] | float) -> Tensor:
         return self._finish(torch.tensor(values, dtype=torch.float64))
+
+
+def tensors_with_grad(op: "Op", sample: "Sample") -> dict[str, Tensor]:
+    """The arguments of a sample that ask for a gradient, by name."""
+    bound = bind(op.value, sample.args, sample.kwargs)
+    return {n: a for n, a in bound.items() if isinstance(a, Tensor) and a.requires_grad}
+
+
+def as_function(op: "Op", sample: "Sample", call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The call as a function of the arguments that ask for a gradient."""
+    bound = bind(op.value, sample.args, sample.kwargs)
+    names = list(tensors_with_grad(op, sample))
+
+    def function(*tensors: Tensor) -> Tensor:
+        return call(**{**bound, **dict(zip(names, tensors, strict=True))})
+
+    return function
+
+
+def check(op: "Op", device: str = "cpu") -> None:
+    """Tries every sample of an op in every way that follows from its declaration; raises at the first that fails.
+
+    Value, gradient and result dtype against the reference, ``torch.library.opcheck``, first and second derivatives
+    against finite differences, ``torch.func``, float32 under autocast, the messages of the error samples.
+    """
+    for sample in op.samples(Maker(torch.float64, device, requires_grad=True)):
+        inputs = list(tensors_with_grad(op, sample).values())
+        function = as_function(op, sample, op.value)
+        result, expected = function(*inputs), as_function(op, sample, op.call_reference)(*inputs)
+        torch.testing.assert_close(result, expected, equal_nan=True)
+        if result.isnan().any():
+            continue  # opcheck holds NaN unequal to NaN
+        torch.library.opcheck(op.value, sample.args, sample.kwargs)
+        if not sample.smooth or not inputs or sum(t.numel() for t in inputs) > _LARGEST_FOR_DIFFERENCES:
+            continue
+        gradcheck(function, inputs)
+        gradgradcheck(function, inputs)
+        first = inputs[0].detach()
+        rest = [t.detach() for t in inputs[1:]]
+        gradient = torch.func.grad(lambda x, f=function, r=rest: f(x, *r).sum())
+        expected_gradient = torch.autograd.grad(function(*inputs).sum(), inputs[0])[0]
+        torch.testing.assert_close(gradient(first), expected_gradient)
+        torch.testing.assert_close(torch.func.vmap(gradient)(torch.stack([first, first]))[1], expected_gradient)
+    for sample in op.samples(Maker(torch.bfloat16, device)):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            dtype = op.value(*sample.args, **sample.kwargs).dtype
+        wanted = torch.float32 if op.is_loss else torch.bfloat16
+        assert dtype == wanted, f"{op.short}: expected {wanted} under autocast, got {dtype}"
+    for error in op.errors(Maker(torch.float64, device)):
+        got = "no error"
+        try:
+            op.value(*error.args, **error.kwargs)
+        except RuntimeError as raised:
+            got = str(raised)
+        assert re.search(error.message, got), f"expected {error.message!r}, got {got}"

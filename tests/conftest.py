@@ -1,19 +1,24 @@
 """Fixtures: every op with every sample, the devices to run on, the CUDA kernels in the emulator."""
 
+import os
+
+# Inductor's caches do not see a change in opreg's own decompositions.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
 import ctypes
 import fcntl
-import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import opreg
 import pytest
 import torch
 from opreg.meta.schema import bind
-from opreg.testing import Maker
 from torch import Tensor
+
+import opreg
+from opreg.testing import Maker, tensors_with_grad
 
 ROOT = Path(__file__).parents[1]
 # make gpu-check sets this: the same suite, on the GPU
@@ -27,7 +32,7 @@ def samples_of(op: opreg.Op, **options: Any) -> list[opreg.Sample]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``op`` runs for every op; one that asks for ``op`` and ``index``, for every sample of each."""
+    """A test that asks for ``op`` runs for every op; one that asks for ``index`` too, for every sample of each."""
     if "index" in metafunc.fixturenames:
         cases = [(opreg.get(n), i, s.name) for n in OPS for i, s in enumerate(samples_of(opreg.get(n)))]
         ids = [f"{op.short}-{i}-{name.replace(' ', '_')}".rstrip("-") for op, i, name in cases]
@@ -39,23 +44,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def tensors_with_grad(op: opreg.Op, sample: opreg.Sample) -> dict[str, Tensor]:
-    """The arguments of a sample that ask for a gradient, by name."""
-    bound = bind(op.value, sample.args, sample.kwargs)
-    return {n: a for n, a in bound.items() if isinstance(a, Tensor) and a.requires_grad}
-
-
-def as_function(op: opreg.Op, sample: opreg.Sample, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The call as a function of the arguments that ask for a gradient."""
-    bound = bind(op.value, sample.args, sample.kwargs)
-    names = list(tensors_with_grad(op, sample))
-
-    def function(*tensors: Tensor) -> Tensor:
-        return call(**{**bound, **dict(zip(names, tensors, strict=True))})
-
-    return function
 
 
 def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
@@ -76,7 +64,7 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
 
 
 @pytest.fixture(scope="session")
-def emulated() -> Iterator[Callable[[int], None]]:
+def emulated() -> Callable[[int], None]:
     """Builds and loads ``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU. Called with a seed, it shuffles."""
     build = ROOT / "build" / "emulator"
     build.mkdir(parents=True, exist_ok=True)
@@ -91,4 +79,4 @@ def emulated() -> Iterator[Callable[[int], None]]:
     torch.ops.load_library(str(library))
     seed = ctypes.CDLL(str(library)).lossreg_emulator_seed
     seed.argtypes = [ctypes.c_uint64]
-    yield seed
+    return seed

@@ -2,12 +2,13 @@
 
 import warnings
 
-import opreg
 import pytest
 import torch
-from conftest import DEVICE, as_function, samples_of, tensors_with_grad
-from opreg.testing import Maker
+from conftest import DEVICE, samples_of
 from torch.autograd import gradcheck, gradgradcheck
+
+import opreg
+from opreg.testing import Maker, as_function, tensors_with_grad
 
 SMALL = 80  # elements: finite differences cost a call for each
 

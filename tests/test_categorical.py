@@ -1,10 +1,11 @@
 """What class indices bring along: ignored and invalid positions, huge vocabularies, digits at large scores."""
 
-import opreg
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEVICE
+
+import opreg
 
 NAMES = ["nll_loss", "cross_entropy"]
 
@@ -107,7 +108,8 @@ def test_probability_targets_and_weights_have_gradients(shape):
         options = {"label_smoothing": 0.2, "reduction": reduction}
         got, want = torch.ops.lossreg.cross_entropy(x, t, w, **options), F.cross_entropy(x, t, w, **options)
         torch.testing.assert_close(got, want)
-        for a, b in zip(torch.autograd.grad(got.sum(), (x, t, w)), torch.autograd.grad(want.sum(), (x, t, w))):
+        ours, theirs = (torch.autograd.grad(loss.sum(), (x, t, w)) for loss in (got, want))
+        for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
 
 

@@ -1,9 +1,10 @@
 """The CUDA kernels themselves, on the CPU: the text of csrc/cuda*.h compiled over tests/emulator/cuda_emulator.h."""
 
-import opreg
 import pytest
 import torch
 from conftest import DEVICE, run_raw, samples_of
+
+import opreg
 from opreg._private import names_in
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
@@ -56,7 +57,7 @@ def test_pointwise_sizes_and_layouts(emulated, name, size, layout):
         t = t[::2][:size] if layout == "strided" else t[start : start + size]
         return t.requires_grad_()
 
-    args = [draw() for _ in range(len([n for n in op.tensor_arguments]))]
+    args = [draw() for _ in op.tensor_arguments]
     if layout == "mixed dtypes":
         args[0] = args[0].detach().bfloat16().requires_grad_()
     for reduction in ("none", "mean"):
@@ -79,7 +80,7 @@ def test_invalid_class_is_nan_and_no_more(emulated, name, shape):
     emulated(1)
     x, t = torch.randn(shape, requires_grad=True), torch.tensor([0, shape[1], -1, 2])
     op = opreg.get(name)
-    loss, state, grad = run_raw(torch.ops.lossreg_emulated, op, opreg.Sample((x, t), {"reduction": "none"}))
+    loss, _, grad = run_raw(torch.ops.lossreg_emulated, op, opreg.Sample((x, t), {"reduction": "none"}))
     assert loss.isnan().tolist() == [False, True, True, False]
     assert grad.isnan().all(1).tolist() == [False, True, True, False]
     assert grad[[0, 3]].isfinite().all()

@@ -3,13 +3,14 @@ layout and shape, at kinks and extremes, and bitwise whatever the number of thre
 
 import warnings
 
-import opreg
 import pytest
 import torch
-from conftest import DEVICE, as_function, run_raw, samples_of, tensors_with_grad
+from conftest import DEVICE, run_raw, samples_of
 from opreg.meta.schema import bind
-from opreg.testing import Maker
 from torch import Tensor
+
+import opreg
+from opreg.testing import Maker, as_function, tensors_with_grad
 
 # What one rounding to the dtype may cost, with room for a sum of a few dozen terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -35,7 +36,9 @@ def gradients(op: opreg.Op, sample: opreg.Sample, call: object) -> tuple[Tensor,
     weights = torch.linspace(0.5, 1.5, result.numel(), dtype=torch.float64, device=result.device)
     weights = weights.reshape(result.shape).to(result.dtype)
     grads = torch.autograd.grad(result, list(inputs.values()), weights, allow_unused=True)
-    return result.detach(), [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs.values())]
+    return result.detach(), [
+        torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs.values(), strict=True)
+    ]
 
 
 def test_reference(op, index):

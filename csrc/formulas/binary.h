@@ -60,8 +60,7 @@ struct BinaryCrossEntropyWithLogits {
 // With m = 1 - p_t: alpha_t m^gamma ce. m is made of sigmoid(x) and sigmoid(-x) so that it keeps its digits near 0.
 struct FocalLoss {
   static constexpr auto name = "focal_loss";
-  static constexpr auto args =
-      "Tensor input, Tensor target, float alpha=0.25, float gamma=2.0, str reduction=\"mean\"";
+  static constexpr auto args = "Tensor input, Tensor target, float alpha=0.25, float gamma=2.0, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
   double alpha, gamma;

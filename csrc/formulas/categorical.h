@@ -53,7 +53,9 @@ struct CrossEntropy {
 
   enum { kIndex, kSmoothedIndex, kProbabilities };
   static constexpr int modes = 3;
-  int mode(bool probabilities) const { return probabilities ? kProbabilities : smoothing > 0 ? kSmoothedIndex : kIndex; }
+  int mode(bool probabilities) const {
+    return probabilities ? kProbabilities : smoothing > 0 ? kSmoothedIndex : kIndex;
+  }
 
   // u_c: how much of -log p_c the row's spread = sum_c u_c (-log p_c) holds
   static constexpr bool uses_shares(int mode) { return mode != kIndex; }

@@ -25,10 +25,8 @@ struct PoissonNLLLoss {
   HD T value(T x, T t) const {
     constexpr bool kLogInput = Mode & 1, kFull = Mode & 2;
     T loss;
-    if constexpr (kLogInput)
-      loss = exp(x) - t * x;
-    else
-      loss = x - t * log(x + T(eps));
+    if constexpr (kLogInput) loss = exp(x) - t * x;
+    else loss = x - t * log(x + T(eps));
     if constexpr (kFull) {
       T safe = t > T(1) ? t : T(1);
       T stirling = t * log(safe) - t + T(0.5) * log(T(6.283185307179586) * safe);
@@ -57,8 +55,9 @@ struct PoissonNLLLoss {
   }
 };
 
-// Negative log likelihood of a normal distribution of variance v. Below eps the variance counts as eps, and its gradient
-// is the one there, as torch has it (the clamp is not differentiated). A negative variance gives NaN at its element.
+// Negative log likelihood of a normal distribution of variance v. Below eps the variance counts as eps, and its
+// gradient is the one there, as torch has it (the clamp is not differentiated). A negative variance gives NaN at its
+// element.
 struct GaussianNLLLoss {
   static constexpr auto name = "gaussian_nll_loss";
   static constexpr auto args =
@@ -90,7 +89,8 @@ struct GaussianNLLLoss {
   }
 };
 
-// Kullback-Leibler divergence of input = log q from target = p, or log p with log_target: p (log p - log q), 0 at p = 0.
+// Kullback-Leibler divergence of input = log q from target = p, or log p with log_target: p (log p - log q), 0 at p =
+// 0.
 struct KLDiv {
   static constexpr auto name = "kl_div";
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\", bool log_target=False";

@@ -51,8 +51,7 @@ struct HingeEmbeddingLoss {
 // max(0, margin - t (x1 - x2)).
 struct MarginRankingLoss {
   static constexpr auto name = "margin_ranking_loss";
-  static constexpr auto args =
-      "Tensor input1, Tensor input2, Tensor target, float margin=0.0, str reduction=\"mean\"";
+  static constexpr auto args = "Tensor input1, Tensor input2, Tensor target, float margin=0.0, str reduction=\"mean\"";
   static constexpr int inputs = 3, gradients = 3;
   static constexpr Shapes shapes = Shapes::same_rank;
   double margin;

@@ -1,7 +1,7 @@
 #pragma once
 // Runs CUDA kernels on the host: a fiber for each thread of a block, one block after the other. Fibers change places at
-// barriers and shuffles only. Blocks, and the threads between two barriers, run in an order drawn from a seed, so that a
-// kernel that leans on an order, or lacks a barrier, gives another result for another seed.
+// barriers and shuffles only. Blocks, and the threads between two barriers, run in an order drawn from a seed, so that
+// a kernel that leans on an order, or lacks a barrier, gives another result for another seed.
 #include <ucontext.h>
 
 #include <algorithm>

@@ -1,0 +1,124 @@
+"""Nothing is half registered: every op of the library has a declaration, and every declaration all that follows."""
+
+import shutil
+
+import pytest
+import torch
+
+import opreg
+from opreg._private import below_autograd, has_kernel, names_in, transform_active, without_autocast
+from opreg.report import coverage
+
+CATALOGUE = {
+    "swish", "hard_swish", "mish",
+    "l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss", "hinge_embedding_loss",
+    "margin_ranking_loss", "focal_loss",
+    "nll_loss", "cross_entropy",
+}  # fmt: skip
+
+
+def test_every_schema_of_the_library_is_declared():
+    declared = {o._schema.name.split("::")[1] for op in opreg.registered() for o in op.overloads}
+    assert set(names_in("lossreg")) == declared
+    assert {op.short for op in opreg.registered() if op.qualname.startswith("lossreg::")} >= CATALOGUE
+
+
+def test_coverage(op):
+    """CPU, fake, autograd, second derivative, vmap; CUDA wherever the library could be built for it."""
+    missing = {what for what, there in coverage(op).items() if not there}
+    if shutil.which("nvcc") is None:
+        missing.discard("CUDA")
+    assert not missing
+
+
+def test_declaration(op):
+    """What cannot be asked of the dispatcher."""
+    assert op.source
+    assert op.differentiable
+    assert set(op.indices) <= set(op.tensor_arguments)
+    for spelling in op.spellings:
+        owner = torch.ops.aten if spelling.startswith("aten.") else torch
+        path = spelling.removeprefix("aten.").removeprefix("torch.").split(".")
+        for name in path:
+            owner = getattr(owner, name)  # raises where there is no such function
+        assert callable(owner)
+
+
+def test_schema_conventions(op):
+    names = op.arguments
+    assert names[0] in ("input", "input1")
+    if op.reduces:
+        assert op.value._schema.arguments[names.index("reduction")].default_value == "mean"
+        assert op.is_loss
+
+
+def declaration(**changes):
+    fields = {
+        "name": "test_registry::double",
+        "schema": "(Tensor input) -> Tensor",
+        "kernels": {"CPU": lambda input: 2 * input},
+        "reference": lambda input: 2 * input,
+        "shape": opreg.meta.same("input"),
+        "samples": lambda make: iter([opreg.Sample((make.normal(3),))]),
+        "errors": lambda make: iter([]),
+        "source": "arithmetic",
+        **changes,
+    }
+    return opreg.Op(**fields)
+
+
+def test_an_op_of_ones_own_gets_everything():
+    op = opreg.register(declaration())
+    opreg.testing.check(op)
+    assert opreg.get("test_registry::double") is op
+    with pytest.raises(ValueError, match="test_registry::double: expected an op that is not registered yet"):
+        opreg.register(declaration())
+
+
+def test_bad_declarations_are_refused():
+    with pytest.raises(ValueError, match="test_registry::absent: expected a schema in the dispatcher"):
+        opreg.register(declaration(name="test_registry::absent", kernels=None))
+    with pytest.raises(ValueError, match='test_registry::other: expected a schema "'):
+        opreg.register(declaration(name="test_registry::other", schema="(Tensor input) -> Tensor[]"))
+    with pytest.raises(KeyError, match="expected the name of a registered op"):
+        opreg.get("no_such_loss")
+
+
+def test_private_transform_active():
+    seen = []
+
+    def probe(x):
+        seen.append(transform_active())
+        return x.sin()
+
+    x = torch.ones(2)
+    probe(x)
+    torch.func.grad(lambda x: probe(x).sum())(x)
+    torch.func.vmap(probe)(x)
+    with torch.autograd.forward_ad.dual_level():
+        probe(x)
+    probe(x)
+    assert seen == [False, True, True, True, False]
+
+
+def test_private_below_autograd():
+    x = torch.ones(2, requires_grad=True)
+    with below_autograd():
+        assert x.sin().grad_fn is None
+    assert x.sin().grad_fn is not None
+
+
+def test_private_without_autocast():
+    a = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (a @ a).dtype == torch.bfloat16
+        with without_autocast("cpu"):
+            assert (a @ a).dtype == torch.float32
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_private_names_and_kernels():
+    assert "relu" in names_in("aten")
+    assert has_kernel("aten::relu", "CPU")
+    assert not has_kernel("lossreg::mish", "MPS")
