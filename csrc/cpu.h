@@ -59,10 +59,10 @@ struct Cpu {
     std::atomic<bool> found{false};
     T which = 0;
     each_chunk(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
-      T buffer[cpu::kTile];
+      cpu::Buffers<T, 1> buffers(it, 1);
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
-        const T* x = cpu::read_tile(it, 0, b, n, buffer);
+        const T* x = cpu::read_tile(it, 0, b, n, buffers.at[0]);
         if (cpu::domain_loop(body, x, n)) continue;
         for (int64_t i = 0; i < n; i++)
           if (!body.in_domain(x[i]) && !found.exchange(true)) which = x[i];

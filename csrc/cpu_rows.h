@@ -61,6 +61,54 @@ LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x
   }
 }
 
+// The losses of a tile's rows from their statistics, and the sums of loss and normaliser.
+template <class T>
+struct RowArrays {
+  const T *max, *log_sum, *mass, *dot, *score, *weight;  // score: of the target class
+  const int32_t* index;                                  // the target class, -1 where there is none
+  const int32_t* valid;
+};
+template <class T, int Mode, class F>
+LOSSREG_CLONES void finish_rows(const F& f, RowArrays<T> r, T* loss, double* sums, int64_t classes, int64_t n) {
+  const F g = f;
+  double total = 0, normaliser = 0;
+#pragma omp simd reduction(+ : total, normaliser)
+  for (int64_t i = 0; i < n; i++) {
+    Row<T> row{T(0), T(0), T(0), r.weight[i], classes};
+    T nll = F::softmax ? r.log_sum[i] - (r.score[i] - r.max[i]) : -r.score[i];
+    row.nll = r.index[i] < 0 ? T(0) : nll;
+    if constexpr (F::uses_shares(Mode)) {
+      row.mass = r.mass[i];
+      row.spread = r.mass[i] * r.log_sum[i] - r.dot[i];
+    }
+    T value = g.template value<Mode>(row), part = g.template normaliser<Mode>(row);
+    loss[i] = r.valid[i] ? value : T(0);
+    total += double(loss[i]);
+    normaliser += double(r.valid[i] ? part : T(0));
+  }
+  sums[0] += total;
+  sums[1] += normaliser;
+}
+// The coefficients of a tile's gradients, from targets, state and the gradient of the result times scale.
+template <class T, int Mode, class F>
+LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* lse, const T* grad, T scale, T* a, T* hit,
+                                      T* rest, T* high, T* low, int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    high[i] = T(lse[i]);
+    low[i] = T(lse[i] - double(high[i]));
+    Row<T> row{T(0), T(0), F::uses_shares(Mode) ? r.mass[i] : T(0), r.weight[i], classes};
+    T nll = F::softmax ? low[i] + (high[i] - r.score[i]) : -r.score[i];
+    row.nll = r.index[i] < 0 ? T(0) : nll;
+    Slopes<T> s = g.template slopes<Mode>(row);
+    T factor = grad[i] * scale;
+    a[i] = r.valid[i] ? factor * (s.nll + s.spread * row.mass) : T(0);
+    hit[i] = r.valid[i] ? factor * s.nll : T(0);
+    rest[i] = r.valid[i] ? factor * s.spread : T(0);
+  }
+}
+
 // ---- vectors along the classes of one row
 
 template <class T>
@@ -123,6 +171,7 @@ class RowWorker {
       target_buffer_.resize(classes * width_);
       target_planes_.resize(classes);
     }
+    std::fill(weight_, weight_ + kRowTile, T(1));
     ones_.assign(std::max<size_t>(size_t(tile_), classes), T(1));
   }
 
@@ -146,7 +195,7 @@ class RowWorker {
         else
           for (int64_t i = 0; i < n; i++) statistics_of_row(i, offset);
       }
-      for (int64_t i = 0; i < n; i++) finish_row(i, offset, sums);
+      finish(n, offset, sums);
     });
   }
 
@@ -154,9 +203,13 @@ class RowWorker {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       Sums ignored;
       read_targets(n, offset, ignored);
-      if (r_.across_rows()) grad_across(n, offset);
-      else
-        for (int64_t i = 0; i < n; i++) grad_of_row(i, offset);
+      if (r_.across_rows()) return grad_across(n, offset);
+      if constexpr (F::uses_shares(Mode)) {
+        std::fill(max_, max_ + n, T(0));
+        for (int64_t i = 0; i < n; i++) shares_of_row(i, offset, read_row(kInput, i, offset, buffer_));
+      }
+      coefficients(n, offset);
+      for (int64_t i = 0; i < n; i++) grad_of_row(i, offset);
     });
   }
 
@@ -199,7 +252,7 @@ class RowWorker {
   void read_targets(int64_t n, const int64_t* offset, Sums& sums) {
     if constexpr (F::probabilities && Mode == F::modes - 1) {
       std::fill(index_, index_ + n, -1);
-      std::fill(valid_, valid_ + n, true);
+      std::fill(valid_, valid_ + n, 1);
     } else {
       int64_t raw[kRowTile];
       const int64_t* t = load(operand(kTarget).dtype, operand(kTarget).data, offset[kTarget], stride(kTarget), raw, n);
@@ -257,8 +310,11 @@ class RowWorker {
     log_sum_[i] = log(T(sum));
     if constexpr (F::uses_shares(Mode)) shares_of_row(i, offset, x);
   }
-  const T* shares_of_row(int64_t i, const int64_t* offset, const T* x) {
-    const T* t = target_planes_.empty() ? ones_.data() : read_row(kTarget, i, offset, target_buffer_);
+  const T* target_row(int64_t i, const int64_t* offset) {
+    return target_planes_.empty() ? ones_.data() : read_row(kTarget, i, offset, target_buffer_);
+  }
+  void shares_of_row(int64_t i, const int64_t* offset, const T* x) {
+    const T* t = target_row(i, offset);
     double mass = 0, dot = 0;
     for (int64_t c = 0; c < r_.classes; c += kTile) {
       T m = 0, d = 0;
@@ -269,49 +325,48 @@ class RowWorker {
     }
     mass_[i] = T(mass);
     dot_[i] = T(dot);
-    return t;
   }
 
-  void finish_row(int64_t i, const int64_t* offset, Sums& sums) {
+  // Score and weight of each row's target class.
+  void read_scores(int64_t n, const int64_t* offset) {
+    const Operand& o = operand(kInput);
+    int64_t across = stride(kInput), along = r_.class_stride[kInput];
+    if (o.dtype == dtype_for<T>) {
+      const T* x = static_cast<const T*>(o.data) + offset[kInput];
+      for (int64_t i = 0; i < n; i++) score_[i] = x[i * across + std::max(index_[i], 0) * along];
+    } else {
+      for (int64_t i = 0; i < n; i++) score_[i] = scalar(kInput, place(kInput, offset, i, std::max(index_[i], 0)));
+    }
+    if (!weights_.empty())
+      for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
+  }
+  RowArrays<T> arrays() const { return {max_, log_sum_, mass_, dot_, score_, weight_, index_, valid_}; }
+
+  void finish(int64_t n, const int64_t* offset, Sums& sums) {
+    read_scores(n, offset);
+    T loss[kRowTile];
+    double total[2] = {0, 0};
+    finish_rows<T, Mode>(f_, arrays(), loss, total, r_.classes, n);
+    sums.loss += total[0];
+    sums.normaliser += total[1];
+    if constexpr (F::softmax) {
+      double lse[kRowTile];
+      for (int64_t i = 0; i < n; i++) lse[i] = double(max_[i]) + double(log_sum_[i]);
+      store(DType::float64, operand(kState).data, offset[kState], stride(kState), lse, n);
+    }
+    const Operand& o = operand(kResult);
+    if (o.data) store(o.dtype, o.data, offset[kResult], stride(kResult), loss, n);
+  }
+  void coefficients(int64_t n, const int64_t* offset) {
+    read_scores(n, offset);
+    double buffer[kRowTile] = {};
+    const double* lse = buffer;
     if constexpr (F::softmax)
-      static_cast<double*>(operand(kState).data)[place(kState, offset, i, 0)] = double(max_[i]) + double(log_sum_[i]);
-    T loss = 0;
-    if (valid_[i]) {
-      Row<T> row{T(0), T(0), T(0), T(1), r_.classes};
-      if (index_[i] >= 0) {
-        T x = scalar(kInput, place(kInput, offset, i, index_[i]));
-        row.nll = F::softmax ? log_sum_[i] - (x - max_[i]) : -x;
-        row.weight = weight(index_[i]);
-      }
-      if constexpr (F::uses_shares(Mode)) {
-        row.mass = mass_[i];
-        row.spread = mass_[i] * log_sum_[i] - dot_[i];
-      }
-      loss = f_.template value<Mode>(row);
-      sums.normaliser += double(f_.template normaliser<Mode>(row));
-      sums.loss += double(loss);
-    }
-    if (operand(kResult).data) put(kResult, place(kResult, offset, i, 0), loss);
-  }
-
-  // The coefficients of row i's gradient, from the target, the state and the gradient of the result.
-  void coefficients(int64_t i, const int64_t* offset, double scale) {
-    double lse = F::softmax ? static_cast<const double*>(operand(kState).data)[place(kState, offset, i, 0)] : 0;
-    high_[i] = T(lse);
-    low_[i] = T(lse - double(high_[i]));
-    a_[i] = hit_[i] = rest_[i] = T(0);
-    if (!valid_[i]) return;
-    Row<T> row{T(0), T(0), F::uses_shares(Mode) ? mass_[i] : T(0), T(1), r_.classes};
-    if (index_[i] >= 0) {
-      T x = scalar(kInput, place(kInput, offset, i, index_[i]));
-      row.nll = F::softmax ? low_[i] + (high_[i] - x) : -x;
-      row.weight = weight(index_[i]);
-    }
-    Slopes<T> s = f_.template slopes<Mode>(row);
-    T g = T(double(scalar(kResult, place(kResult, offset, i, 0))) * scale);
-    a_[i] = g * (s.nll + s.spread * row.mass);
-    hit_[i] = g * s.nll;
-    rest_[i] = g * s.spread;
+      lse = load(DType::float64, operand(kState).data, offset[kState], stride(kState), buffer, n);
+    T grad_buffer[kRowTile];
+    const Operand& o = operand(kResult);
+    const T* grad = load(o.dtype, o.data, offset[kResult], stride(kResult), grad_buffer, n);
+    find_coefficients<T, Mode>(f_, arrays(), lse, grad, T(scale()), a_, hit_, rest_, high_, low_, r_.classes, n);
   }
   double scale() const { return r_.mean ? 1.0 / *r_.normaliser : 1.0; }
 
@@ -321,7 +376,7 @@ class RowWorker {
       std::fill(max_, max_ + n, T(0));
       shares_across(n, offset);
     }
-    for (int64_t i = 0; i < n; i++) coefficients(i, offset, scale());
+    coefficients(n, offset);
     const Operand& o = operand(kGradInput);
     for (int64_t c = 0; c < r_.classes; c++) {
       int64_t at = place(kGradInput, offset, 0, c);
@@ -334,12 +389,7 @@ class RowWorker {
   }
   void grad_of_row(int64_t i, const int64_t* offset) {
     const T* x = F::softmax ? read_row(kInput, i, offset, buffer_) : nullptr;
-    const T* t = ones_.data();
-    if constexpr (F::uses_shares(Mode)) {
-      max_[i] = T(0);
-      t = shares_of_row(i, offset, x);
-    }
-    coefficients(i, offset, scale());
+    const T* t = target_row(i, offset);
     const Operand& o = operand(kGradInput);
     int64_t at = place(kGradInput, offset, i, 0), step = r_.class_stride[kGradInput];
     bool direct = o.dtype == dtype_for<T> && step == 1;
@@ -370,9 +420,10 @@ class RowWorker {
   std::vector<T> buffer_, target_buffer_, out_, ones_;
   std::vector<const T*> planes_, target_planes_;
   T max_[kRowTile], log_sum_[kRowTile], mass_[kRowTile], dot_[kRowTile];
+  T score_[kRowTile], weight_[kRowTile];
   T a_[kRowTile], hit_[kRowTile], rest_[kRowTile], high_[kRowTile], low_[kRowTile];
   int32_t index_[kRowTile];
-  bool valid_[kRowTile];
+  int32_t valid_[kRowTile];
 };
 
 template <class T>

@@ -15,8 +15,8 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kTile = 1024;
-constexpr int64_t kChunk = 32 * kTile;
+constexpr int64_t kTile = 2048;
+constexpr int64_t kChunk = 1 << 15;
 
 template <class T, class S>
 LOSSREG_CLONES void widen_all(const S* from, int64_t stride, T* to, int64_t n) {
@@ -87,7 +87,7 @@ void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
 template <class T, int N>
 const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
   const Operand& o = it.operand[k];
-  if (!o.data) return buffer;  // filled with ones by the caller
+  if (o.uniform) return buffer;  // filled by Buffers, once
   if (o.flat) return load(o.dtype, o.data, begin, 1, buffer, n);
   walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
     const T* at = load(o.dtype, o.data, offset, stride, buffer + done, length);
@@ -147,13 +147,19 @@ LOSSREG_CLONES bool domain_loop(Body body, const T* x, int64_t n) {
   return outside == 0;
 }
 
+// A tile of each operand. Those of one element are filled here, for all tiles that follow.
 template <class T, int N>
 struct Buffers {
   alignas(64) T at[N][kTile];
   template <int M>
   Buffers(const Iteration<M>& it, int inputs) {
-    for (int k = 0; k < inputs; k++)
-      if (!it.operand[k].data) std::fill(at[k], at[k] + kTile, T(1));
+    for (int k = 0; k < inputs; k++) {
+      const Operand& o = it.operand[k];
+      if (!o.uniform) continue;
+      T value = T(1);
+      if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
+      std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
+    }
   }
 };
 

@@ -55,13 +55,13 @@ struct SmoothL1Loss {
   template <class T>
   HD T value(T x, T t) const {
     T r = abs(x - t), b = T(beta);
-    // b = 0 never takes the quadratic branch; its quotient is computed all the same, and dropped
-    return r < b ? T(0.5) * r * (r / b) : r - T(0.5) * b;
+    // beta = 0 never takes the quadratic branch; its product is computed all the same, and dropped
+    return r < b ? T(0.5) * r * (r * T(1 / beta)) : r - T(0.5) * b;
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    T r = x - t, b = T(beta);
-    T g = abs(r) < b ? r / b : sign(r);
+    T r = x - t;
+    T g = abs(r) < T(beta) ? r * T(1 / beta) : sign(r);
     return {g, -g};
   }
 };
