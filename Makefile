@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Exactly this version: where a CPU build of it is at hand, pip takes that; a range would take the newest CUDA build.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check format bench wheel gpu-check clean
+.PHONY: install demo test check format bench wheel gpu-check clean
 
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
@@ -45,7 +45,11 @@ bench: install
 	$(BIN)/python -m opreg bench --output benchmarks/results
 
 wheel: $(BIN)/torch-installed
-	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# On a machine with a GPU, with that machine's own Python and torch: nothing is installed.
+gpu-check:
+	$(PYTHON) tests/gpu_check.py --output benchmarks/results
 
 clean:
 	rm -rf build dist out $(VENV)

@@ -91,8 +91,8 @@ LOSSREG_CLONES void finish_rows(const F& f, RowArrays<T> r, T* loss, double* sum
 }
 // The coefficients of a tile's gradients, from targets, state and the gradient of the result times scale.
 template <class T, int Mode, class F>
-LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* lse, const T* grad, T scale, T* a, T* hit,
-                                      T* rest, T* high, T* low, int64_t classes, int64_t n) {
+LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* lse, const T* grad, T scale, T* a,
+                                      T* hit, T* rest, T* high, T* low, int64_t classes, int64_t n) {
   const F g = f;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {

@@ -196,8 +196,8 @@ def test_errors(op):
 
     seen = 0
     for sample in op.errors(Maker(torch.float64, device=DEVICE)):
-        if sample.values and "class index" in sample.message and DEVICE != "cpu":
-            continue  # NaN there, see test_categorical
+        if sample.values and DEVICE != "cpu" and ("class index" in sample.message or "in \\[0, 1\\]" in sample.message):
+            continue  # what the elements hold is no error there, but NaN
         with pytest.raises(RuntimeError, match=sample.message):
             op.value(*sample.args, **sample.kwargs)
         if not sample.values:
