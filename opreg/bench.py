@@ -39,11 +39,13 @@ from .registry import Op, get, registered
 from .report import machine
 from .testing import Maker
 
-ELEMENTS = {"small": 2**12, "usual": 2**18, "large": 2**22}
+# huge: for a GPU, whose L2 holds what is large for a CPU
+ELEMENTS = {"small": 2**12, "usual": 2**18, "large": 2**22, "huge": 2**28}
 ROWS = {
     "small": ((64, 100), (1, 19, 32, 32)),
     "usual": ((256, 4000), (2, 19, 128, 128)),
     "large": ((1024, 32000), (8, 19, 512, 512)),
+    "huge": ((8192, 128256), (16, 19, 1024, 1024)),
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.

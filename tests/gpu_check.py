@@ -16,7 +16,6 @@ import platform
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 # The test files that conftest.DEVICE moves to the GPU; those of them that exist.
@@ -39,8 +37,7 @@ SECONDS = {
     "repeat": 60, "benchmark": 300,
 }  # fmt: skip
 DRIVEN = ("memcheck", "racecheck", "graph", "repeat")  # these answer for every op
-ROWS = (1, 51, 205, 2003)  # of five elements: they fill no pack, no block, no grid
-RUNS = 10
+DRIVER = Path(__file__).with_name("gpu_driver.py")
 
 # Where the package was found, and which ops have a CUDA kernel.
 IMPORT = """
@@ -50,189 +47,6 @@ print(json.dumps([opreg.__file__, str(opreg.library_path()), has]))
 """
 
 Found = dict[str, Any]
-
-
-# The driver: runs inside one process with the staged package, under the sanitizer too.
-
-
-def samples(op: Any, dtype: torch.dtype, device: str, seed: int = 0) -> list[Any]:
-    """The op's samples, one of each name, reduction and rank: values and options alone choose no other kernel."""
-    from opreg.testing import Maker
-
-    chosen: dict[object, Any] = {}
-    for s in op.samples(Maker(dtype, device, requires_grad=True, seed=seed)):
-        x = s.args[0]
-        chosen.setdefault((s.name, s.kwargs.get("reduction"), x.dim(), x.numel() > 0), s)
-    return list(chosen.values())
-
-
-def combined(parts: Sequence[Any], combine: Callable[..., Tensor]) -> Any:
-    """A sample whose every tensor is made of that of the parts, and asks for a gradient where it did."""
-
-    def value(*of: Any) -> Any:
-        if not isinstance(of[0], Tensor):
-            return of[0]
-        return combine(*(t.detach() for t in of)).requires_grad_(of[0].requires_grad)
-
-    args = tuple(map(value, *(p.args for p in parts)))
-    kwargs = {name: value(*(p.kwargs[name] for p in parts)) for name in parts[0].kwargs}
-    return dataclasses.replace(parts[0], args=args, kwargs=kwargs)
-
-
-def grown(parts: Sequence[Any], rows: int) -> Any:
-    """A sample of so many rows, those of the parts in turn; what has no dimension of rows stays."""
-    before = parts[0].args[0].shape[0]
-
-    def grow(*of: Tensor) -> Tensor:
-        if of[0].shape[:1] != (before,):
-            return of[0]
-        all_rows = torch.cat(of)
-        return all_rows[torch.arange(rows, device=all_rows.device) % len(all_rows)]
-
-    return combined(parts, grow)
-
-
-def misaligned(t: Tensor) -> Tensor:
-    return t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
-
-
-def strided(t: Tensor) -> Tensor:
-    return t.new_empty((*t.shape, 2))[..., 1].copy_(t)
-
-
-def has_rows(sample: Any) -> bool:
-    return bool(sample.args[0].dim() and sample.args[0].numel())
-
-
-def run(op: Any, sample: Any) -> list[Tensor]:
-    """The value without autograd and with it, and every gradient."""
-    with torch.no_grad():
-        value = op.value(*sample.args, **sample.kwargs)
-    result = op.value(*sample.args, **sample.kwargs)
-    tensors = [t for t in (*sample.args, *sample.kwargs.values()) if isinstance(t, Tensor)]
-    weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device).reshape(result.shape)
-    return [value, result.detach(), *torch.autograd.grad(result, [t for t in tensors if t.requires_grad], weights)]
-
-
-def require_same_bits(what: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
-        # as bytes: NaN equals itself, and −0 is not 0
-        if not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
-            raise AssertionError(
-                f"{what}: expected the same bits in {('value', 'result')[k] if k < 2 else 'a gradient'}"
-            )
-
-
-def drive_memory(op: Any, device: str) -> Found:
-    """Every kernel once, at sizes that divide nothing, with inputs that end where their memory ends."""
-    calls = [s for dtype in (torch.float32, torch.bfloat16, torch.float64) for s in samples(op, dtype, device)]
-    plain = [s for s in samples(op, torch.float32, device) if not s.name and has_rows(s)]
-    for rows in ROWS:
-        for layout in (torch.clone, misaligned, strided):
-            calls.extend(combined([grown([s], rows)], layout) for s in plain)
-    for sample in calls:
-        run(op, sample)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {"calls": len(calls)}
-
-
-def drive_graph(op: Any, device: str) -> Found:
-    """Forward and backward captured whole; a replay on other values gives what eager gives for these."""
-    pairs = zip(samples(op, torch.float32, device), samples(op, torch.float32, device, seed=1), strict=True)
-    chosen = [(combined([s], torch.clone), fresh) for s, fresh in pairs if s.args[0].numel()]
-    for static, fresh in chosen:
-        graph = torch.cuda.CUDAGraph() if device == "cuda" else None
-        if graph is not None:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # what runs for the first time may not be captured
-                run(op, static)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                outputs = run(op, static)
-        with torch.no_grad():
-            combined([static, fresh], lambda old, new: old.copy_(new))
-        if graph is None:
-            outputs = run(op, static)
-        else:
-            graph.replay()
-        require_same_bits(f"{op.short} {static.name}".rstrip(), outputs, run(op, fresh))
-    return {"calls": len(chosen)}
-
-
-def drive_repeat(op: Any, device: str) -> Found:
-    """The same bits every time, at a size of many blocks and with values that do not repeat soon."""
-    elements = 2**20 if device == "cuda" else 2**12
-    seeds = [samples(op, torch.float32, device, seed) for seed in range(16)]
-    chosen = [parts for parts in zip(*seeds, strict=True) if has_rows(parts[0])]
-    for parts in chosen:
-        x = parts[0].args[0]
-        large = grown(parts, elements * x.shape[0] // x.numel() + 1)
-        first = run(op, large)
-        for _ in range(RUNS - 1):
-            require_same_bits(f"{op.short} {large.name}".rstrip(), run(op, large), first)
-    return {"calls": len(chosen)}
-
-
-def drive_benchmark(op: Any, device: str) -> Found:
-    from opreg import bench
-
-    choose, rounds = (max, 7) if device == "cuda" else (min, 1)
-    size = choose(bench.ELEMENTS, key=lambda name: bench.ELEMENTS[name])
-    report = bench.run([op.qualname], size=size, rounds=rounds, device=device)
-    return {"calls": len(report["results"]), **report}
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes a second of a copy within the device's memory, what is read and what is written both counted."""
-    source = torch.ones(2**29 if device == "cuda" else 2**20, device=device)
-    out = torch.ones_like(source)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        for _ in range(10):
-            out.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / 10)
-    return 2 * source.nbytes / statistics.median(times[1:])
-
-
-def planted_error() -> None:
-    """Tells an op that its input is a thousand times as long as it is."""
-    import opreg
-
-    short = torch.ones(1024, device="cuda")
-    interface = {"shape": (2**20,), "typestr": "<f4", "data": (short.data_ptr(), False), "version": 3}
-    opreg.get("swish").value(
-        torch.as_tensor(type("Long", (), {"__cuda_array_interface__": interface})(), device="cuda")
-    )
-    torch.cuda.synchronize()
-
-
-def drive(what: str, device: str, file: Path) -> None:
-    """Drives every op, and notes after each how far it came."""
-    import opreg
-
-    if what == "planted error":
-        return planted_error()
-    ops = opreg.registered()
-    if what == "benchmark" and device == "cpu":
-        ops = ops[:1]  # two compilations show that it works
-    found: Found = {"ops": {op.short: {"why": "not reached"} for op in ops}}
-    if what == "benchmark":
-        found["copy bytes a second"] = copy_bandwidth(device)
-    for op in ops:
-        try:
-            found["ops"][op.short] = globals()[f"drive_{what}"](op, device)
-        except Exception as e:
-            found["ops"][op.short] = {"why": f"{type(e).__name__}: {e}".splitlines()[0]}
-        file.write_text(json.dumps(found))
-    return None
-
-
-# The steps.
 
 
 class Failed(Exception):
@@ -356,8 +170,8 @@ class Check:
     def drive(self, what: str, limit: float, prefix: Sequence[str] = (), **env: str) -> tuple[Found, str]:
         file = self.build / f"{what}.json"
         file.unlink(missing_ok=True)
-        arguments = ["--drive", what, "cpu" if self.dry else "cuda", file]
-        why, output = self.execute([*prefix, sys.executable, __file__, *arguments], limit - 10, **env)
+        arguments = [what, "cpu" if self.dry else "cuda", file]
+        why, output = self.execute([*prefix, sys.executable, DRIVER, *arguments], limit - 10, **env)
         found = json.loads(file.read_text()) if file.exists() else {"ops": {}}
         calls = sum(op.get("calls", 0) for op in found["ops"].values())
         found = {"found": f"{calls} calls of {len(found['ops'])} ops", **found}
@@ -390,7 +204,7 @@ class Check:
         if self.dry:
             return {"result": "skipped", "found": "needs a GPU"}
         prefix, env = self.sanitizer("memcheck")
-        command = [*prefix, sys.executable, __file__, "--drive", "planted error", "cuda", os.devnull]
+        command = [*prefix, sys.executable, DRIVER, "planted error", "cuda", os.devnull]
         why, output = self.execute(command, limit, **env)
         if "Invalid __global__ read" not in output:
             raise Failed(f"memcheck missed a read past the end ({why or 'exit status 0'})", output)
@@ -505,12 +319,7 @@ def main() -> int:
     top.add_argument("--build", type=Path, metavar="DIR", default=ROOT / "build" / "gpu")
     top.add_argument("--architecture", help="as CMAKE_CUDA_ARCHITECTURES; default: that of the GPU")
     top.add_argument("--dry-run", action="store_true")
-    top.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     args = top.parse_args()
-    if args.drive:
-        what, device, file = args.drive
-        drive(what, device, Path(file))
-        return 0
     if not args.dry_run and not torch.cuda.is_available():
         print(f"gpu-check: expected a GPU, torch {torch.__version__} finds none; try --dry-run", file=sys.stderr)
         return 2

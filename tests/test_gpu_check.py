@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import gpu_check
+import gpu_driver
 import pytest
 import torch
 
@@ -151,13 +152,13 @@ def test_results_of_pytest_are_read(tmp_path):
 def test_layouts_and_sizes():
     """Misaligned, strided, and of any number of rows; the values are those of the samples."""
     sample = opreg.Sample((torch.arange(6.0).view(3, 2).requires_grad_(), torch.arange(3)), {"weight": torch.ones(2)})
-    large = gpu_check.grown([sample, sample], 8)
+    large = gpu_driver.grown([sample, sample], 8)
     assert large.args[0].tolist() == [*sample.args[0].tolist()] * 2 + sample.args[0].tolist()[:2]
     assert large.args[1].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert large.kwargs["weight"].tolist() == [1, 1]
     assert large.args[0].requires_grad
-    for layout, step in ((gpu_check.misaligned, 1), (gpu_check.strided, 2)):
-        t = gpu_check.combined([sample], layout).args[0]
+    for layout, step in ((gpu_driver.misaligned, 1), (gpu_driver.strided, 2)):
+        t = gpu_driver.combined([sample], layout).args[0]
         assert torch.equal(t, sample.args[0])
         assert t.stride() == (2 * step, step)
         assert t.storage_offset() == 1
@@ -165,23 +166,23 @@ def test_layouts_and_sizes():
 
 def test_a_difference_of_one_bit_is_found():
     zero, nan = torch.zeros(3), torch.tensor(torch.nan)
-    gpu_check.require_same_bits("op", [zero, nan], [zero.clone(), nan.clone()])
+    gpu_driver.require_same_bits("op", [zero, nan], [zero.clone(), nan.clone()])
     with pytest.raises(AssertionError, match="op: expected the same bits in value"):
-        gpu_check.require_same_bits("op", [zero], [-zero])
+        gpu_driver.require_same_bits("op", [zero], [-zero])
 
 
 def test_a_replay_that_keeps_old_values_is_found(monkeypatch):
     """Without a graph the driver compares two eager calls: the fresh values must have reached the static inputs."""
     op = opreg.get("mse_loss")
-    assert gpu_check.drive_graph(op, "cpu")["calls"] == 9
+    assert gpu_driver.drive_graph(op, "cpu")["calls"] == 9
     fixed = next(op.samples(Maker(torch.float32, requires_grad=True)))
-    run = gpu_check.run
+    run = gpu_driver.run
     calls = []
 
     def stale(op, sample):
         calls.append(sample)
         return run(op, fixed if len(calls) % 2 else sample)
 
-    monkeypatch.setattr(gpu_check, "run", stale)
+    monkeypatch.setattr(gpu_driver, "run", stale)
     with pytest.raises(AssertionError, match="mse_loss: expected the same bits in value"):
-        gpu_check.drive_graph(op, "cpu")
+        gpu_driver.drive_graph(op, "cpu")

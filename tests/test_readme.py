@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import opreg
 import torch
+
+import opreg
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

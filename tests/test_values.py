@@ -247,3 +247,25 @@ def test_finite_in_finite_out(name, dtype, largest):
     (grad,) = torch.autograd.grad(result.sum(), x)
     if not (name == "mse_loss" and dtype == torch.float16):  # 2 · 6e4 does not fit
         assert grad.isfinite().all()
+
+
+def test_negative_variance_is_nan_at_its_element():
+    x, t = torch.randn(3, device=DEVICE, requires_grad=True), torch.randn(3, device=DEVICE)
+    var = torch.tensor([1.0, -1.0, 2.0], device=DEVICE)
+    loss = torch.ops.lossreg.gaussian_nll_loss(x, t, var, reduction="none")
+    assert loss.isnan().tolist() == [False, True, False]
+    assert torch.autograd.grad(loss.sum(), x)[0].isnan().tolist() == [False, True, False]
+
+
+def test_more_elements_than_an_int32_counts():
+    """The last of 2^31 + 7 elements is read, and where strides are 0, counted."""
+    n = 2**31 + 7
+    x = torch.zeros(n, dtype=torch.float16, device=DEVICE)
+    x[-1] = 3
+    assert torch.ops.lossreg.l1_loss(x, torch.zeros((), device=DEVICE), "sum", dtype=torch.float32) == 3
+    ones = torch.ones((), dtype=torch.float64, device=DEVICE).expand(n)
+    assert torch.ops.lossreg.mse_loss(ones, torch.zeros_like(ones[:1]), "sum") == n
+    rows, classes = 60_000, 40_000
+    scores = torch.zeros((), device=DEVICE).expand(rows, classes)
+    loss = torch.ops.lossreg.cross_entropy(scores, torch.zeros((), dtype=torch.int64, device=DEVICE).expand(rows))
+    torch.testing.assert_close(loss, torch.tensor(float(classes), device=DEVICE).log())
