@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from opreg.meta.schema import bind
 from torch import Tensor
 
 import opreg
+from opreg.meta.schema import bind
 from opreg.testing import Maker, tensors_with_grad
 
 ROOT = Path(__file__).parents[1]

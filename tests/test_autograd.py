@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 import torch
-from conftest import DEVICE, samples_of
 from torch.autograd import gradcheck, gradgradcheck
 
 import opreg
+from conftest import DEVICE, samples_of
 from opreg.testing import Maker, as_function, tensors_with_grad
 
 SMALL = 80  # elements: finite differences cost a call for each

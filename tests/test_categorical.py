@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICE
 
 import opreg
+from conftest import DEVICE
 
 NAMES = ["nll_loss", "cross_entropy"]
 

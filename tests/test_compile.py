@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import DEVICE
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 import opreg
+from conftest import DEVICE
 from opreg.testing import Maker
 
 

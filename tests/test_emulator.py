@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import DEVICE, run_raw, samples_of
 
 import opreg
+from conftest import DEVICE, run_raw, samples_of
 from opreg._private import names_in
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from conftest import DEVICE, run_raw, samples_of
-from opreg.meta.schema import bind
 from torch import Tensor
 
 import opreg
+from conftest import DEVICE, run_raw, samples_of
+from opreg.meta.schema import bind
 from opreg.testing import Maker, as_function, tensors_with_grad
 
 # What one rounding to the dtype may cost, with room for a sum of a few dozen terms.
