@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# cmake and ninja come from the environment where the machine has none.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Exactly this version: where a CPU build of it is at hand, pip takes that; a range would take the newest CUDA build.
 TORCH ?= torch==2.13.0
 

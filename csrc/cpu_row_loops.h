@@ -1,0 +1,153 @@
+#pragma once
+// The vector loops of the CPU's row kernels: across rows, one class at a time, and along the classes of one row.
+#include "cpu_tiles.h"
+
+namespace lossreg::cpu {
+
+// ---- vectors across rows: n rows, one class at a time
+
+template <class T>
+LOSSREG_CLONES void raise_max(T* max, const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) max[i] = x[i] > max[i] || x[i] != x[i] ? x[i] : max[i];
+}
+template <class T>
+LOSSREG_CLONES void add_exp(T* sum, const T* max, const T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) sum[i] += exp(x[i] - max[i]);
+}
+template <class T>
+LOSSREG_CLONES void log_all(T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) x[i] = log(x[i]);
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const T* x, const T* t, T w, int64_t classes,
+                               int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T u = g.template share<Mode>(w, t[i], classes);
+    mass[i] += u;
+    dot[i] += u == T(0) ? T(0) : u * (x[i] - max[i]);
+  }
+}
+
+// What the gradient of a row in its scores is made of: a p_c - rest u_c - hit [c = y].
+template <class T>
+struct Coefficients {
+  T *a, *hit, *rest, *high, *low;  // log-sum-exp = high + low
+  const int32_t* index;            // the target class, -1 where there is none
+};
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x, const T* t, T w, int32_t c,
+                               int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T d = T(0);
+    if constexpr (F::softmax) {
+      T p = exp((x[i] - k.high[i]) - k.low[i]);
+      d = k.a[i] == T(0) ? T(0) : k.a[i] * p;  // an ignored row stays 0 whatever it holds
+    }
+    if constexpr (F::uses_shares(Mode))
+      d -= k.rest[i] == T(0) ? T(0) : k.rest[i] * g.template share<Mode>(w, t[i], classes);
+    out[i] = d - (k.index[i] == c ? k.hit[i] : T(0));
+  }
+}
+
+// The losses of a tile's rows from their statistics, and the sums of loss and normaliser.
+template <class T>
+struct RowArrays {
+  const T *max, *log_sum, *mass, *dot, *score, *weight;  // score: of the target class
+  const int32_t* index;                                  // the target class, -1 where there is none
+  const int32_t* valid;
+};
+template <class T, int Mode, class F>
+LOSSREG_CLONES void finish_rows(const F& f, RowArrays<T> r, T* loss, double* sums, int64_t classes, int64_t n) {
+  const F g = f;
+  double total = 0, normaliser = 0;
+#pragma omp simd reduction(+ : total, normaliser)
+  for (int64_t i = 0; i < n; i++) {
+    Row<T> row{T(0), T(0), T(0), r.weight[i], classes};
+    T nll = F::softmax ? r.log_sum[i] - (r.score[i] - r.max[i]) : -r.score[i];
+    row.nll = r.index[i] < 0 ? T(0) : nll;
+    if constexpr (F::uses_shares(Mode)) {
+      row.mass = r.mass[i];
+      row.spread = r.mass[i] * r.log_sum[i] - r.dot[i];
+    }
+    T value = g.template value<Mode>(row), part = g.template normaliser<Mode>(row);
+    loss[i] = r.valid[i] ? value : T(0);
+    total += double(loss[i]);
+    normaliser += double(r.valid[i] ? part : T(0));
+  }
+  sums[0] += total;
+  sums[1] += normaliser;
+}
+// The coefficients of a tile's gradients, from targets, state and the gradient of the result times scale.
+template <class T, int Mode, class F>
+LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* lse, const T* grad, T scale, T* a,
+                                      T* hit, T* rest, T* high, T* low, int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    high[i] = T(lse[i]);
+    low[i] = T(lse[i] - double(high[i]));
+    Row<T> row{T(0), T(0), F::uses_shares(Mode) ? r.mass[i] : T(0), r.weight[i], classes};
+    T nll = F::softmax ? low[i] + (high[i] - r.score[i]) : -r.score[i];
+    row.nll = r.index[i] < 0 ? T(0) : nll;
+    Slopes<T> s = g.template slopes<Mode>(row);
+    T factor = grad[i] * scale;
+    a[i] = r.valid[i] ? factor * (s.nll + s.spread * row.mass) : T(0);
+    hit[i] = r.valid[i] ? factor * s.nll : T(0);
+    rest[i] = r.valid[i] ? factor * s.spread : T(0);
+  }
+}
+
+// ---- vectors along the classes of one row
+
+template <class T>
+LOSSREG_CLONES T max_of(const T* x, int64_t n) {
+  T max = x[0];
+  int nan = 0;
+#pragma omp simd reduction(max : max) reduction(| : nan)
+  for (int64_t i = 0; i < n; i++) {
+    max = x[i] > max ? x[i] : max;
+    nan |= int(x[i] != x[i]);
+  }
+  return nan ? T(NAN) : max;
+}
+template <class T>
+LOSSREG_CLONES T sum_exp(const T* x, T max, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+  return sum;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void sum_shares(const F& f, T* mass, T* dot, T max, const T* x, const T* t, const T* w, int64_t classes,
+                               int64_t n) {
+  const F g = f;
+  T m = 0, d = 0;
+#pragma omp simd reduction(+ : m, d)
+  for (int64_t c = 0; c < n; c++) {
+    T u = g.template share<Mode>(w[c], t[c], classes);
+    m += u;
+    d += u == T(0) ? T(0) : u * (x[c] - max);
+  }
+  *mass += m;
+  *dot += d;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_row(const F& f, T a, T rest, T high, T low, T* out, const T* x, const T* t, const T* w,
+                             int64_t classes, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t c = 0; c < n; c++) {
+    T d = T(0);
+    if constexpr (F::softmax) d = a * exp((x[c] - high) - low);
+    if constexpr (F::uses_shares(Mode)) d -= rest * g.template share<Mode>(w[c], t[c], classes);
+    out[c] = d;
+  }
+}
+
+}  // namespace lossreg::cpu
