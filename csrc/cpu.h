@@ -19,7 +19,7 @@ struct Cpu {
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
-    each_chunk(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
+    each_chunk<kLastFirst>(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
       cpu::Buffers<T, I + O> buffers(it, I);
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
@@ -37,7 +37,7 @@ struct Cpu {
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
     std::vector<double> partial(size_t(chunks(it.numel, cpu::kChunk)));
-    each_chunk(it.numel, cpu::kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+    each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
       cpu::Buffers<T, I> buffers(it, I);
       double total = 0;
       for (int64_t b = begin; b < end; b += cpu::kTile) {
@@ -58,7 +58,7 @@ struct Cpu {
   static std::optional<T> outside_domain(const Iteration<I>& it, Body body) {
     std::atomic<bool> found{false};
     T which = 0;
-    each_chunk(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
+    each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
       cpu::Buffers<T, 1> buffers(it, 1);
       for (int64_t b = begin; b < end; b += cpu::kTile) {
         int64_t n = std::min(cpu::kTile, end - b);
@@ -77,7 +77,7 @@ struct Cpu {
     std::vector<T> weights = cpu::class_weights<T>(rows);
     int64_t chunk = Worker::tile_rows(rows);
     std::vector<typename Worker::Sums> partial(size_t(chunks(rows.it.numel, chunk)));
-    each_worker<Worker>(f, rows, weights, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+    each_worker<Worker, kFirstFirst>(f, rows, weights, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
       worker.forward(begin, end, partial[size_t(c)]);
     });
     typename Worker::Sums total;
@@ -95,36 +95,44 @@ struct Cpu {
   static void rows_grad(const F& f, const Rows& rows) {
     using Worker = cpu::RowWorker<T, F, Mode>;
     std::vector<T> weights = cpu::class_weights<T>(rows);
-    each_worker<Worker>(f, rows, weights,
-                        [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+    each_worker<Worker, kLastFirst>(
+        f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
   }
   template <class T, class F>
   static void rows_share_grad(const F& f, const Rows& rows) {
     using Worker = cpu::RowWorker<T, F, F::modes - 1>;
     std::vector<T> weights = cpu::class_weights<T>(rows);
-    each_worker<Worker>(f, rows, weights,
-                        [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });
+    each_worker<Worker, kLastFirst>(
+        f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });
   }
 
  private:
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
 
+  // A reduction reads from the first chunk on and leaves the last ones in cache; so what writes, which often reads the
+  // same inputs right after, goes the other way.
+  enum Order { kFirstFirst, kLastFirst };
+
   // each(chunk, begin, end) over chunks of a fixed size, on torch's threads.
-  template <class Each>
+  template <Order order, class Each>
   static void each_chunk(int64_t n, int64_t chunk, Each each) {
     torch::stable::parallel_for(0, chunks(n, chunk), 1, [&](int64_t first, int64_t last) {
-      for (int64_t c = first; c < last; c++) each(c, c * chunk, std::min(n, (c + 1) * chunk));
+      in_order<order>(first, last, [&](int64_t c) { each(c, c * chunk, std::min(n, (c + 1) * chunk)); });
     });
   }
   // The same with one worker, and its buffers, a thread.
-  template <class Worker, class T, class F, class Each>
+  template <class Worker, Order order, class T, class F, class Each>
   static void each_worker(const F& f, const Rows& rows, const std::vector<T>& weights, Each each) {
     int64_t n = rows.it.numel, chunk = Worker::tile_rows(rows);
     int64_t grain = std::max<int64_t>(1, cpu::kChunk / (chunk * rows.classes));
     torch::stable::parallel_for(0, chunks(n, chunk), grain, [&](int64_t first, int64_t last) {
       Worker worker(f, rows, weights);
-      for (int64_t c = first; c < last; c++) each(worker, c, c * chunk, std::min(n, (c + 1) * chunk));
+      in_order<order>(first, last, [&](int64_t c) { each(worker, c, c * chunk, std::min(n, (c + 1) * chunk)); });
     });
+  }
+  template <Order order, class Use>
+  static void in_order(int64_t first, int64_t last, Use use) {
+    for (int64_t k = 0; k < last - first; k++) use(order == kFirstFirst ? first + k : last - 1 - k);
   }
   static void write_scalar(const Tensor& out, DType dtype, double value) {
     cpu::store(dtype, out.mutable_data_ptr(), 0, 1, &value, 1);

@@ -46,22 +46,20 @@ struct SmoothL1Loss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\", float beta=1.0";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
-  double beta;
+  double beta, slope;  // slope: 1 / beta, and where that is infinite so steep that only 0 is inside, and stays 0
 
   static SmoothL1Loss make(Reduction, double beta) {
     expect(beta >= 0, name, "beta >= 0", beta);
-    return {beta};
+    return {beta, beta > 3e-39 ? 1 / beta : 3e38};
   }
   template <class T>
   HD T value(T x, T t) const {
     T r = abs(x - t), b = T(beta);
-    // beta = 0 never takes the quadratic branch; its product is computed all the same, and dropped
-    return r < b ? T(0.5) * r * (r * T(1 / beta)) : r - T(0.5) * b;
+    return r < b ? T(0.5) * r * (r * T(slope)) : r - T(0.5) * b;
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    T r = x - t;
-    T g = abs(r) < T(beta) ? r * T(1 / beta) : sign(r);
+    T g = clamp((x - t) * T(slope), T(-1), T(1));
     return {g, -g};
   }
 };
