@@ -42,16 +42,22 @@ template <class T, int Mode, class F>
 LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x, const T* t, T w, int32_t c,
                                int64_t classes, int64_t n) {
   const F g = f;
+  const T *a = k.a, *hit = k.hit, *rest = k.rest, *high = k.high, *low = k.low;
+  const int32_t* index = k.index;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
+    // every load outside of the conditions, or the loop stays scalar
+    const T ai = a[i], ri = rest[i], hi = hit[i], xi = x[i], ti = t[i];
     T d = T(0);
     if constexpr (F::softmax) {
-      T p = exp((x[i] - k.high[i]) - k.low[i]);
-      d = k.a[i] == T(0) ? T(0) : k.a[i] * p;  // an ignored row stays 0 whatever it holds
+      T ap = ai * exp((xi - high[i]) - low[i]);
+      d = ai == T(0) ? T(0) : ap;  // an ignored row stays 0 whatever it holds
     }
-    if constexpr (F::uses_shares(Mode))
-      d -= k.rest[i] == T(0) ? T(0) : k.rest[i] * g.template share<Mode>(w, t[i], classes);
-    out[i] = d - (k.index[i] == c ? k.hit[i] : T(0));
+    if constexpr (F::uses_shares(Mode)) {
+      T ru = ri * g.template share<Mode>(w, ti, classes);
+      d -= ri == T(0) ? T(0) : ru;
+    }
+    out[i] = d - (index[i] == c ? hi : T(0));
   }
 }
 

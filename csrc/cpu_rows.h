@@ -131,6 +131,7 @@ class RowWorker {
     const Operand& o = operand(k);
     return load(o.dtype, o.data, place(k, offset, i, 0), r_.class_stride[k], buffer.data(), r_.classes);
   }
+  const T* score_plane(int64_t c) const { return F::softmax ? planes_[c] : ones_.data(); }
   const T* target_plane(int64_t c) const { return target_planes_.empty() ? ones_.data() : target_planes_[c]; }
   T weight(int64_t c) const { return weights_.empty() ? T(1) : weights_[c]; }
   const T* weight_row() const { return weights_.empty() ? ones_.data() : weights_.data(); }
@@ -151,7 +152,7 @@ class RowWorker {
     std::fill(mass_, mass_ + n, T(0));
     std::fill(dot_, dot_ + n, T(0));
     for (int64_t c = 0; c < r_.classes; c++)
-      add_shares<T, Mode>(f_, mass_, dot_, max_, planes_[c], target_plane(c), weight(c), r_.classes, n);
+      add_shares<T, Mode>(f_, mass_, dot_, max_, score_plane(c), target_plane(c), weight(c), r_.classes, n);
   }
 
   void statistics_of_row(int64_t i, const int64_t* offset) {
@@ -236,7 +237,7 @@ class RowWorker {
       int64_t at = place(kGradInput, offset, 0, c);
       bool direct = o.dtype == dtype_for<T> && stride(kGradInput) == 1;
       T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
-      grad_class<T, Mode>(f_, {a_, hit_, rest_, high_, low_, index_}, out, planes_[c], target_plane(c), weight(c),
+      grad_class<T, Mode>(f_, {a_, hit_, rest_, high_, low_, index_}, out, score_plane(c), target_plane(c), weight(c),
                           int32_t(c), r_.classes, n);
       if (!direct) store(o.dtype, o.data, at, stride(kGradInput), out, n);
     }
