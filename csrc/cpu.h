@@ -71,6 +71,38 @@ struct Cpu {
     return found ? std::optional<T>(which) : std::nullopt;
   }
 
+  // Three ways to run a body of one's own, a struct with an HD operator(). `cost` is about how many elements one i
+  // touches: chunks of work are made of it. What body holds must be plain: pointers, numbers, Operands.
+
+  // body(i) for every i < n, in any order.
+  template <class Body>
+  static void each(int64_t n, int64_t cost, Body body) {
+    each_chunk<kLastFirst>(n, chunk_of(cost),
+                           [&](int64_t, int64_t begin, int64_t end) { cpu::each_loop(body, begin, end); });
+  }
+  // body(i, team) for every i < n, in any order: by one thread here, by a block of threads on a GPU. The team's threads
+  // share the work: for (k = team.rank(); k < m; k += team.size()).
+  template <class Body>
+  static void teams(int64_t n, int64_t cost, Body body) {
+    each_chunk<kLastFirst>(n, chunk_of(cost),
+                           [&](int64_t, int64_t begin, int64_t end) { cpu::team_loop(body, begin, end); });
+  }
+  // finish(sums), once, with the K sums over i < n of what body(i, sums) adds to sums. Neither is read on the host.
+  template <int K, class Body, class Finish>
+  static void total(const Tensor&, int64_t n, int64_t cost, Body body, Finish finish) {
+    int64_t chunk = chunk_of(cost);
+    std::vector<std::array<double, K>> partial(size_t(chunks(n, chunk)), std::array<double, K>{});
+    each_chunk<kFirstFirst>(n, chunk, [&](int64_t c, int64_t begin, int64_t end) {
+      double sums[K] = {};
+      cpu::total_loop<K>(body, begin, end, sums);
+      std::copy(sums, sums + K, partial[size_t(c)].begin());
+    });
+    double sums[K] = {};
+    for (const auto& p : partial)
+      for (int k = 0; k < K; k++) sums[k] += p[size_t(k)];
+    finish(sums);
+  }
+
   template <class T, int Mode, class F>
   static void rows_forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
     using Worker = cpu::RowWorker<T, F, Mode>;
@@ -108,6 +140,7 @@ struct Cpu {
 
  private:
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
+  static int64_t chunk_of(int64_t cost) { return std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, cost)); }
 
   // A reduction reads from the first chunk on and leaves the last ones in cache; so what writes, which often reads the
   // same inputs right after, goes the other way.

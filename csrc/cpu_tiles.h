@@ -147,6 +147,33 @@ LOSSREG_CLONES bool domain_loop(Body body, const T* x, int64_t n) {
   return outside == 0;
 }
 
+// One thread that is all of its team (csrc/cuda_support.h has the GPU's): body(i, team) is the same text on both.
+struct Team {
+  HD int64_t rank() const { return 0; }
+  HD int64_t size() const { return 1; }
+  HD void sync() const {}
+  template <class T>
+  HD T sum(T value) const {
+    return value;
+  }
+  template <class T>
+  HD T max(T value) const {
+    return value;
+  }
+};
+template <class Body>
+LOSSREG_CLONES void each_loop(Body body, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i++) body(i);
+}
+template <class Body>
+LOSSREG_CLONES void team_loop(Body body, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i++) body(i, Team{});
+}
+template <int K, class Body>
+LOSSREG_CLONES void total_loop(Body body, int64_t begin, int64_t end, double (&sums)[K]) {
+  for (int64_t i = begin; i < end; i++) body(i, sums);
+}
+
 // A tile of each operand. Those of one element are filled here, for all tiles that follow.
 template <class T, int N>
 struct Buffers {

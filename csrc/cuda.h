@@ -38,6 +38,25 @@ struct Cuda {
                  out.mutable_data_ptr(), dtype, static_cast<double*>(nullptr));
   }
 
+  // See cpu.h.
+  template <class Body>
+  static void each(int64_t n, int64_t, Body body) {
+    if (n > 0) cuda::launch(cuda::each_kernel<Body>, cuda::blocks_for(n, 1), cuda::kThreads, n, body);
+  }
+  template <class Body>
+  static void teams(int64_t n, int64_t, Body body) {
+    auto blocks = unsigned(std::min<int64_t>(n, cuda::kMaxBlocks));
+    if (n > 0) cuda::launch(cuda::teams_kernel<Body>, blocks, cuda::kThreads, n, body);
+  }
+  template <int K, class Body, class Finish>
+  static void total(const Tensor& like, int64_t n, int64_t, Body body, Finish finish) {
+    unsigned blocks = cuda::blocks_for(n, 1);
+    Tensor partial = new_empty(like, {int64_t(blocks) * K}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    cuda::launch(cuda::total_kernel<K, Body>, blocks, cuda::kThreads, n, body, sums);
+    cuda::launch(cuda::finish_total<K, Finish>, 1u, cuda::kThreads, sums, int64_t(blocks), finish);
+  }
+
   template <class T, int Mode, class F>
   static void rows_forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
     unsigned blocks = cuda::row_blocks(rows);

@@ -65,20 +65,11 @@ __device__ inline int64_t all_threads() {
 // One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without.
 template <class T>
 __device__ LOSSREG_NOINLINE T read(const Operand& o, int64_t offset) {
-  T value = T(1);
-  if (o.data)
-    with_storage(o.dtype, [&](auto* tag) {
-      using S = std::remove_pointer_t<decltype(tag)>;
-      value = widen<T>(static_cast<const S*>(o.data)[offset]);
-    });
-  return value;
+  return get<T>(o, offset);
 }
 template <class T>
 __device__ LOSSREG_NOINLINE void write(const Operand& o, int64_t offset, T value) {
-  with_floating_storage(o.dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    static_cast<S*>(o.data)[offset] = Narrow<S>::from(value);
-  });
+  put(o, offset, value);
 }
 
 template <class S>
@@ -178,20 +169,36 @@ __global__ void __launch_bounds__(kThreads) map_kernel(Iteration<I + O> it, Body
   }
 }
 
-// The sum over the block, in a fixed order: lanes by halves, then warps by halves. Valid in thread 0.
-template <class T>
-__device__ T block_sum(T value) {
-  __shared__ T warp_sums[32];
-  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-  if (lane == 0) warp_sums[warp] = value;
-  __syncthreads();
-  if (warp == 0) {
-    value = lane < warps ? warp_sums[lane] : T(0);
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+struct Plus {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
   }
+};
+// A NaN stays.
+struct Larger {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
+};
+// The values of all threads of the block joined, in a fixed order: lanes by halves, then warps by halves. Every thread
+// gets it.
+template <class Join, class T>
+__device__ T block_join(T value, T neutral, Join join) {
+  __shared__ T of_warp[32];
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
+  if (lane == 0) of_warp[warp] = value;
+  __syncthreads();
+  value = lane < warps ? of_warp[lane] : neutral;
+  for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
   __syncthreads();  // before the array is used again
   return value;
+}
+template <class T>
+__device__ T block_sum(T value) {
+  return block_join(value, T(0), Plus{});
 }
 
 template <class T, class S, int I, class Body>
@@ -217,6 +224,49 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body bod
   }
   total = block_sum(total);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// The threads of a block, as the bodies of Cuda::teams see them (csrc/cpu.h has the CPU's).
+struct Team {
+  __device__ int64_t rank() const { return threadIdx.x; }
+  __device__ int64_t size() const { return blockDim.x; }
+  __device__ void sync() const { __syncthreads(); }
+  template <class T>
+  __device__ T sum(T value) const {
+    return block_sum(value);
+  }
+  template <class T>
+  __device__ T max(T value) const {
+    return block_join(value, T(-INFINITY), Larger{});
+  }
+};
+template <class Body>
+__global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {
+  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
+    body(i, Team{});
+    __syncthreads();  // before the next one uses what this one wrote
+  }
+}
+template <class Body>
+__global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, Body body) {
+  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i);
+}
+template <int K, class Body>
+__global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, Body body, double* partial) {
+  double sums[K] = {};
+  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i, sums);
+  for (int k = 0; k < K; k++) {
+    double total = block_sum(sums[k]);
+    if (threadIdx.x == 0) partial[blockIdx.x * K + k] = total;
+  }
+}
+template <int K, class Finish>
+__global__ void __launch_bounds__(kThreads) finish_total(const double* partial, int64_t blocks, Finish finish) {
+  double sums[K] = {};
+  for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x)
+    for (int k = 0; k < K; k++) sums[k] += partial[b * K + k];
+  for (int k = 0; k < K; k++) sums[k] = block_sum(sums[k]);
+  if (threadIdx.x == 0) finish(sums);
 }
 
 struct Finish {

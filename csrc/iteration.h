@@ -17,6 +17,25 @@ struct Operand {
   int64_t stride[kMaxDims] = {};
 };
 
+// One element, of any dtype. Slow where dtypes could be known beforehand: the skeletons' loops have faster ways.
+template <class T>
+HD T get(const Operand& o, int64_t offset) {
+  T value = T(1);
+  if (o.data)
+    with_storage(o.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      value = widen<T>(static_cast<const S*>(o.data)[offset]);
+    });
+  return value;
+}
+template <class T>
+HD void put(const Operand& o, int64_t offset, T value) {
+  with_floating_storage(o.dtype, [&](auto* tag) {
+    using S = std::remove_pointer_t<decltype(tag)>;
+    static_cast<S*>(o.data)[offset] = Narrow<S>::from(value);
+  });
+}
+
 // Dimension 0 is the innermost.
 template <int N>
 struct Iteration {

@@ -130,8 +130,8 @@ struct PointwiseCall {
 
 template <class F, class Backend>
 struct PointwiseKernel {
+  static constexpr bool keeps_state = false;
   static constexpr int I = F::inputs;
-  using Inputs = std::vector<std::optional<Tensor>>;
 
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     PointwiseCall<F> call(std::move(inputs));

@@ -2,6 +2,7 @@
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
 #include "pointwise.h"
 #include "rowwise.h"
+#include "written.h"
 
 namespace lossreg {
 
@@ -36,6 +37,15 @@ struct Boxed<Reduction> {
   }
 };
 
+template <class F, class = void>
+struct says_loss : std::false_type {};
+template <class F>
+struct says_loss<F, std::void_t<decltype(F::loss)>> : std::bool_constant<F::loss> {};
+template <class F, class = void>
+struct takes_forward_mask : std::false_type {};
+template <class F>
+struct takes_forward_mask<F, std::void_t<decltype(F::forward_mask)>> : std::bool_constant<F::forward_mask> {};
+
 template <class Option>
 void note_reduction(std::optional<Reduction>& found, const Option& option) {
   if constexpr (std::is_same_v<Option, Reduction>) found = option;
@@ -47,7 +57,8 @@ template <class Kernel, class F, class Indices, class Make>
 struct Entry;
 template <class Kernel, class F, std::size_t... K, class... Option>
 struct Entry<Kernel, F, std::index_sequence<K...>, F (*)(Option...)> {
-  static constexpr bool reduces = (std::is_same_v<Option, Reduction> || ...);
+  // Has the option dtype. A formula without a reduction may say so of itself.
+  static constexpr bool is_loss = (std::is_same_v<Option, Reduction> || ...) || says_loss<F>::value;
 
   template <class... Text>
   static std::pair<F, std::optional<Reduction>> parse(const Text&... text) {
@@ -59,74 +70,101 @@ struct Entry<Kernel, F, std::index_sequence<K...>, F (*)(Option...)> {
 
   static Tensor activation(TensorArg<F, K>... x, typename Boxed<Option>::type... o) {
     auto [f, reduction] = parse(o...);
-    return Kernel::value(f, {x...}, reduction, std::nullopt);
+    return Kernel::value(f, Inputs{x...}, reduction, std::optional<ScalarType>{});
   }
   static Tensor loss(TensorArg<F, K>... x, typename Boxed<Option>::type... o, std::optional<ScalarType> dtype) {
     auto [f, reduction] = parse(o...);
-    return Kernel::value(f, {x...}, reduction, dtype);
+    return Kernel::value(f, Inputs{x...}, reduction, dtype);
   }
   static std::tuple<Tensor, Tensor> forward(TensorArg<F, K>... x, typename Boxed<Option>::type... o,
                                             std::optional<ScalarType> dtype) {
     auto [f, reduction] = parse(o...);
-    return Kernel::forward(f, {x...}, *reduction, dtype);
+    return Kernel::forward(f, Inputs{x...}, reduction, dtype);
+  }
+  static std::tuple<Tensor, Tensor> forward_with_mask(TensorArg<F, K>... x, typename Boxed<Option>::type... o,
+                                                      std::optional<ScalarType> dtype, std::vector<bool> mask) {
+    auto [f, reduction] = parse(o...);
+    return Kernel::forward(f, Inputs{x...}, reduction, dtype, mask);
   }
   static std::vector<Tensor> grad(Tensor grad_output, TensorArg<F, K>... x, typename Boxed<Option>::type... o,
                                   std::vector<bool> output_mask) {
     auto [f, reduction] = parse(o...);
-    return Kernel::grad(f, grad_output, {x...}, reduction, output_mask);
+    return Kernel::grad(f, grad_output, Inputs{x...}, reduction, output_mask);
   }
   static std::vector<Tensor> grad_with_state(Tensor grad_output, Tensor state, TensorArg<F, K>... x,
                                              typename Boxed<Option>::type... o, std::vector<bool> output_mask) {
     auto [f, reduction] = parse(o...);
-    return Kernel::grad(f, grad_output, state, {x...}, *reduction, output_mask);
+    return Kernel::grad(f, grad_output, state, Inputs{x...}, reduction, output_mask);
   }
 };
 template <class Kernel, class F>
 using EntryOf = Entry<Kernel, F, std::make_index_sequence<F::inputs>, decltype(&F::make)>;
 
-struct NoKernel {};
+// The skeleton of each list of formula.h.
+template <class List>
+struct SkeletonOf;
+template <class... F>
+struct SkeletonOf<PointwiseOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = PointwiseKernel<Formula, Backend>;
+};
+template <class... F>
+struct SkeletonOf<RowOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = RowKernel<Formula, Backend>;
+};
+template <class... F>
+struct SkeletonOf<WrittenOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = WrittenKernel<Formula, Backend>;
+};
 
 template <class F, class Library>
-void define(Library& m, bool keeps_state) {
-  using E = EntryOf<NoKernel, F>;
-  std::string name = F::name, args = F::args, dtype = E::reduces ? ", *, ScalarType? dtype=None" : "";
-  std::string mask = ", *, bool[" + std::to_string(F::gradients) + "] output_mask";
+void define(Library& m, bool loss, bool keeps_state) {
+  std::string name = F::name, args = F::args, separator = args.find("*, ") == std::string::npos ? ", *, " : ", ";
+  std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] output_mask";
+  std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
-  if (keeps_state) m.def((name + "_forward(" + args + dtype + ") -> (Tensor, Tensor)").c_str());
+  if (keeps_state) {
+    std::string forward_mask = takes_forward_mask<F>::value ? (loss ? mask.substr(4) : mask) : "";
+    m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (Tensor, Tensor)").c_str());
+  }
   std::string state = keeps_state ? "Tensor state, " : "";
   m.def((name + "_backward(Tensor grad_output, " + state + args + mask + ") -> Tensor[]").c_str());
 }
 
-template <class Library, class... F>
-void define(Library& m, PointwiseOps<F...>) {
-  (define<F>(m, false), ...);
+template <class Library, template <class...> class List, class... F>
+void define(Library& m, List<F...>) {
+  using S = SkeletonOf<List<F...>>;
+  (define<F>(m, EntryOf<void, F>::is_loss, S::template Kernel<F, void>::keeps_state), ...);
 }
-template <class Library, class... F>
-void define(Library& m, RowOps<F...>) {
-  (define<F>(m, true), ...);
+template <class Library, class... Lists>
+void define(Library& m, Family<Lists...>) {
+  (define(m, Lists{}), ...);
 }
 
-template <class Backend, class Library, class... F>
-void implement(Library& m, PointwiseOps<F...>) {
-  auto one = [&](auto* tag) {
-    using Formula = std::remove_pointer_t<decltype(tag)>;
-    using E = EntryOf<PointwiseKernel<Formula, Backend>, Formula>;
-    if constexpr (E::reduces) m.impl(Formula::name, TORCH_BOX(&E::loss));
-    else m.impl(Formula::name, TORCH_BOX(&E::activation));
-    m.impl((std::string(Formula::name) + "_backward").c_str(), TORCH_BOX(&E::grad));
-  };
-  (one(static_cast<F*>(nullptr)), ...);
+template <class Kernel, class F, class Library>
+void implement(Library& m) {
+  using E = EntryOf<Kernel, F>;
+  std::string name = F::name;
+  if constexpr (E::is_loss) m.impl(F::name, TORCH_BOX(&E::loss));
+  else m.impl(F::name, TORCH_BOX(&E::activation));
+  if constexpr (Kernel::keeps_state) {
+    if constexpr (takes_forward_mask<F>::value) m.impl((name + "_forward").c_str(), TORCH_BOX(&E::forward_with_mask));
+    else m.impl((name + "_forward").c_str(), TORCH_BOX(&E::forward));
+    m.impl((name + "_backward").c_str(), TORCH_BOX(&E::grad_with_state));
+  } else {
+    m.impl((name + "_backward").c_str(), TORCH_BOX(&E::grad));
+  }
 }
-template <class Backend, class Library, class... F>
-void implement(Library& m, RowOps<F...>) {
-  auto one = [&](auto* tag) {
-    using Formula = std::remove_pointer_t<decltype(tag)>;
-    using E = EntryOf<RowKernel<Formula, Backend>, Formula>;
-    m.impl(Formula::name, TORCH_BOX(&E::loss));
-    m.impl((std::string(Formula::name) + "_forward").c_str(), TORCH_BOX(&E::forward));
-    m.impl((std::string(Formula::name) + "_backward").c_str(), TORCH_BOX(&E::grad_with_state));
-  };
-  (one(static_cast<F*>(nullptr)), ...);
+template <class Backend, class Library, template <class...> class List, class... F>
+void implement(Library& m, List<F...>) {
+  using S = SkeletonOf<List<F...>>;
+  (implement<typename S::template Kernel<F, Backend>, F>(m), ...);
+}
+template <class Backend, class Library, class... Lists>
+void implement(Library& m, Family<Lists...>) {
+  (implement<Backend>(m, Lists{}), ...);
 }
 
 }  // namespace lossreg

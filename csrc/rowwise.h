@@ -142,14 +142,13 @@ void with_row_mode(int mode, Use use) {
 
 template <class F, class Backend>
 struct RowKernel {
-  using Inputs = std::vector<std::optional<Tensor>>;
-
+  static constexpr bool keeps_state = true;
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
-    return std::get<0>(forward(f, std::move(inputs), *reduction, dtype));
+    return std::get<0>(forward(f, std::move(inputs), reduction, dtype));
   }
 
   // Result and state. That is float64 because x - lse must keep the digits that x has where |x| is large.
-  static std::tuple<Tensor, Tensor> forward(const F& f, Inputs inputs, Reduction reduction,
+  static std::tuple<Tensor, Tensor> forward(const F& f, Inputs inputs, std::optional<Reduction> reduction,
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(std::move(inputs));
     typename Backend::Guard guard(call.input);
@@ -169,7 +168,7 @@ struct RowKernel {
   }
 
   static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, Inputs inputs,
-                                  Reduction reduction, const std::vector<bool>& mask) {
+                                  std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     RowCall<F> call(std::move(inputs));
     typename Backend::Guard guard(call.input);
     bool reduced = reduction != Reduction::none;

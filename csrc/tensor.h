@@ -15,6 +15,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 using Shape = std::vector<int64_t>;
+// The tensors of a call, in the schema's order.
+using Inputs = std::vector<std::optional<Tensor>>;
 
 inline Shape shape_of(const Tensor& t) {
   auto s = t.sizes();
@@ -131,17 +133,24 @@ inline void expect_one_device(const char* op, const Tensor& a, const Tensor& b) 
   }
 }
 
+// torch's own operator aten::NAME.OVERLOAD, with every argument of its schema, in order, defaults too.
+template <int Returns = 1, class... Args>
+std::array<Tensor, Returns> call_aten(const char* name, const char* overload, const Args&... args) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, std::max<size_t>(sizeof...(Args), Returns)> stack{from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  std::array<Tensor, Returns> results;
+  for (size_t i = 0; i < Returns; i++) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
+  return results;
+}
+
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
   return torch::stable::new_empty(like, shape, scalar_type(dtype));
 }
 // Of the same strides where they are dense.
 inline Tensor empty_like(const Tensor& like, DType dtype) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(like),         from(std::optional(scalar_type(dtype))),
-                                    from(std::nullopt), from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  auto none = std::nullopt;
+  return call_aten("aten::empty_like", "", like, std::optional(scalar_type(dtype)), none, none, none, none)[0];
 }
 
 inline std::optional<Shape> broadcast(const Shape& a, const Shape& b) {

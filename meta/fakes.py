@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Arguments, Rule, fail
+from .rules import Arguments, Rule, State, fail
 from .schema import bind, require_tensors
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -60,26 +60,18 @@ def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty_like(t, dtype=dtype) if t.shape == shape else t.new_empty(tuple(shape), dtype=dtype)
 
 
-def state_fake(op: str, rule: Rule, per_row: int, args: Arguments) -> Tensor:
-    """What the forward pass keeps: float64, ``per_row`` values a row and the mean's denominator."""
-    first = next(a for a in args.values() if isinstance(a, Tensor))
-    rows = 1
-    for size in rule(op, args):
-        rows = rows * size
-    return first.new_empty((rows * per_row + 1,), dtype=torch.float64)
-
-
-def backward_fake(args: Arguments, full_shape: Sequence[int], inputs: Sequence[str]) -> list[Tensor]:
+def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:
+    """Gradients are laid out as their tensors; but an operand's that was expanded comes from a sum: contiguous."""
     grads = []
     for name, wanted in zip(inputs, args["output_mask"], strict=False):
         if wanted:
             t: Tensor = args[name]
-            # a broadcast operand's gradient comes from a sum, which is contiguous
-            grads.append(torch.empty_like(t) if t.shape == full_shape else t.new_empty(t.shape))
+            expanded = full_shape is not None and t.shape != full_shape
+            grads.append(t.new_empty(t.shape) if expanded else torch.empty_like(t))
     return grads
 
 
-def register_fakes(name: str, rule: Rule, *, state: int | None = None) -> None:
+def register_fakes(name: str, rule: Rule, *, state: State | None = None) -> None:
     """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``."""
     namespace, short = name.split("::")
 
@@ -94,14 +86,14 @@ def register_fakes(name: str, rule: Rule, *, state: int | None = None) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         bound = bound_to("_forward", args, kwargs)
-        return value_fake(short, rule, bound), state_fake(short, rule, state or 0, bound)
+        assert state is not None
+        return value_fake(short, rule, bound), state(rule(short, bound), bound)
 
     def backward(*args: Any, **kwargs: Any) -> list[Tensor]:
         bound = bound_to("_backward", args, kwargs)
         inputs = [n for n in bound if n not in ("grad_output", "state")]
         operands = {n: a for n, a in bound.items() if n in inputs}
-        first = next(a for a in operands.values() if isinstance(a, Tensor))
-        full = first.shape if state is not None else rule(short, operands)
+        full = rule(short, operands) if hasattr(rule, "elementwise") else None
         return backward_fake(bound, full, inputs)
 
     torch.library.register_fake(name, value)

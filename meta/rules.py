@@ -12,6 +12,7 @@ from torch import Tensor
 
 Arguments = Mapping[str, Any]
 Rule = Callable[[str, Arguments], Sequence[int]]
+State = Callable[[Sequence[int], Arguments], Tensor]
 
 
 def fail(op: str, expected: str, *got: object) -> RuntimeError:
@@ -35,6 +36,25 @@ def joined(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
         return None
 
 
+def elementwise(rule: Rule) -> Rule:
+    """Marks the rule of an index space over elements, to which operands expand."""
+    rule.elementwise = True  # type: ignore[attr-defined]
+    return rule
+
+
+def per_row(values: int) -> State:
+    """The state of a row loss: float64, so many values a row, and the mean's denominator."""
+
+    def state(shape: Sequence[int], args: Arguments) -> Tensor:
+        first = next(a for a in args.values() if isinstance(a, Tensor))
+        rows = 1
+        for size in shape:
+            rows = rows * size
+        return first.new_empty((rows * values + 1,), dtype=torch.float64)
+
+    return state
+
+
 def same(*names: str, optional: Sequence[str] = ()) -> Rule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
@@ -46,7 +66,7 @@ def same(*names: str, optional: Sequence[str] = ()) -> Rule:
                 raise fail(op, f"{name} of the shape of {first}", shape_text(shape), shape_text(args[name]))
         return expanding(*optional, to=first)(op, args)
 
-    return rule
+    return elementwise(rule)
 
 
 def expanding(*names: str, to: str) -> Rule:
@@ -60,7 +80,7 @@ def expanding(*names: str, to: str) -> Rule:
                 raise fail(op, expected, shape_text(shape), shape_text(args[name]))
         return shape
 
-    return rule
+    return elementwise(rule)
 
 
 def broadcast(*names: str, same_rank: bool = False) -> Rule:
@@ -79,7 +99,7 @@ def broadcast(*names: str, same_rank: bool = False) -> Rule:
             shape = both
         return shape
 
-    return rule
+    return elementwise(rule)
 
 
 def variance(input: str, target: str, var: str) -> Rule:
@@ -100,7 +120,7 @@ def variance(input: str, target: str, var: str) -> Rule:
             raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
         return whole
 
-    return rule
+    return elementwise(rule)
 
 
 def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> Rule:

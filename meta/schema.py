@@ -17,6 +17,13 @@ def bind(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
     return bound
 
 
+def call(overload: Any, bound: Mapping[str, Any]) -> Any:
+    """The call of a bound schema: positional what may be, in order, and the rest by keyword."""
+    arguments = overload._schema.arguments
+    positional = [bound[a.name] for a in arguments if not a.kwarg_only]
+    return overload(*positional, **{a.name: bound[a.name] for a in arguments if a.kwarg_only})
+
+
 def require_tensors(overload: Any, bound: Mapping[str, Any]) -> None:
     """An error where an argument that must be a tensor is None."""
     for a in overload._schema.arguments:

@@ -1,4 +1,7 @@
-"""Autocast: a loss is float32. The kernels read low-precision inputs as they are, so nothing is copied."""
+"""Autocast: a loss is float32, a matrix product runs in the dtype of autocast, an activation keeps its input's.
+
+The kernels read low-precision inputs as they are, so nothing is copied for a loss.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,22 +9,27 @@ import torch
 
 from ._private import without_autocast
 from .meta.fakes import result_dtype
-from .meta.schema import bind
+from .meta.schema import bind, call
 
 if TYPE_CHECKING:
     from .registry import Op
 
 
 def attach(op: "Op", lib: torch.library.Library) -> None:
-    if not op.is_loss:
+    if not op.is_loss and not op.lowered:
         return  # activations fall through: their kernels return their input's dtype
 
     def for_device(device_type: str) -> Any:
         def value(*args: Any, **kwargs: Any) -> Any:
-            if result_dtype(bind(op.value, args, kwargs)) in (torch.float16, torch.bfloat16):
-                kwargs = {"dtype": torch.float32, **kwargs}
+            bound = bind(op.value, args, kwargs)
+            for name in op.lowered:
+                t = bound[name]
+                if t is not None and t.is_floating_point() and t.dtype != torch.float64:
+                    bound[name] = t.to(torch.get_autocast_dtype(device_type))
+            if op.is_loss and bound["dtype"] is None and result_dtype(bound) in (torch.float16, torch.bfloat16):
+                bound["dtype"] = torch.float32
             with without_autocast(device_type):
-                return op.value(*args, **kwargs)
+                return call(op.value, bound)
 
         return value
 

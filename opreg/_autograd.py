@@ -27,7 +27,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
         bound = bind(op.value, args, kwargs)
         differentiable = op.differentiable_in(bound)
         for name, a in bound.items():
-            if isinstance(a, Tensor) and a.requires_grad and name not in differentiable:
+            if isinstance(a, Tensor) and a.requires_grad and name not in (*differentiable, *op.detached):
                 raise RuntimeError(
                     f"{op.short}: expected {name} that does not require grad (it is a constant of this loss), "
                     "got one that does; pass it detached"
@@ -72,7 +72,9 @@ class Value(torch.autograd.Function):
             if op.forward is None:
                 result = op.value(*bound.values(), **dtype)
             else:
-                result, state = op.forward(*bound.values(), **dtype)
+                mask = [bound[n] is not None and bound[n].requires_grad for n in op.differentiable]
+                asked = {"output_mask": mask} if op.forward_takes_mask else {}
+                result, state = op.forward(*bound.values(), **dtype, **asked)
         save(ctx, op, state, bound)
         return result
 

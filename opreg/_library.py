@@ -15,7 +15,7 @@ def library_path() -> Path:
     The environment variable ``OPREG_LIBRARY`` names another build of it.
     """
     if chosen := os.environ.get("OPREG_LIBRARY"):
-        return Path(chosen)
+        return Path(chosen.split(os.pathsep)[0])
     beside = Path(__file__).with_name(_NAME)
     if beside.exists():
         return beside
@@ -30,4 +30,6 @@ def library_path() -> Path:
 
 
 def load() -> None:
-    torch.ops.load_library(str(library_path()))
+    """Loads the library; of several in ``OPREG_LIBRARY``, each: families built apart, while working on one."""
+    for path in os.environ.get("OPREG_LIBRARY", "").split(os.pathsep):
+        torch.ops.load_library(path or str(library_path()))

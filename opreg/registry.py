@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _autocast, _autograd, _inductor
-from .meta import Rule, register_fakes
+from .meta import Rule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
 from .meta.schema import bind, require_tensors
 
@@ -48,7 +48,7 @@ class ErrorSample:
     values: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """The declaration of an op.
 
@@ -63,8 +63,14 @@ class Op:
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
-        state: values kept for each row between forward and backward (``NAME_forward``); None: no such op.
+        state: ``state(shape, args)`` gives an empty tensor like the one that ``NAME_forward`` keeps for the backward
+            pass, from the result's shape before reduction and the arguments; None: no such op.
         constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
+        detached: names of the tensors that the definition itself treats as constants: one that requires grad gets none.
+        batch_dims: the dimension of a tensor that counts the batch, where that is not the first; None: it has none.
+        lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
+        workload: ``workload(make, size)`` yields the calls that the benchmark times at a size ("small", "usual",
+            "large", "huge"), where it can't draw them by itself from the samples.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
             (pointwise ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
@@ -81,8 +87,12 @@ class Op:
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
-    state: int | None = None
+    state: State | None = None
     constants: Callable[[Mapping[str, Any]], Sequence[str]] = lambda args: ()
+    detached: tuple[str, ...] = ()
+    batch_dims: Mapping[str, int | None] = field(default_factory=dict)
+    lowered: tuple[str, ...] = ()
+    workload: Callable[[Any, str], Iterator[Sample]] | None = None
     inline: bool = False
     schema: str = ""
     kernels: Mapping[str, Callable[..., Tensor]] | None = None
@@ -139,6 +149,11 @@ class Op:
     @cached_property
     def reduces(self) -> bool:
         return "reduction" in self.arguments
+
+    @cached_property
+    def forward_takes_mask(self) -> bool:
+        """Does the state depend on which gradients will be asked for?"""
+        return self.forward is not None and self.forward._schema.arguments[-1].name == "output_mask"
 
     def differentiable_in(self, args: Mapping[str, Any]) -> list[str]:
         """The arguments with respect to which this call has a gradient."""

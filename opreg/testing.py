@@ -66,6 +66,24 @@ def tensors_with_grad(op: "Op", sample: "Sample") -> dict[str, Tensor]:
     return {n: a for n, a in bound.items() if isinstance(a, Tensor) and a.requires_grad}
 
 
+def batched(op: "Op", sample: "Sample", change: Callable[[Tensor, int], Tensor]) -> list[object]:
+    """The sample's positional arguments, ``change(tensor, batch dimension)`` made to each that has a batch."""
+    args: list[object] = []
+    for name, a in zip(op.arguments, sample.args, strict=False):
+        dim = op.batch_dims.get(name, 0)
+        args.append(change(a, dim) if isinstance(a, Tensor) and dim is not None else a)
+    return args
+
+
+def repeated(op: "Op", sample: "Sample", n: int) -> list[object]:
+    """The sample's arguments with the batch repeated n times."""
+
+    def repeat(t: Tensor, dim: int) -> Tensor:
+        return t.detach().repeat([n if d == dim else 1 for d in range(t.dim())]).requires_grad_(t.requires_grad)
+
+    return batched(op, sample, repeat)
+
+
 def as_function(op: "Op", sample: "Sample", call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The call as a function of the arguments that ask for a gradient."""
     bound = bind(op.value, sample.args, sample.kwargs)

@@ -71,7 +71,9 @@ def emulated() -> Callable[[int], None]:
     torch_dir = Path(torch.__file__).parent
     with (build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers
-        configure = ["cmake", "-S", str(ROOT / "tests/emulator"), "-B", str(build), f"-DLOSSREG_TORCH_DIR={torch_dir}"]
+        families = os.environ.get("LOSSREG_FAMILIES", "")  # as in csrc/CMakeLists.txt: while working on some
+        options = [f"-DLOSSREG_TORCH_DIR={torch_dir}", f"-DLOSSREG_FAMILIES={families}"]
+        configure = ["cmake", "-S", str(ROOT / "tests/emulator"), "-B", str(build), *options]
         for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr

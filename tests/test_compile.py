@@ -7,13 +7,13 @@ from torch._inductor.utils import run_and_get_code
 
 import opreg
 from conftest import DEVICE
-from opreg.testing import Maker
+from opreg.testing import Maker, repeated
 
 
 def first_batch(op, n=6, seed=0):
     """The op's first sample with a batch of n: its tensors, repeated along the first dimension."""
     sample = next(s for s in op.samples(Maker(torch.float32, device=DEVICE, seed=seed)) if s.args[0].dim() >= 2)
-    return [a.repeat(n, *[1] * (a.dim() - 1)) for a in sample.args], sample.kwargs
+    return repeated(op, sample, n), sample.kwargs
 
 
 # absent from some machines that have a GPU; their graphs are the CPU's
@@ -135,7 +135,8 @@ class Model(torch.nn.Module):
 
 def exported(op, **options):
     args, kwargs = first_batch(op)
-    shapes = [{0: torch.export.Dim("batch", min=2)} for _ in args]
+    dims = [op.batch_dims.get(name, 0) for name in op.arguments[: len(args)]]
+    shapes = [{} if dim is None else {dim: torch.export.Dim("batch", min=2)} for dim in dims]
     return torch.export.export(Model(op.value, kwargs), tuple(args), dynamic_shapes=(tuple(shapes),), **options), kwargs
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, run_raw, samples_of
-from opreg.testing import Maker, as_function, tensors_with_grad
+from opreg.testing import Maker, as_function, batched, repeated, tensors_with_grad
 
 # What one rounding to the dtype may cost, with room for a sum of a few dozen terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -162,7 +162,7 @@ def test_threads_do_not_change_a_bit(op):
     """Sizes that fill no chunk and no tile, one thread and two, and again."""
     make = Maker(torch.float32, requires_grad=True)
     sample = next(iter(op.samples(make)))
-    large = opreg.Sample(tuple(enlarged(a, op, i) for i, a in enumerate(sample.args)), sample.kwargs)
+    large = opreg.Sample(tuple(enlarged(op, sample)), sample.kwargs)
     for reduction in ("mean", "sum", "none") if op.reduces else (None,):
         kwargs = {**large.kwargs, **({"reduction": reduction} if reduction else {})}
         runs = []
@@ -176,11 +176,9 @@ def test_threads_do_not_change_a_bit(op):
                 assert torch.equal(a, b)
 
 
-def enlarged(a: Tensor, op: opreg.Op, position: int) -> Tensor:
-    """Repeats a sample's tensor to an odd size of several chunks; class dimensions stay."""
-    repeats = [1] * a.dim()
-    repeats[0] = 100_003 // max(1, a.numel() // a.shape[0]) if "target" not in op.indices else 20_011
-    return a.detach().repeat(repeats).requires_grad_(a.requires_grad)
+def enlarged(op: opreg.Op, sample: opreg.Sample) -> list[object]:
+    """The sample repeated to an odd size of several chunks; class dimensions stay."""
+    return repeated(op, sample, 20_011 if op.indices else 100_003 // sample.args[0].numel() * sample.args[0].shape[0])
 
 
 def test_mixed_dtypes_promote(op):
@@ -210,7 +208,7 @@ def test_empty_batch(op):
     if not op.reduces:
         pytest.skip("no reduction")
     sample = next(s for s in samples_of(op) if isinstance(s.args[0], Tensor) and s.args[0].dim() >= 2)
-    args = [a[:0] for a in sample.args]
+    args = batched(op, sample, lambda t, dim: t.narrow(dim, 0, 0))
     options = {k: v for k, v in sample.kwargs.items() if k not in ("weight", "reduction")}
     assert op.value(*args, **options, reduction="mean").isnan()
     assert op.value(*args, **options, reduction="sum") == 0

@@ -152,7 +152,7 @@ register(
         native=native_nll_loss,
         spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
         indices=("target",),
-        state=0,
+        state=meta.per_row(0),
     )
 )
 register(
@@ -167,6 +167,6 @@ register(
         spellings=("torch.nn.functional.cross_entropy", "aten.cross_entropy_loss.default"),
         indices=("target",),
         constants=constants,
-        state=1,
+        state=meta.per_row(1),
     )
 )

@@ -1,0 +1,33 @@
+#pragma once
+// Ops whose kernels are written out, once, over a Backend: what no skeleton fits. Their families stand in kernels/, and
+// make an op of a struct with what formula.h asks for (name, args, inputs, gradients, make) and
+//   keeps_state                         is there a NAME_forward, and a state that NAME_backward gets?
+//   value<Backend>(tensors, reduction, dtype) -> Tensor
+//   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state)            where state is kept
+//   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
+// reduction is empty where make() has none. A loss without one says `static constexpr bool loss = true`. Where the
+// state depends on which gradients will be asked for, `forward_mask = true` gives NAME_forward an output_mask, which
+// forward<Backend> gets as its last argument. Gradients are laid out as empty_like(their tensor).
+#include "tensor.h"
+
+namespace lossreg {
+
+template <class F, class Backend>
+struct WrittenKernel {
+  static constexpr bool keeps_state = F::keeps_state;
+
+  template <class... Rest>
+  static Tensor value(const F& f, const Rest&... rest) {
+    return f.template value<Backend>(rest...);
+  }
+  template <class... Rest>
+  static std::tuple<Tensor, Tensor> forward(const F& f, const Rest&... rest) {
+    return f.template forward<Backend>(rest...);
+  }
+  template <class... Rest>
+  static std::vector<Tensor> grad(const F& f, const Rest&... rest) {
+    return f.template grad<Backend>(rest...);
+  }
+};
+
+}  // namespace lossreg
