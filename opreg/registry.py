@@ -60,6 +60,8 @@ class Op:
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
         source: the paper or the native op that defines it.
+        doc: the public docstring, of ``opreg.functional.NAME``; by default the reference's.
+        module: the name of the class in ``opreg.nn``; by default NAME in camel case.
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
@@ -84,6 +86,8 @@ class Op:
     samples: Callable[[Any], Iterator[Sample]]
     errors: Callable[[Any], Iterator[ErrorSample]]
     source: str
+    doc: str = ""
+    module: str = ""
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
