@@ -3,6 +3,7 @@
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator.
+#include "cuda_boxes.h"
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -86,6 +87,36 @@ struct Cuda {
     if (rows.it.numel == 0) return;
     int64_t elements = rows.it.numel * rows.classes;
     cuda::launch(cuda::rows_share_grad<T, F>, cuda::blocks_for(elements, 1), cuda::kThreads, f, rows);
+  }
+
+  template <class T, class Body>
+  static void boxes_map(const Boxes& boxes, Body body) {
+    if (boxes.it.numel == 0) return;
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      cuda::launch(cuda::boxes_map<T, S, Body>, cuda::blocks_for(boxes.it.numel, 1), cuda::kThreads, boxes, body);
+    });
+  }
+  template <class T, class Body>
+  static void boxes_sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    unsigned blocks = cuda::blocks_for(boxes.it.numel, 1);
+    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      cuda::launch(cuda::boxes_sum<T, S, Body>, blocks, cuda::kThreads, boxes, body, sums);
+    });
+    cuda::launch(cuda::finish_sum<1>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{scale, false},
+                 out.mutable_data_ptr(), dtype, static_cast<double*>(nullptr));
+  }
+  template <class T, class Body>
+  static void boxes_grad(const Boxes& boxes, Body body, double scale) {
+    if (boxes.it.numel == 0) return;
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      unsigned blocks = cuda::blocks_for(boxes.it.numel, 1);
+      cuda::launch(cuda::boxes_grad<T, S, Body>, blocks, cuda::kThreads, boxes, body, scale);
+    });
   }
 };
 

@@ -39,11 +39,13 @@ struct Slopes {
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 
-// Lists of ops, one a skeleton: pointwise.h, rowwise.h. An op of WrittenOps has kernels of its own (written.h).
+// Lists of ops, one a skeleton: pointwise.h, rowwise.h, boxwise.h. An op of WrittenOps has kernels of its own (written.h).
 template <class... Formulas>
 struct PointwiseOps {};
 template <class... Formulas>
 struct RowOps {};
+template <class... Formulas>
+struct BoxOps {};
 template <class... Formulas>
 struct WrittenOps {};
 // A family of ops over several skeletons.

@@ -123,6 +123,24 @@ def variance(input: str, target: str, var: str) -> Rule:
     return elementwise(rule)
 
 
+def boxes(input: str, target: str, *, number: str | None = None) -> Rule:
+    """One value a pair of boxes along the last dimension, of 4; ``number`` is a 0-d tensor."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() == 0 or x.shape[-1] != 4:
+            raise fail(op, f"{input} of shape (..., 4)", shape_text(x))
+        if t.shape != x.shape:
+            raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+        n = None if number is None else args[number]
+        if n is not None and n.dim() != 0:
+            raise fail(op, f"{number} of one number, of shape []", shape_text(n))
+        shape: Sequence[int] = x.shape[:-1]
+        return shape
+
+    return rule
+
+
 def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> Rule:
     """One value a row: ``input`` (C) or (N, C, d1 … dk) gives () or (N, d1 … dk).
 
