@@ -89,6 +89,14 @@ void test_log1p_unit() {
   r.nan(NAN, log1p_unit(NAN));
 }
 
+void test_one_minus_exp() {
+  Report r("one_minus_exp");
+  each_float(FLT_MIN, FLT_MAX, kStride, [&](float u) { r.near(u, one_minus_exp(u), -std::expm1(-double(u)), 1.5e-7); });
+  r.same(0, one_minus_exp(0.f), 0);
+  for (float u : {18.f, 86.5f, 86.7f, 1000.f, FLT_MAX, kInf}) r.same(u, one_minus_exp(u), 1);
+  r.nan(NAN, one_minus_exp(NAN));
+}
+
 void test_pow_unit() {
   Report r("pow_unit");
   for (float y :
@@ -218,6 +226,7 @@ int main() {
   test_exp();
   test_log();
   test_log1p_unit();
+  test_one_minus_exp();
   test_pow_unit();
   test_sigmoid();
   test_softplus();
