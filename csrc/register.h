@@ -1,5 +1,6 @@
 #pragma once
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
+#include "groupwise.h"
 #include "pointwise.h"
 #include "rowwise.h"
 #include "written.h"
@@ -112,6 +113,11 @@ template <class... F>
 struct SkeletonOf<RowOps<F...>> {
   template <class Formula, class Backend>
   using Kernel = RowKernel<Formula, Backend>;
+};
+template <class... F>
+struct SkeletonOf<GroupOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = GroupKernel<Formula, Backend>;
 };
 template <class... F>
 struct SkeletonOf<WrittenOps<F...>> {
