@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "cpu_boxes.h"
+#include "cpu_groups.h"
 #include "cpu_rows.h"
 #include "cpu_tiles.h"
 
@@ -177,6 +178,32 @@ struct Cpu {
     });
   }
 
+  template <class T, int Mode, class F>
+  static void groups_forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    using Worker = cpu::GroupWorker<T, F, Mode>;
+    std::vector<typename Worker::Sums> partial(size_t(chunks(groups.it.numel, Worker::tile_groups(groups))));
+    each_tile<Worker, kFirstFirst>(f, groups, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      worker.forward(begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if constexpr (has_hits<F>)
+        if (p.bad_class != Worker::kNone)
+          fail(F::name, "a class index in [0, ", groups.members, ") or ignore_index ", f.ignore_index, ", got ",
+               p.bad_class);
+      total.value += p.value;
+      total.valid += p.valid;
+    }
+    if (groups.valid) *static_cast<T*>(groups.valid) = T(total.valid);
+    if (groups.reduced) write_scalar(out, dtype, groups.mean ? total.value / double(total.valid) : total.value);
+  }
+  template <class T, int Mode, class F>
+  static void groups_grad(const F& f, const Groups<F>& groups) {
+    using Worker = cpu::GroupWorker<T, F, Mode>;
+    each_tile<Worker, kLastFirst>(f, groups,
+                                  [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+  }
+
  private:
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
   static int64_t chunk_of(int64_t cost) { return std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, cost)); }
@@ -214,6 +241,15 @@ struct Cpu {
     torch::stable::parallel_for(0, chunks(n, chunk), grain, [&](int64_t first, int64_t last) {
       Worker worker(f, rows, weights);
       in_order<order>(first, last, [&](int64_t c) { each(worker, c, c * chunk, std::min(n, (c + 1) * chunk)); });
+    });
+  }
+  template <class Worker, Order order, class F, class Each>
+  static void each_tile(const F& f, const Groups<F>& groups, Each each) {
+    int64_t n = groups.it.numel, tile = Worker::tile_groups(groups);
+    int64_t grain = std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, tile * groups.members));
+    torch::stable::parallel_for(0, chunks(n, tile), grain, [&](int64_t first, int64_t last) {
+      Worker worker(f, groups);
+      in_order<order>(first, last, [&](int64_t c) { each(worker, c, c * tile, std::min(n, (c + 1) * tile)); });
     });
   }
   template <Order order, class Use>

@@ -4,6 +4,7 @@
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator.
 #include "cuda_boxes.h"
+#include "cuda_groups.h"
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -116,6 +117,34 @@ struct Cuda {
       using S = std::remove_pointer_t<decltype(tag)>;
       unsigned blocks = cuda::blocks_for(boxes.it.numel, 1);
       cuda::launch(cuda::boxes_grad<T, S, Body>, blocks, cuda::kThreads, boxes, body, scale);
+    });
+  }
+
+  template <class T, int Mode, class F>
+  static void groups_forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    cuda::with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      unsigned blocks = cuda::group_blocks(groups, lanes);
+      Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
+      auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+      cuda::with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        cuda::launch(cuda::groups_forward<T, S, lanes, Mode, F>, blocks, cuda::kThreads, f, groups, sums);
+      });
+      cuda::launch(cuda::finish_sum<2, T>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{1.0, groups.mean},
+                   groups.reduced ? out.mutable_data_ptr() : nullptr, dtype, static_cast<T*>(groups.valid));
+    });
+  }
+  template <class T, int Mode, class F>
+  static void groups_grad(const F& f, const Groups<F>& groups) {
+    if (groups.it.numel == 0) return;
+    cuda::with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      cuda::with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        cuda::launch(cuda::groups_grad<T, S, lanes, Mode, F>, cuda::group_blocks(groups, lanes), cuda::kThreads, f,
+                     groups);
+      });
     });
   }
 };

@@ -274,15 +274,15 @@ struct Finish {
   bool divide;  // by the second sum
 };
 // One block: adds up the partial sums of N quantities, block after block, and writes the result.
-template <int N>
+template <int N, class Normaliser = double>
 __global__ void __launch_bounds__(kThreads)
-    finish_sum(const double* partial, int64_t blocks, Finish finish, void* out, DType dtype, double* normaliser) {
+    finish_sum(const double* partial, int64_t blocks, Finish finish, void* out, DType dtype, Normaliser* normaliser) {
   double total[2] = {0, 0};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x)
     for (int k = 0; k < N; k++) total[k] += partial[b * N + k];
   for (int k = 0; k < N; k++) total[k] = block_sum(total[k]);
   if (threadIdx.x != 0) return;
-  if (normaliser) *normaliser = total[1];
+  if (normaliser) *normaliser = Normaliser(total[1]);
   Operand o;
   o.data = out;
   o.dtype = dtype;

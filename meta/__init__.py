@@ -5,6 +5,9 @@ from .rules import Rule as Rule
 from .rules import State as State
 from .rules import boxes as boxes
 from .rules import broadcast as broadcast
+from .rules import classes as classes
+from .rules import per_group as per_group
 from .rules import per_row as per_row
 from .rules import rows as rows
 from .rules import same as same
+from .rules import vectors as vectors

@@ -55,6 +55,21 @@ def per_row(values: int) -> State:
     return state
 
 
+def per_group(values: int) -> State:
+    """The state of a group loss: so many values a group in the type that is computed in, and the count of the valid."""
+
+    def state(shape: Sequence[int], args: Arguments) -> Tensor:
+        tensors = [a for a in args.values() if isinstance(a, Tensor)]
+        with_dims = [t for t in tensors if t.dim() > 0] or tensors
+        double = torch.float64 in (args.get("dtype"), *(t.dtype for t in with_dims))
+        groups = 1
+        for size in shape:
+            groups = groups * size
+        return tensors[0].new_empty((groups * values + 1,), dtype=torch.float64 if double else torch.float32)
+
+    return state
+
+
 def same(*names: str, optional: Sequence[str] = ()) -> Rule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
@@ -172,5 +187,46 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         if w is not None and (w.dim() != 1 or w.shape[0] != x.shape[axis]):
             raise fail(op, f"{weight} of one entry a class, [{x.shape[axis]}]", shape_text(w))
         return result
+
+    return rule
+
+
+def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> Rule:
+    """One value a vector along the last dimension: tensors (…, D) of one shape, or of one rank and broadcast, give (…).
+
+    With a ``target`` there, they are (N, D) and it is (N), or they are (D) and it is ().
+    """
+    first = names[0]
+    fit = broadcast(*names, same_rank=True) if broadcasts else same(*names)
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape = fit(op, args)
+        result = shape[:-1]
+        if target is None:
+            return result
+        t = args[target]
+        both = joined(result, t.shape)
+        if len(shape) not in (1, 2) or t.dim() != len(result) or both is None:
+            expected = f"{target} of shape [N] for {first} of shape [N, D], or of [] for [D]"
+            raise fail(op, expected, shape_text(t), shape_text(args[first]))
+        return both
+
+    return rule
+
+
+def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
+    """One value a position: tensors of one shape, (C) or (N, C, d1 … dk), of at least so many classes, give () or
+    (N, d1 … dk); ``target`` holds class indices of that shape."""
+    first, *others = names
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x = args[first]
+        if x.dim() == 0:
+            raise fail(op, f"{first} of shape (C) or (N, C, ...)", shape_text(x))
+        same(first, *others)(op, args)
+        axis = min(1, x.dim() - 1)
+        if x.shape[axis] < least:
+            raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
+        return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
 
     return rule
