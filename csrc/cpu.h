@@ -3,6 +3,7 @@
 // on the number of threads.
 #include <atomic>
 
+#include "cpu_regions.h"
 #include "cpu_rows.h"
 #include "cpu_tiles.h"
 
@@ -15,6 +16,7 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
+  using Regions = cpu::RegionKernels;
 
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, class Body>

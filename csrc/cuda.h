@@ -3,6 +3,7 @@
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator.
+#include "cuda_regions.h"
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -14,6 +15,7 @@ struct Cuda {
   static constexpr bool checks_values = false;
 
   using Guard = cuda::Guard;
+  using Regions = cuda::RegionKernels;
 
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
