@@ -5,5 +5,6 @@ from .rules import Rule as Rule
 from .rules import State as State
 from .rules import broadcast as broadcast
 from .rules import per_row as per_row
+from .rules import regions as regions
 from .rules import rows as rows
 from .rules import same as same
