@@ -5,6 +5,7 @@
 
 #include "cpu_boxes.h"
 #include "cpu_groups.h"
+#include "cpu_regions.h"
 #include "cpu_rows.h"
 #include "cpu_tiles.h"
 
@@ -17,6 +18,7 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
+  using Regions = cpu::RegionKernels;
 
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, class Body>

@@ -160,6 +160,11 @@ struct Team {
   HD T max(T value) const {
     return value;
   }
+  // The sum over the threads of a lower rank.
+  template <class T>
+  HD T before(T) const {
+    return T(0);
+  }
 };
 template <class Body>
 LOSSREG_CLONES void each_loop(Body body, int64_t begin, int64_t end) {

@@ -5,6 +5,7 @@
 // allocator.
 #include "cuda_boxes.h"
 #include "cuda_groups.h"
+#include "cuda_regions.h"
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -16,6 +17,7 @@ struct Cuda {
   static constexpr bool checks_values = false;
 
   using Guard = cuda::Guard;
+  using Regions = cuda::RegionKernels;
 
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {

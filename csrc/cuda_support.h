@@ -201,6 +201,20 @@ __device__ T block_sum(T value) {
   return block_join(value, T(0), Plus{});
 }
 
+// The sum over the threads before this one, in a fixed order: each step adds what lies twice as far back.
+template <class T>
+__device__ T block_sum_before(T value) {
+  __shared__ T sum[kThreads];
+  T inclusive = value;
+  for (unsigned step = 1; step < blockDim.x; step *= 2) {
+    sum[threadIdx.x] = inclusive;
+    __syncthreads();
+    if (threadIdx.x >= step) inclusive += sum[threadIdx.x - step];
+    __syncthreads();  // before the array is written again
+  }
+  return inclusive - value;
+}
+
 template <class T, class S, int I, class Body>
 __global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body body, double* partial) {
   double total = 0;
@@ -238,6 +252,10 @@ struct Team {
   template <class T>
   __device__ T max(T value) const {
     return block_join(value, T(-INFINITY), Larger{});
+  }
+  template <class T>
+  __device__ T before(T value) const {
+    return block_sum_before(value);
   }
 };
 template <class Body>

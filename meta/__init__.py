@@ -8,6 +8,7 @@ from .rules import broadcast as broadcast
 from .rules import classes as classes
 from .rules import per_group as per_group
 from .rules import per_row as per_row
+from .rules import regions as regions
 from .rules import rows as rows
 from .rules import same as same
 from .rules import vectors as vectors

@@ -230,3 +230,21 @@ def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
         return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
 
     return rule
+
+
+def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> Rule:
+    """One value a sample: ``input`` (N, C, d1 … dk) gives (N), or where the option ``batch`` is true, ().
+
+    ``target`` holds a class index for each pixel; with ``soft``, a floating target of the shape of ``input`` holds
+    probabilities. ``weight`` has one entry a class.
+    """
+    pixels = rows(input, target, weight=weight, probabilities=soft)
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x = args[input]
+        if x.dim() < 2:
+            raise fail(op, f"{input} of shape (N, C, ...)", shape_text(x))
+        pixels(op, args)
+        return () if batch and args[batch] else x.shape[:1]
+
+    return rule
