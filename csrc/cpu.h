@@ -14,6 +14,8 @@ namespace lossreg {
 struct Cpu {
   static constexpr auto key = "CPU";
   static constexpr bool checks_values = true;
+  // Elements side by side that one thread takes at once: the loops over them become vectors.
+  static constexpr int kLanes = 16;
 
   struct Guard {
     explicit Guard(const Tensor&) {}

@@ -15,6 +15,8 @@ struct Cuda {
   static constexpr auto key = "CUDA";
   // A value outside the domain gives NaN: an error would need a synchronisation.
   static constexpr bool checks_values = false;
+  // Elements side by side that one thread takes at once: threads are the vector.
+  static constexpr int kLanes = 1;
 
   using Guard = cuda::Guard;
   using Regions = cuda::RegionKernels;

@@ -6,6 +6,7 @@ from .rules import State as State
 from .rules import boxes as boxes
 from .rules import broadcast as broadcast
 from .rules import classes as classes
+from .rules import images as images
 from .rules import per_group as per_group
 from .rules import per_row as per_row
 from .rules import regions as regions

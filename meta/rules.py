@@ -248,3 +248,30 @@ def regions(input: str, target: str, *, weight: str | None = None, soft: bool = 
         return () if batch and args[batch] else x.shape[:1]
 
     return rule
+
+
+def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
+    """One value for all images: ``input`` (N, C, H, W), ``target`` (N, H, W) labels; a window of ``kernel_size`` fits."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() != 4:
+            raise fail(op, f"{input} of shape (N, C, H, W)", shape_text(x))
+        if x.shape[1] == 0:
+            raise fail(op, f"{input} of at least one class", shape_text(x))
+        if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+        expected = (x.shape[0], *x.shape[2:])
+        if t.shape != expected:
+            raise fail(op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t))
+        if kernel_size is None:
+            return ()
+        k = args[kernel_size]
+        if k < 1 or k % 2 == 0:
+            raise fail(op, f"an odd {kernel_size} of at least 1", k)
+        if k > x.shape[2] or k > x.shape[3]:
+            size = shape_text(x.shape[2:])
+            raise fail(op, f"{kernel_size} of at most the height and the width of {input}, {size}", k)
+        return ()
+
+    return rule
