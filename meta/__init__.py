@@ -4,6 +4,8 @@ from .fakes import register_fakes as register_fakes
 from .rules import Rule as Rule
 from .rules import State as State
 from .rules import broadcast as broadcast
+from .rules import ctc as ctc
+from .rules import ctc_state as ctc_state
 from .rules import per_row as per_row
 from .rules import rows as rows
 from .rules import same as same
