@@ -57,7 +57,9 @@ def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Laid out as ``t`` where that has the shape, else contiguous: what the C++ kernels do."""
-    return torch.empty_like(t, dtype=dtype) if t.shape == shape else t.new_empty(tuple(shape), dtype=dtype)
+    # ranks first: comparing sizes of different dimensions would be a guard on them
+    same = t.dim() == len(shape) and t.shape == shape
+    return torch.empty_like(t, dtype=dtype) if same else t.new_empty(tuple(shape), dtype=dtype)
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:

@@ -46,7 +46,7 @@ struct Batch {
   int64_t labels;  // of a row of targets, or of all samples together
 
   // Of an array of one row a sample: concatenated labels need as much room however they are divided.
-  int64_t room() const { return (kBefore + 1) * samples + 2 * labels * (ends ? 1 : samples); }
+  HD int64_t room() const { return (kBefore + 1) * samples + 2 * labels * (ends ? 1 : samples); }
 
   HD Sample sample(int64_t n) const {
     Sample x;
@@ -80,7 +80,7 @@ struct Lattice {
 
   HD Lattice of(const Sample& x) const { return {batch, label + x.row, skip + x.row, score + x.row}; }
 
-  // To be called with that of a sample. Is every label a class?
+  // To be called with that of a sample; what it wrote, all threads can read after. Is every label a class?
   template <class Team>
   HD bool prepare(const Sample& x, Team team) const {
     int64_t wrong = 0;
@@ -92,14 +92,18 @@ struct Lattice {
     }
     return team.sum(wrong) == 0;
   }
+  // The classes' scores, stride[2] from one to the next.
+  HD const S* frame(int64_t n, int64_t t) const {
+    const int64_t* stride = batch.log_probs.stride;
+    return static_cast<const S*>(batch.log_probs.data) + t * stride[0] + n * stride[1];
+  }
   template <class Team>
   HD void read_scores(const Sample& x, int64_t n, int64_t t, Team team) const {
-    const int64_t* stride = batch.log_probs.stride;
-    const S* frame = static_cast<const S*>(batch.log_probs.data) + t * stride[0] + n * stride[1];
-    int64_t step = stride[2];
+    const S* from = frame(n, t);
+    int64_t step = batch.log_probs.stride[2];
     const int32_t* labels = label;
     T* to = score;
-    team.each(x.states(), [=](int64_t s) { to[s] = widen<T>(frame[labels[s] * step]); });
+    team.each(x.states(), [=](int64_t s) { to[s] = widen<T>(from[labels[s] * step]); });
   }
 };
 // How far a row's values lie from 0, as an integer.
@@ -215,7 +219,6 @@ struct Labelled {
     if (!x.fits() || x.steps == 0 || scale[n] == T(0)) return;
     Lattice<S> lattice = samples.of(x);
     lattice.prepare(x, team);
-    team.sync();
     link(x, lattice.label, team);
 
     int64_t states = x.states(), room = batch.room();
@@ -262,10 +265,13 @@ struct Labelled {
     int32_t blank = int32_t(samples.batch.blank);
     T blanks = team.sum(x.states(), [=](int64_t s) { return label[s] == blank ? part[s] : T(0); });
     // every thread's part is there now
-    S* frame = static_cast<S*>(grad.data) + t * grad.stride[0] + n * grad.stride[1];
+    const S* from = lattice.frame(n, t);  // not lattice.score, which other threads may be ahead with
+    S* to = static_cast<S*>(grad.data) + t * grad.stride[0] + n * grad.stride[1];
+    int64_t from_step = samples.batch.log_probs.stride[2], to_step = grad.stride[2];
     T factor = scale[n];
-    auto put = [&](int64_t s, T posterior) {
-      frame[label[s] * grad.stride[2]] = Narrow<S>::from(factor * (exp(lattice.score[s]) - posterior));
+    auto put = [=](int64_t s, T posterior) {
+      T p = exp(widen<T>(from[label[s] * from_step]));
+      to[label[s] * to_step] = Narrow<S>::from(factor * (p - posterior));
     };
     if (team.rank() == 0) put(0, blanks);
     for (int64_t k = team.rank(); k < x.labels; k += team.size()) {
