@@ -257,6 +257,18 @@ struct Team {
   __device__ T before(T value) const {
     return block_sum_before(value);
   }
+  // body(k) for every k < n, shared out.
+  template <class Body>
+  __device__ void each(int64_t n, Body body) const {
+    for (int64_t k = rank(); k < n; k += size()) body(k);
+  }
+  // The sum of body(k) over k < n. What the threads wrote before, all can read after.
+  template <class Body>
+  __device__ auto sum(int64_t n, Body body) const {
+    decltype(body(n)) total = 0;
+    for (int64_t k = rank(); k < n; k += size()) total += body(k);
+    return sum(total);
+  }
 };
 template <class Body>
 __global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {

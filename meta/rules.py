@@ -275,3 +275,43 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
         return ()
 
     return rule
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def ctc(op: str, args: Arguments) -> Sequence[int]:
+    """``torch.nn.functional.ctc_loss``: one value a sequence."""
+    x, t, blank = args["log_probs"], args["targets"], args["blank"]
+    if x.dim() not in (2, 3):
+        raise fail(op, "log_probs of shape (T, N, C) or (T, C)", shape_text(x))
+    batched = x.dim() == 3
+    samples = x.shape[1] if batched else 1
+    if not 0 <= blank < x.shape[-1]:
+        raise fail(op, f"blank in [0, {x.shape[-1]})", blank)
+    if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise fail(op, "targets of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+    if t.dim() != 1 and (t.dim() != 2 or t.shape[0] != samples):
+        expected = f"targets of shape [{samples}, S] or [sum of target_lengths] for log_probs of shape {shape_text(x)}"
+        raise fail(op, expected, shape_text(t))
+    for name in ctc.on_host:  # type: ignore[attr-defined]
+        lengths = args[name]
+        if lengths.dtype not in _INTEGERS:
+            raise fail(op, f"{name} of an integer dtype", str(lengths.dtype).removeprefix("torch."))
+        if lengths.dim() > 1 or lengths.numel() != samples:
+            expected = f"{name} of shape {shape_text([samples])} for log_probs of shape {shape_text(x)}"
+            raise fail(op, expected, shape_text(lengths))
+    return (samples,) if batched else ()
+
+
+# These may be on the CPU whatever the device of the others.
+ctc.on_host = ("input_lengths", "target_lengths")  # type: ignore[attr-defined]
+
+
+def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
+    """The forward variables, before the first step and at each: twice the labels and three more a sample."""
+    x, t = args["log_probs"], args["targets"]
+    samples = x.shape[1] if x.dim() == 3 else 1
+    wide = torch.float64 in (x.dtype, args["dtype"])
+    size = (x.shape[0] + 1) * (2 * t.numel() + 3 * samples)
+    return x.new_empty((size,), dtype=torch.float64 if wide else torch.float32)

@@ -70,6 +70,9 @@ class Op:
         constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
         detached: names of the tensors that the definition itself treats as constants: one that requires grad gets none.
         batch_dims: the dimension of a tensor that counts the batch, where that is not the first; None: it has none.
+        domain: maps any first argument to where the op's gradient is that of its value, where that is not everywhere:
+            finite differences go through it.
+        second_derivative: is there one? Where not, asking for it is an error.
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
         workload: ``workload(make, size)`` yields the calls that the benchmark times at a size ("small", "usual",
             "large", "huge"), where it can't draw them by itself from the samples.
@@ -95,6 +98,8 @@ class Op:
     constants: Callable[[Mapping[str, Any]], Sequence[str]] = lambda args: ()
     detached: tuple[str, ...] = ()
     batch_dims: Mapping[str, int | None] = field(default_factory=dict)
+    domain: Callable[[Tensor], Tensor] | None = None
+    second_derivative: bool = True
     lowered: tuple[str, ...] = ()
     workload: Callable[[Any, str], Iterator[Sample]] | None = None
     inline: bool = False
@@ -236,7 +241,7 @@ def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def value(*args: Any, **kwargs: Any) -> Tensor:
         bound = bind(op.value, args, kwargs)
         require_tensors(op.value, bound)
-        check_tensors(op.short, bound)
+        check_tensors(op.short, bound, getattr(op.shape, "on_host", ()))
         op.shape(op.short, bound)
         return kernel(*args, **kwargs)
 
