@@ -11,6 +11,8 @@ namespace lossreg {
 struct Cpu {
   static constexpr auto key = "CPU";
   static constexpr bool checks_values = true;
+  // rows_grad reads what it needs of a row's scores before it writes their gradient, which may so take their place.
+  static constexpr bool row_gradients_in_place = true;
 
   struct Guard {
     explicit Guard(const Tensor&) {}

@@ -12,6 +12,8 @@ struct Cuda {
   static constexpr auto key = "CUDA";
   // A value outside the domain gives NaN: an error would need a synchronisation.
   static constexpr bool checks_values = false;
+  // A thread may write the gradient at the target's score while another still has to read that.
+  static constexpr bool row_gradients_in_place = false;
 
   using Guard = cuda::Guard;
 
