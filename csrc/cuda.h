@@ -17,6 +17,8 @@ struct Cuda {
   static constexpr bool checks_values = false;
   // Elements side by side that one thread takes at once: threads are the vector.
   static constexpr int kLanes = 1;
+  // A thread may write the gradient at the target's score while another still has to read that.
+  static constexpr bool row_gradients_in_place = false;
 
   using Guard = cuda::Guard;
   using Regions = cuda::RegionKernels;

@@ -144,6 +144,11 @@ std::array<Tensor, Returns> call_aten(const char* name, const char* overload, co
   return results;
 }
 
+// The same memory, and no part of an autograd graph: what ATen does to it is not recorded, whoever called the kernel.
+inline Tensor detached(const Tensor& t) {
+  return call_aten("aten::detach", "", t)[0];
+}
+
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
   return torch::stable::new_empty(like, shape, scalar_type(dtype));
 }

@@ -68,21 +68,23 @@ class Value(torch.autograd.Function):
         bound = dict(zip(op.arguments, values, strict=True))
         dtype = {"dtype": bound.pop("dtype")} if op.is_loss else {}
         state: Tensor | None = None
+        mask = [bound[n] is not None and bound[n].requires_grad for n in op.differentiable]
         with below_autograd():
             if op.forward is None:
                 result = op.value(*bound.values(), **dtype)
             else:
-                mask = [bound[n] is not None and bound[n].requires_grad for n in op.differentiable]
                 asked = {"output_mask": mask} if op.forward_takes_mask else {}
                 result, state = op.forward(*bound.values(), **dtype, **asked)
         save(ctx, op, state, bound)
+        ctx.mask = mask if op.forward_takes_mask else None
         return result
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         op, state, bound = saved(ctx)
         names = list(bound)
-        mask = [ctx.needs_input_grad[1 + names.index(n)] for n in op.differentiable]
+        # where the state is made for a mask, that one: now less may be asked for
+        mask = ctx.mask or [ctx.needs_input_grad[1 + names.index(n)] for n in op.differentiable]
         leading = [grad_output] if state is None else [grad_output, state]
         grads = iter(op.backward(*leading, *bound.values(), output_mask=mask))
         wanted = {n for n, m in zip(op.differentiable, mask, strict=True) if m}

@@ -50,13 +50,14 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
     """Result, state and gradients straight from the kernels of a namespace, without autograd."""
     bound = bind(op.value, sample.args, sample.kwargs)
     wanted = tensors_with_grad(op, sample)
+    mask = [n in wanted for n in op.differentiable]
     with torch.no_grad():
         if op.forward is None:
             result, state = getattr(namespace, op.short)(**bound), []
         else:
-            result, *state = getattr(namespace, op.short + "_forward")(**bound)
+            asked = {"output_mask": mask} if op.forward_takes_mask else {}
+            result, *state = getattr(namespace, op.short + "_forward")(**bound, **asked)
         bound.pop("dtype", None)
-        mask = [n in wanted for n in op.differentiable]
         weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device)
         grad_output = weights.reshape(result.shape)
         backward = getattr(namespace, op.short + "_backward")
