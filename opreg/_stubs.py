@@ -9,7 +9,7 @@ from typing import Any
 
 from . import nn
 from ._functions import function, parameters
-from .nn._module import native_class, options_of
+from .nn._module import OpModule, native_class, options_of
 from .registry import of_namespace
 
 PACKAGE = Path(__file__).parent
@@ -37,14 +37,15 @@ def functional_stub() -> str:
 
 
 def nn_stub() -> str:
-    written = {name: getattr(nn, name).__module__.rsplit(".", 1)[1] for name in nn.WRITTEN}
-    own = [f"from .{m} import {n} as {n}" for n, m in sorted(written.items(), key=lambda item: item[::-1])]
-    classes = [class_stub(name) for name in nn.DERIVED]
-    return stub(*own, "", *classes)
+    classes = [getattr(nn, name) for name in vars(nn)["__all__"]]
+    derived = [cls for cls in classes if issubclass(cls, OpModule)]
+    written = sorted((cls.__module__.rsplit(".", 1)[1], cls.__name__) for cls in classes if cls not in derived)
+    own = [f"from .{module} import {name} as {name}" for module, name in written]
+    return stub(*own, "", *map(class_stub, derived))
 
 
-def class_stub(name: str) -> str:
-    op, cls = nn.DERIVED[name], getattr(nn, name)
+def class_stub(cls: type[OpModule]) -> str:
+    op, name = cls.op, cls.__name__
     native = native_class(op)
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     body = []

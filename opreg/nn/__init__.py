@@ -14,9 +14,10 @@ from ._margin import AMSoftmax as AMSoftmax
 from ._margin import ArcFace as ArcFace
 from ._module import class_name, module_class
 
-WRITTEN = ["AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "EMA", "LinearCrossEntropyLoss", "WIoULoss"]
-# an op that returns nothing is no module; a class that is written out above is its op's
-DERIVED = {class_name(op): op for op in of_namespace() if op.value._schema.returns and class_name(op) not in WRITTEN}
-__all__ = [*DERIVED, *WRITTEN]
+__all__ = ["EMA", "AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "LinearCrossEntropyLoss", "WIoULoss"]
 
-globals().update({name: module_class(op, __name__) for name, op in DERIVED.items()})
+for _op in of_namespace():
+    # an op that returns nothing is no module; a class that is written out is its op's
+    if _op.value._schema.returns and class_name(_op) not in __all__:
+        globals()[class_name(_op)] = module_class(_op, __name__)
+        __all__.append(class_name(_op))

@@ -384,7 +384,7 @@ class GaussianNLLLoss(torch.nn.GaussianNLLLoss):
         >>> opreg.nn.GaussianNLLLoss()(mean, target, log_var.exp()).backward()
     """
 
-    def forward(self, input: Tensor, target: Tensor, var: Tensor) -> Tensor: ...
+    def forward(self, input: Tensor, target: Tensor, var: Tensor | float) -> Tensor: ...
 
 class KLDivLoss(torch.nn.KLDivLoss):
     """Kullback-Leibler divergence, element by element, from log-probabilities.

@@ -74,7 +74,8 @@ class CoordConv2d(torch.nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         top, bottom, left, right = margins(self.padding, self.kernel_size, self.dilation)
         if self.padding_mode != "zeros" or top != bottom or left != right:
-            return self._conv_forward(with_coordinates(input), self.weight, self.bias)
+            padded: Tensor = self._conv_forward(with_coordinates(input), self.weight, self.bias)
+            return padded
         result: Tensor = torch.ops.lossreg.coord_conv2d(
             input, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups
         )

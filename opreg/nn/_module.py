@@ -19,7 +19,8 @@ class OpModule(torch.nn.Module):
     a base class: the constructor, the attributes and the state are its own.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
+    op: ClassVar[Op]
+    options: ClassVar[tuple[str, ...]]
 
     def extra_repr(self) -> str:
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in self.options if n not in self._buffers)
@@ -71,6 +72,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
         "__module__": module,
         "__doc__": module_docstring(op, name, inspect.signature(native).parameters if native else names,
                                     [p.name for p in tensors]),
+        "op": op,
         "options": names,
         "forward": forward,
     }  # fmt: skip

@@ -1,8 +1,9 @@
 """Negative log likelihoods of counts and normal variables, and the Kullback-Leibler divergence."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,10 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, ep
     var = var + (torch.where(var < 0, math.nan, var).clamp(min=eps) - var).detach()
     loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
+
+
+def one_for_all(var: Tensor | float, args: Mapping[str, Any]) -> Tensor:
+    return var if isinstance(var, Tensor) else torch.full_like(args["input"], var)
 
 
 def kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> Tensor:
@@ -233,6 +238,7 @@ register(
         samples=gaussian_samples,
         errors=gaussian_errors,
         source="torch.nn.functional.gaussian_nll_loss",
+        accepts={"var": one_for_all},
         module="GaussianNLLLoss",
         native=native_gaussian_nll_loss,
         spellings=("torch.nn.functional.gaussian_nll_loss",),
