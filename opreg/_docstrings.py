@@ -1,7 +1,8 @@
 """The documentation of an op's function and of its module, from the one docstring that its declaration carries.
 
-That docstring has a sense, and parts under the titles ``Args:``, ``Returns:``, ``Raises:``, ``Formula:``, ``Example:``.
-What all ops share (``reduction``, ``dtype``, the source) is added here, where it is not written there.
+That has a sense, ``Args:``, ``Returns:``, ``Raises:``, the formula and an ``Example:`` of the function. What all ops
+share (``reduction``, ``dtype``, the source) is added where it is not written there; the module's has the arguments
+sorted into those of the constructor and those of the call, and the module in the example.
 """
 
 import ast
@@ -23,23 +24,25 @@ LEGACY = {
     "reduce": "deprecated, as in torch.nn.",
     "inplace": "taken for torch's sake: the gradient needs the input, so the result is a tensor of its own.",
 }
-LAST = ("Raises", "Formula", "Source", "Example")
+
+Blocks = list[tuple[str, str]]
 
 
-def parts(docstring: str) -> dict[str, str]:
-    """The text under each title, the sense under an empty one."""
-    result, title = {"": ""}, ""
-    for line in docstring.splitlines():
-        if found := re.fullmatch(r"([A-Z][a-z]+):{1,2}", line):
-            title = found[1] + "s" * (found[1] == "Arg")
-            result[title] = ""
+def blocks(docstring: str) -> Blocks:
+    """A docstring in its order: titles with the indented text under them, and paragraphs without a title."""
+    result: Blocks = []
+    for paragraph in docstring.split("\n\n"):
+        if title := re.match(r"([A-Z][a-z]+):\n", paragraph):
+            result.append((title[1], paragraph[title.end() :]))
+        elif result and paragraph.startswith(" "):
+            result[-1] = (result[-1][0], f"{result[-1][1]}\n\n{paragraph}")
         else:
-            result[title] += line + "\n"
-    return {t: text.strip("\n") for t, text in result.items()}
+            result.append(("", paragraph))
+    return result
 
 
-def joined(texts: dict[str, str]) -> str:
-    return "\n\n".join(f"{title}:\n{text}" if title else text for title, text in texts.items() if text)
+def joined(texts: Blocks) -> str:
+    return "\n\n".join(f"{title}:\n{text}" if title else text for title, text in texts if text)
 
 
 def entries(text: str) -> dict[str, str]:
@@ -58,33 +61,34 @@ def chosen(documented: dict[str, str], names: Collection[str]) -> str:
     return "\n".join(dict.fromkeys(known[n] for n in names if n in known))
 
 
-def op_parts(op: Op) -> dict[str, str]:
-    texts = parts(inspect.cleandoc(op.doc or op.reference.__doc__ or ""))
-    texts.setdefault("Source", f"    {op.source}")
-    return texts
+def op_blocks(op: Op) -> Blocks:
+    """The op's docstring, with its source before the example, if nowhere else."""
+    docstring = inspect.cleandoc(op.doc or op.reference.__doc__ or "")
+    result = blocks(docstring)
+    if op.source not in docstring and "Source:" not in docstring:
+        place = next((i for i, (title, _) in enumerate(result) if title == "Example"), len(result))
+        result.insert(place, ("Source", f"    {op.source}"))
+    return result
 
 
 def function_docstring(op: Op) -> str:
-    texts = op_parts(op)
-    texts["Args"] = chosen(entries(texts.get("Args", "")), op.arguments)
-    return joined(ordered(texts))
+    return joined([(t, chosen(entries(text), op.arguments) if t == "Args" else text) for t, text in op_blocks(op)])
 
 
 def module_docstring(op: Op, name: str, options: Collection[str], tensors: Collection[str]) -> str:
     """Of the class ``name``, that has these options in its constructor and these tensors in its call."""
-    texts = op_parts(op)
-    documented = entries(texts.get("Args", ""))
-    texts[""] += f"\n\nThe module over ``opreg.functional.{op.short}``."
-    texts["Args"] = chosen(documented, options)
-    texts["Call"] = chosen(documented, tensors)
-    texts["Example"] = module_example(op, name, options, texts.get("Example", ""))
-    return joined(ordered(texts))
-
-
-def ordered(texts: dict[str, str]) -> dict[str, str]:
-    first = ("", "Args", "Call", "Returns")
-    others = [t for t in texts if t not in (*first, *LAST)]
-    return {t: texts[t] for t in (*first, *others, *LAST) if t in texts}
+    result: Blocks = []
+    for title, text in op_blocks(op):
+        if title == "Args":
+            documented = entries(text)
+            result.append(("", f"The module over ``opreg.functional.{op.short}``."))
+            result.append(("Args", chosen(documented, options)))
+            result.append(("Call", chosen(documented, tensors)))
+        elif title == "Example":
+            result.append((title, module_example(op, name, options, text)))
+        else:
+            result.append((title, text))
+    return joined(result)
 
 
 def module_example(op: Op, name: str, options: Collection[str], text: str) -> str:

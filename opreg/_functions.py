@@ -47,12 +47,13 @@ def function(op: Op, module: str) -> Callable[..., Any]:
     """The op as a function of this module, with signature and documentation."""
     call = converting(op) if op.accepts else op.value
 
-    # a plain function over the overload: torch.compile traces through it
     def face(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
     returns = Tensor if op.value._schema.returns else None
     signature = inspect.Signature(parameters(op), return_annotation=returns)
+    # code of its own: Dynamo counts recompilations, and learns which sizes change, for each code object
+    face.__code__ = face.__code__.replace(co_name=op.short)
     face.__name__ = face.__qualname__ = op.short
     face.__module__ = module
     face.__doc__ = function_docstring(op)

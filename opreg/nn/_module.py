@@ -68,14 +68,16 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = inspect.Signature([this, *tensors], return_annotation=Tensor)  # type: ignore[attr-defined]
     forward.__qualname__ = f"{name}.forward"
+    # code of its own, as in _functions.py
+    forward.__code__ = forward.__code__.replace(co_name=name)
+    taken = names if native is None else tuple(inspect.signature(native).parameters)
     members: dict[str, Any] = {
         "__module__": module,
-        "__doc__": module_docstring(op, name, inspect.signature(native).parameters if native else names,
-                                    [p.name for p in tensors]),
+        "__doc__": module_docstring(op, name, taken, [p.name for p in tensors]),
         "op": op,
         "options": names,
         "forward": forward,
-    }  # fmt: skip
+    }
     if native is None:
         members["__init__"] = constructor(op, name, options)
     return type(name, (OpModule,) if native is None else (OpModule, native), members)
