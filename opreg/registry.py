@@ -62,6 +62,8 @@ class Op:
         source: the paper or the native op that defines it.
         doc: the public docstring, of ``opreg.functional.NAME``; by default the reference's.
         module: the name of the class in ``opreg.nn``; by default NAME in camel case.
+        accepts: arguments that ``opreg.functional.NAME`` takes in other forms too: ``convert(value, arguments)`` makes
+            the op's own of them; the annotation of ``value`` says which forms.
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
@@ -91,6 +93,7 @@ class Op:
     source: str
     doc: str = ""
     module: str = ""
+    accepts: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = field(default_factory=dict)
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
@@ -157,6 +160,10 @@ class Op:
     def differentiable(self) -> list[str]:
         """The leading tensor arguments, as many as ``output_mask`` of the backward schema has entries."""
         return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        return {a.name: a.default_value for a in self.value._schema.arguments if a.has_default_value()}
 
     @cached_property
     def is_loss(self) -> bool:
@@ -251,6 +258,11 @@ def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def registered() -> list[Op]:
     """Every registered op, in the order of registration."""
     return list(_ops.values())
+
+
+def of_namespace() -> list[Op]:
+    """The registered ops of opreg itself, those of ``torch.ops.lossreg``."""
+    return [op for op in registered() if op.qualname.startswith(f"{NAMESPACE}::")]
 
 
 def get(name: str) -> Op:

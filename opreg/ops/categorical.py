@@ -14,6 +14,34 @@ from ._common import REDUCTIONS, reduce
 
 
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    """Negative log likelihood of class indices, from log-probabilities.
+
+    Behind a ``log_softmax`` of one's own; from logits, ``cross_entropy`` does both in one pass.
+
+    Args:
+        input: log-probabilities (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk); int64, int32 or uint8.
+        weight: a factor for each class, (C). A constant.
+
+    Returns:
+        0-d, or of the shape of ``target`` with reduction ``"none"``. The mean divides by the sum of the valid targets'
+        weights: NaN where all are ignored.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; a weight that requires grad; on the CPU a class index out of
+            range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −w_y·x_y
+
+    Source:
+        torch.nn.functional.nll_loss
+
+    Example:
+        >>> log_p = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.nll_loss(log_p, target).backward()
+    """
     if input.dim() == 1:
         target = target.reshape(())
     return F.nll_loss(input, target.long(), weight, ignore_index=ignore_index, reduction=reduction)
@@ -27,6 +55,39 @@ def cross_entropy(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
+    """Cross entropy of logits with class indices or class probabilities.
+
+    For classes that exclude each other: classification, segmentation, language models.
+
+    Args:
+        input: logits (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
+            ``input``.
+        weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+
+    Returns:
+        0-d, or of the shape of class indices with reduction ``"none"``. For class indices the mean divides by the sum
+        of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
+            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
+
+    Source:
+        torch.nn.functional.cross_entropy
+
+    Example:
+        >>> input = torch.randn(8, 5, requires_grad=True)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.cross_entropy(input, target, label_smoothing=0.1).backward()
+        >>> target = torch.randn(8, 5).softmax(1)  # or probabilities
+        >>> opreg.functional.cross_entropy(input, target).backward()
+    """
     # written out: F.cross_entropy with label smoothing writes in place, which run_decompositions refuses
     axis = class_axis(input)
     classes = input.shape[axis]
@@ -313,6 +374,7 @@ register(
         samples=index_samples,
         errors=nll_errors,
         source="torch.nn.functional.nll_loss",
+        module="NLLLoss",
         native=native_nll_loss,
         spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
         indices=("target",),
@@ -327,6 +389,7 @@ register(
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
         source="torch.nn.functional.cross_entropy",
+        module="CrossEntropyLoss",
         native=native_cross_entropy,
         spellings=("torch.nn.functional.cross_entropy", "aten.cross_entropy_loss.default"),
         indices=("target",),
