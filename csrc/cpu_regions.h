@@ -273,7 +273,7 @@ class RegionWorker {
     for (int64_t c = 0; c < r_.classes; c++) {
       const T* x = scores_[size_t(c)] = read(Regions::kInput, c, offset, n, plane_.data() + c * tile_);
       if (c == 0) std::copy(x, x + n, max_);
-      else raise_max(max_, x, n);
+      else raise_max(RowFormula{}, max_, Targets<T>{}, x, T(0), int32_t(c), n);
     }
     std::fill(sum_, sum_ + n, T(0));
     for (int64_t c = 0; c < r_.classes; c++) exp_plane(plane_.data() + c * tile_, sum_, max_, scores_[size_t(c)], n);
