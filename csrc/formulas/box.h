@@ -275,7 +275,7 @@ struct AlphaIoULoss {
   template <int Mode, class T>
   HD T value(const BoxPair<T>& b) const {
     Areas<T> a = areas(b, eps);
-    if constexpr (Mode == 1) return a.miss * (T(1) + a.iou + a.iou * a.iou);
+    if constexpr (Mode == 1) return T(1) - a.iou * a.iou * a.iou;
     return T(1) - pow_unit(a.iou, T(alpha));
   }
   template <int Mode, class T>

@@ -219,7 +219,7 @@ def errors_of(op: str, *domains: tuple[str, str, tuple[float, ...]]) -> Callable
             yield ErrorSample((a, make.uniform(*shape)), message)
         for option, domain, refused in (("eps", "finite eps >= 0", (-1.0, math.inf)), *domains):
             for value in (*refused, math.nan):
-                message = f"{op}: expected {domain}, got -?{'nan' if math.isnan(value) else value:.3g}"
+                message = f"{op}: expected {domain}, got -?{value:g}"
                 yield ErrorSample((a, b), message, {option: value}, values=True)
 
     return errors
