@@ -39,7 +39,8 @@ struct Slopes {
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 
-// Lists of ops, one a skeleton: pointwise.h, rowwise.h, boxwise.h. An op of WrittenOps has kernels of its own (written.h).
+// Lists of ops, one a skeleton: pointwise.h, rowwise.h, boxwise.h. An op of WrittenOps has kernels of its own
+// (written.h).
 template <class... Formulas>
 struct PointwiseOps {};
 template <class... Formulas>

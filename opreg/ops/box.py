@@ -174,7 +174,7 @@ def samples(make: Maker, options: tuple[dict[str, Any], ...] = ({},), *, smooth:
         yield Sample((boxes(make, 2, 3), boxes(make, 2, 3)), chosen, name, smooth=smooth)
         a, b = (make.tensor(box) for box in zip(*KINKS, strict=True))
         yield Sample((a, b), {**chosen, "reduction": "none"}, "kinks", smooth=False)
-    yield Sample((boxes(make), boxes(make)), {"eps": 1e-3}, "one pair", smooth=smooth)
+    yield Sample((boxes(make, 1), boxes(make, 1)), {"eps": 1e-3}, "one pair", smooth=smooth)
     yield Sample((a, b), {"reduction": "none", "eps": 0.0}, "kinks", smooth=False)
     pixels = {"reduction": "none"}
     yield Sample((boxes(make, 4, scale=1e4), boxes(make, 4, scale=1e4)), pixels, "extremes", smooth=False)
@@ -215,7 +215,9 @@ def errors_of(op: str, *domains: tuple[str, str, tuple[float, ...]]) -> Callable
             message = f"{op}: expected input of shape \\(..., 4\\), got \\[{', '.join(map(str, shape))}\\]"
             yield ErrorSample((make.uniform(*shape), b), message)
         for shape in ((1, 4), (4,), (2, 3)):
-            message = f"{op}: expected target of the shape of input, got \\[2, 4\\] and \\[{', '.join(map(str, shape))}\\]"
+            message = (
+                f"{op}: expected target of the shape of input, got \\[2, 4\\] and \\[{', '.join(map(str, shape))}\\]"
+            )
             yield ErrorSample((a, make.uniform(*shape)), message)
         for option, domain, refused in (("eps", "finite eps >= 0", (-1.0, math.inf)), *domains):
             for value in (*refused, math.nan):
@@ -239,6 +241,8 @@ PAIRS = {"small": 2**8, "usual": 2**14, "large": 2**20, "huge": 2**24}
 
 def workload(make: Maker, size: str) -> Iterator[Sample]:
     yield Sample((boxes(make, PAIRS[size]), boxes(make, PAIRS[size])))
+
+
 DOC = """{summary}
 
 {why}

@@ -16,8 +16,9 @@ namespace {
 
 constexpr double kGradBound = 1e-10;  // double: roundoff of the two ways to write a derivative
 constexpr double kFloatBound = 5e-5;  // float against double
-constexpr double kBoxBound = 2e-4;    // the same for boxes: where one holds the other, the slopes of giou's U and E cancel
-constexpr int kLeastPoints = 500;     // compared, for each mode and gradient: the test can't pass by skipping
+constexpr double kBoxBound =
+    2e-4;                          // the same for boxes: where one holds the other, the slopes of giou's U and E cancel
+constexpr int kLeastPoints = 500;  // compared, for each mode and gradient: the test can't pass by skipping
 constexpr int kRandomPoints = 10000;  // an instance of few inputs; boxes have eight
 constexpr double kUnderflow = 1e-30;  // below it a float may lose digits on the way
 constexpr double kOverflow = 1e37;    // above it a float may be infinite
