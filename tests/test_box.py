@@ -1,5 +1,5 @@
-"""Box losses against what can be checked without them: rational arithmetic, plain Python with differences, the sums that
-torchvision's functions are published as, torch's own autograd at ties."""
+"""Box losses against what can be checked without them: rational arithmetic, plain Python with differences, the sums
+that torchvision's functions are published as, torch's own autograd at ties."""
 
 import math
 from fractions import Fraction
