@@ -227,8 +227,7 @@ struct EIoULoss {
 // The same paper's iou^gamma eiou, iou^gamma constant.
 struct FocalEIoULoss {
   static constexpr auto name = "focal_eiou_loss";
-  static constexpr auto args =
-      "Tensor input, Tensor target, float gamma=0.5, str reduction=\"mean\", float eps=1e-07";
+  static constexpr auto args = "Tensor input, Tensor target, float gamma=0.5, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
   double gamma, eps;
 
@@ -259,8 +258,7 @@ struct FocalEIoULoss {
 // He et al., Alpha-IoU, arXiv 2110.13675: 1 - iou^alpha.
 struct AlphaIoULoss {
   static constexpr auto name = "alpha_iou_loss";
-  static constexpr auto args =
-      "Tensor input, Tensor target, float alpha=3.0, str reduction=\"mean\", float eps=1e-07";
+  static constexpr auto args = "Tensor input, Tensor target, float alpha=3.0, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
   double alpha, eps;
 
@@ -275,7 +273,7 @@ struct AlphaIoULoss {
   template <int Mode, class T>
   HD T value(const BoxPair<T>& b) const {
     Areas<T> a = areas(b, eps);
-    if constexpr (Mode == 1) return a.miss * (T(1) + a.iou + a.iou * a.iou);
+    if constexpr (Mode == 1) return T(1) - a.iou * a.iou * a.iou;
     return T(1) - pow_unit(a.iou, T(alpha));
   }
   template <int Mode, class T>
@@ -293,8 +291,7 @@ struct AlphaIoULoss {
 // between the centres, and a shape cost.
 struct SIoULoss {
   static constexpr auto name = "siou_loss";
-  static constexpr auto args =
-      "Tensor input, Tensor target, float theta=4.0, str reduction=\"mean\", float eps=1e-07";
+  static constexpr auto args = "Tensor input, Tensor target, float theta=4.0, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
   double theta, eps;
 

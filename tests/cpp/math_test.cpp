@@ -135,7 +135,8 @@ void test_atan2() {
   for (float x : {1e-30f, 0.3f, 1.f, 7.f, 1e4f, 1e30f})
     for (float signed_x : {x, -x}) {
       each_float(1e-6f, 1e6f, 8 * kStride + 1, [&](float slope) {
-        for (float y : {slope * x, -slope * x}) r.near(slope, atan2(y, signed_x), std::atan2(double(y), signed_x), 3e-7);
+        for (float y : {slope * x, -slope * x})
+          r.near(slope, atan2(y, signed_x), std::atan2(double(y), signed_x), 3e-7);
       });
       r.near(x, atan2(0.f, signed_x), std::atan2(0., signed_x), 3e-7);
       r.near(x, atan2(signed_x, 0.f), std::atan2(double(signed_x), 0.), 3e-7);
