@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pa
     T max[kPixels], inverse[kPixels];
     int32_t label[kPixels];
     const Regions& r = pass.regions;
-#pragma unroll
+    LOSSREG_UNROLL
     for (int k = 0; k < kPixels; k++) {
       int64_t pixel = begin + threadIdx.x + int64_t(k) * kThreads;
       label[k] = kIgnored;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pa
     }
     for (int64_t c = 0; c < r.classes; c++) {
       T overlap = T(0), of_q = T(0), of_y = T(0);
-#pragma unroll
+      LOSSREG_UNROLL
       for (int k = 0; k < kPixels; k++) {
         if (label[k] == kIgnored) continue;
         int64_t place = offset[k] + c * r.class_stride[Regions::kInput];

@@ -51,8 +51,10 @@ using emulator::launch;
 
 #if defined(__CUDACC__)
 #define LOSSREG_NOINLINE __noinline__
+#define LOSSREG_UNROLL _Pragma("unroll")  // what keeps a thread's array in registers
 #else
 #define LOSSREG_NOINLINE
+#define LOSSREG_UNROLL
 #endif
 
 __device__ inline int64_t global_thread() {
@@ -62,14 +64,29 @@ __device__ inline int64_t all_threads() {
   return int64_t(gridDim.x) * blockDim.x;
 }
 
-// One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without.
+// One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without. And no reference
+// to the operand goes into the call: for that, a kernel copies all of its parameters into local memory.
 template <class T>
-__device__ LOSSREG_NOINLINE T read(const Operand& o, int64_t offset) {
+__device__ LOSSREG_NOINLINE T read_at(void* data, DType dtype, int64_t offset) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
   return get<T>(o, offset);
 }
 template <class T>
-__device__ LOSSREG_NOINLINE void write(const Operand& o, int64_t offset, T value) {
+__device__ LOSSREG_NOINLINE void write_at(void* data, DType dtype, int64_t offset, T value) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
   put(o, offset, value);
+}
+template <class T>
+__device__ T read(const Operand& o, int64_t offset) {
+  return read_at<T>(o.data, o.dtype, offset);
+}
+template <class T>
+__device__ void write(const Operand& o, int64_t offset, T value) {
+  write_at(o.data, o.dtype, offset, value);
 }
 
 template <class S>
