@@ -56,8 +56,13 @@ def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
 
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Laid out as ``t`` where that has the shape, else contiguous: what the C++ kernels do."""
-    return torch.empty_like(t, dtype=dtype) if t.shape == shape else t.new_empty(tuple(shape), dtype=dtype)
+    """What the kernels return: laid out as ``t`` where that has the shape, else channels last where it is."""
+    if t.shape == shape:
+        return torch.empty_like(t, dtype=dtype)
+    last = torch.channels_last
+    if t.dim() == len(shape) == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
+        return t.new_empty(tuple(shape), dtype=dtype).contiguous(memory_format=last)
+    return t.new_empty(tuple(shape), dtype=dtype)
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:
