@@ -117,6 +117,9 @@ template <class... Formulas>
 struct GroupOps {};
 template <class... Formulas>
 struct WrittenOps {};
+// An op that is no function of tensors to a tensor has a schema of its own, and run<Backend> with its arguments.
+template <class... Procedures>
+struct OwnSchemaOps {};
 // A family of ops over several skeletons.
 template <class... Lists>
 struct Family {};

@@ -188,6 +188,10 @@ void define(Library& m, List<F...>) {
   using S = SkeletonOf<List<F...>>;
   (define<F>(m, EntryOf<void, F>::is_loss, S::template Kernel<F, void>::keeps_state), ...);
 }
+template <class Library, class... F>
+void define(Library& m, OwnSchemaOps<F...>) {
+  (m.def(F::schema), ...);
+}
 template <class Library, class... Lists>
 void define(Library& m, Family<Lists...>) {
   (define(m, Lists{}), ...);
@@ -211,6 +215,10 @@ template <class Backend, class Library, template <class...> class List, class...
 void implement(Library& m, List<F...>) {
   using S = SkeletonOf<List<F...>>;
   (implement<typename S::template Kernel<F, Backend>, F>(m), ...);
+}
+template <class Backend, class Library, class... F>
+void implement(Library& m, OwnSchemaOps<F...>) {
+  (m.impl(F::name, TORCH_BOX(&F::template run<Backend>)), ...);
 }
 template <class Backend, class Library, class... Lists>
 void implement(Library& m, Family<Lists...>) {

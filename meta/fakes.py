@@ -56,10 +56,16 @@ def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
 
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Laid out as ``t`` where that has the shape, else contiguous: what the C++ kernels do."""
+    """What the kernels return: laid out as ``t`` where that has the shape, else channels last where it is."""
     # ranks first: comparing sizes of different dimensions would be a guard on them
-    same = t.dim() == len(shape) and t.shape == shape
-    return torch.empty_like(t, dtype=dtype) if same else t.new_empty(tuple(shape), dtype=dtype)
+    if t.dim() != len(shape):
+        return t.new_empty(tuple(shape), dtype=dtype)
+    if t.shape == shape:
+        return torch.empty_like(t, dtype=dtype)
+    last = torch.channels_last
+    if t.dim() == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
+        return t.new_empty(tuple(shape), dtype=dtype).contiguous(memory_format=last)
+    return t.new_empty(tuple(shape), dtype=dtype)
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:

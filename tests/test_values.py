@@ -148,8 +148,8 @@ def test_expanded_input(op):
 
 
 def test_activations_keep_the_memory_format(op):
-    if op.is_loss:
-        pytest.skip("a loss")
+    if op.is_loss or len(op.tensor_arguments) > 1:
+        pytest.skip("no activation")
     x = torch.randn(2, 3, 4, 5, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = op.value(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -173,7 +173,10 @@ def test_threads_do_not_change_a_bit(op):
         torch.set_num_threads(threads)
         for other in runs[1:]:
             for a, b in zip(runs[0], other, strict=True):
-                assert torch.equal(a, b)
+                if op.lowered:  # torch's own products and convolutions make no such promise
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+                else:
+                    assert torch.equal(a, b)
 
 
 def enlarged(op: opreg.Op, sample: opreg.Sample) -> list[object]:
@@ -183,8 +186,8 @@ def enlarged(op: opreg.Op, sample: opreg.Sample) -> list[object]:
 
 def test_mixed_dtypes_promote(op):
     """As torch promotes: bfloat16 logits with float32 targets give float32, and each gradient its input's dtype."""
-    if len(op.tensor_arguments) < 2 or op.indices:
-        pytest.skip("one floating tensor")
+    if len(op.tensor_arguments) < 2 or op.indices or op.lowered:
+        pytest.skip("one floating tensor, or operands of a product, which are of one dtype")
     sample = next(iter(op.samples(Maker(torch.float32, device=DEVICE, requires_grad=True))))
     low = sample.args[0].detach().bfloat16().requires_grad_()
     result = op.value(low, *sample.args[1:], **sample.kwargs)

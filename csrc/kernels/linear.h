@@ -53,22 +53,6 @@ inline Operand flat_operand(const Tensor& t) {
   return o;
 }
 
-// out = Body{} of tensors that expand to its shape.
-template <class Backend, class Body, size_t I>
-void map(DType compute, const Tensor (&in)[I], const Tensor& out) {
-  Shape shape = shape_of(out);
-  View views[I + 1];
-  for (size_t k = 0; k < I; k++) views[k] = view_of(in[k], *known_dtype(in[k].scalar_type()), shape);
-  views[I] = view_of(out, *known_dtype(out.scalar_type()), shape);
-  auto it = make_iteration<int(I) + 1>(ScoreLoss::name, shape, views);
-  in_compute_type(compute, compute, [&](auto zero) { Backend::template map<decltype(zero), int(I), 1>(it, Body{}); });
-}
-struct Add {
-  template <class T>
-  HD void operator()(const T (&x)[2], T (&y)[1]) const {
-    y[0] = x[0] + x[1];
-  }
-};
 // A gradient of the sum of losses, the gradient of their mean or sum, the normaliser. That is 0 where no row counts,
 // and so is the gradient.
 struct Scale {
@@ -255,7 +239,7 @@ class Pass {
       int64_t count = std::min(most, call_.classes - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);
       product(first ? to : part, rows_of(by_class, at, count), x);
-      if (!first) map<Backend, Add>(call_.wide(), {to, part}, to);
+      if (!first) map_tensors<Backend, Add>(ScoreLoss::name, call_.wide(), {to, part}, to);
     }
   }
 
@@ -370,7 +354,8 @@ struct LinearCrossEntropy {
       Tensor grad_loss = torch::stable::reshape(grad_output, {reduced ? 1 : call.rows});
       if (reduced) {
         grad_loss = new_empty(call.input, {1}, call.wide());
-        map<Backend, Scale>(call.wide(), {ones(state, {1}, call.wide()), grad_output, normaliser}, grad_loss);
+        map_tensors<Backend, Scale>(ScoreLoss::name, call.wide(),
+                                    {ones(state, {1}, call.wide()), grad_output, normaliser}, grad_loss);
       }
       recompute<Backend>(call, grad_loss, sums, grads[kTargetAt], grads[kWeightAt]);
     }
@@ -381,7 +366,7 @@ struct LinearCrossEntropy {
       if (k == kTargetAt || k == kWeightAt) continue;
       Tensor part = torch::stable::reshape(sums.part(k), shape_of(*grads[k]));
       DType compute = grad_dtype == DType::float64 ? grad_dtype : call.wide();
-      if (keep) map<Backend, Scale>(compute, {part, grad_output, normaliser}, *grads[k]);
+      if (keep) map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
       else torch::stable::copy_(*grads[k], part);
     }
     return results;
@@ -406,7 +391,8 @@ struct LinearCrossEntropy {
           Tensor place = rows_of(rows, c.first, c.count);
           torch::stable::copy_(place, shares.front());
         }
-        if (grad_weight) map<Backend, Add>(call.wide(), {*grad_weight, shares.back()}, *grad_weight);
+        if (grad_weight)
+          map_tensors<Backend, Add>(ScoreLoss::name, call.wide(), {*grad_weight, shares.back()}, *grad_weight);
       }
       if (products) pass.backpropagate(c, of_chunk, sums);
     });
