@@ -30,6 +30,17 @@ def class_name(op: Op) -> str:
     return op.module or "".join(word.capitalize() for word in op.short.split("_"))
 
 
+def derivable(op: Op) -> bool:
+    """Not where the op returns nothing, nor where it takes a parameter: a tensor without a batch, with a gradient.
+
+    Those want a class that is written out.
+    """
+    if not op.value._schema.returns:
+        return False
+    required = {p.name for p in parameters(op) if p.default is Parameter.empty}
+    return not any(n in required and op.batch_dims.get(n, 0) is None for n in op.differentiable)
+
+
 def native_class(op: Op) -> type[torch.nn.Module] | None:
     """torch.nn's class of this name."""
     found: type[torch.nn.Module] | None = getattr(torch.nn, class_name(op), None)
