@@ -6,14 +6,28 @@
 
 namespace lossreg {
 
-// Is the n-th tensor argument of a schema optional?
-constexpr bool is_optional(const char* args, int n) {
-  for (int seen = -1; *args; args++)
-    if (args[0] == 'T' && args[1] == 'e' && args[2] == 'n' && args[3] == 's' && ++seen == n) return args[6] == '?';
-  return false;
+// The n-th argument in a schema's text; where there is none, its end. Defaults may be lists: [1, 1].
+constexpr const char* argument_at(const char* args, int n) {
+  for (int depth = 0; n > 0 && *args; args++) {
+    depth += *args == '[' ? 1 : *args == ']' ? -1 : 0;
+    if (*args == ',' && depth == 0 && --n == 0) return args + 2;
+  }
+  return args;
 }
-template <class F, std::size_t K>
-using TensorArg = std::conditional_t<is_optional(F::args, int(K)), std::optional<Tensor>, Tensor>;
+constexpr bool starts_with(const char* text, const char* start) {
+  while (*start && *text == *start) text++, start++;
+  return *start == 0;
+}
+// The position of the n-th argument that is a tensor, or that is none.
+constexpr int position_of(const char* args, int n, bool tensor) {
+  for (int at = 0;; at++)
+    if (starts_with(argument_at(args, at), "Tensor") == tensor && n-- == 0) return at;
+}
+constexpr int options_before(const char* args, int position) {
+  int count = 0;
+  for (int at = 0; at < position; at++) count += !starts_with(argument_at(args, at), "Tensor");
+  return count;
+}
 
 // How an option of make() travels through the dispatcher.
 template <class Option>
@@ -51,54 +65,78 @@ void note_reduction(std::optional<Reduction>& found, const Option& option) {
   if constexpr (std::is_same_v<Option, Reduction>) found = option;
 }
 
+// The type in which the argument at a position of the schema comes from the dispatcher.
+template <class F, class Options, std::size_t Position, class = void>
+struct Argument {
+  using type = typename Boxed<std::tuple_element_t<options_before(F::args, int(Position)), Options>>::type;
+};
+template <class F, class Options, std::size_t Position>
+struct Argument<F, Options, Position, std::enable_if_t<starts_with(argument_at(F::args, int(Position)), "Tensor")>> {
+  static constexpr bool optional = starts_with(argument_at(F::args, int(Position)), "Tensor?");
+  using type = std::conditional_t<optional, std::optional<Tensor>, Tensor>;
+};
+
 // The kernels of one op with the signatures of its schemas. Kernel is a skeleton's: value(f, tensors, reduction, dtype)
 // and grad(f, grad_output, tensors, reduction, mask), and where state is kept forward() and the state in grad.
-template <class Kernel, class F, class Indices, class Make>
+template <class Kernel, class F, class Positions, class Tensors, class Options, class Make>
 struct Entry;
-template <class Kernel, class F, std::size_t... K, class... Option>
-struct Entry<Kernel, F, std::index_sequence<K...>, F (*)(Option...)> {
+template <class Kernel, class F, std::size_t... P, std::size_t... K, std::size_t... O, class... Option>
+struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, std::index_sequence<O...>,
+             F (*)(Option...)> {
   // Has the option dtype. A formula without a reduction may say so of itself.
   static constexpr bool is_loss = (std::is_same_v<Option, Reduction> || ...) || says_loss<F>::value;
 
-  template <class... Text>
-  static std::pair<F, std::optional<Reduction>> parse(const Text&... text) {
-    std::tuple<Option...> options{Boxed<Option>::template unbox<F>(text)...};
+  struct Call {
+    F f;
+    Inputs tensors;
+    std::optional<Reduction> reduction;
+  };
+  template <std::size_t Position>
+  using Argument = typename lossreg::Argument<F, std::tuple<Option...>, Position>::type;
+
+  static Call parse(const Argument<P>&... argument) {
+    auto all = std::tie(argument...);
+    std::tuple<Option...> options{
+        Boxed<Option>::template unbox<F>(std::get<position_of(F::args, int(O), false)>(all))...};
     std::optional<Reduction> reduction;
     std::apply([&](const auto&... o) { (note_reduction(reduction, o), ...); }, options);
-    return {std::apply(&F::make, options), reduction};
+    return {std::apply(&F::make, options), {std::get<position_of(F::args, int(K), true)>(all)...}, reduction};
   }
 
-  static Tensor activation(TensorArg<F, K>... x, typename Boxed<Option>::type... o) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::value(f, Inputs{x...}, reduction, std::optional<ScalarType>{});
+  static Tensor activation(Argument<P>... a) {
+    Call call = parse(a...);
+    return Kernel::value(call.f, call.tensors, call.reduction, std::optional<ScalarType>{});
   }
-  static Tensor loss(TensorArg<F, K>... x, typename Boxed<Option>::type... o, std::optional<ScalarType> dtype) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::value(f, Inputs{x...}, reduction, dtype);
+  static Tensor loss(Argument<P>... a, std::optional<ScalarType> dtype) {
+    Call call = parse(a...);
+    return Kernel::value(call.f, call.tensors, call.reduction, dtype);
   }
-  static std::tuple<Tensor, Tensor> forward(TensorArg<F, K>... x, typename Boxed<Option>::type... o,
-                                            std::optional<ScalarType> dtype) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::forward(f, Inputs{x...}, reduction, dtype);
+  static std::tuple<Tensor, Tensor> forward(Argument<P>... a, std::optional<ScalarType> dtype) {
+    Call call = parse(a...);
+    return Kernel::forward(call.f, call.tensors, call.reduction, dtype);
   }
-  static std::tuple<Tensor, Tensor> forward_with_mask(TensorArg<F, K>... x, typename Boxed<Option>::type... o,
-                                                      std::optional<ScalarType> dtype, std::vector<bool> mask) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::forward(f, Inputs{x...}, reduction, dtype, mask);
+  static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, std::optional<ScalarType> dtype,
+                                                      std::vector<bool> mask) {
+    Call call = parse(a...);
+    return Kernel::forward(call.f, call.tensors, call.reduction, dtype, mask);
   }
-  static std::vector<Tensor> grad(Tensor grad_output, TensorArg<F, K>... x, typename Boxed<Option>::type... o,
-                                  std::vector<bool> output_mask) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::grad(f, grad_output, Inputs{x...}, reduction, output_mask);
+  static std::vector<Tensor> grad(Tensor grad_output, Argument<P>... a, std::vector<bool> output_mask) {
+    Call call = parse(a...);
+    return Kernel::grad(call.f, grad_output, call.tensors, call.reduction, output_mask);
   }
-  static std::vector<Tensor> grad_with_state(Tensor grad_output, Tensor state, TensorArg<F, K>... x,
-                                             typename Boxed<Option>::type... o, std::vector<bool> output_mask) {
-    auto [f, reduction] = parse(o...);
-    return Kernel::grad(f, grad_output, state, Inputs{x...}, reduction, output_mask);
+  static std::vector<Tensor> grad_with_state(Tensor grad_output, Tensor state, Argument<P>... a,
+                                             std::vector<bool> output_mask) {
+    Call call = parse(a...);
+    return Kernel::grad(call.f, grad_output, state, call.tensors, call.reduction, output_mask);
   }
 };
-template <class Kernel, class F>
-using EntryOf = Entry<Kernel, F, std::make_index_sequence<F::inputs>, decltype(&F::make)>;
+template <class Make>
+struct CountOptions;
+template <class F, class... Option>
+struct CountOptions<F (*)(Option...)> : std::integral_constant<std::size_t, sizeof...(Option)> {};
+template <class Kernel, class F, std::size_t Options = CountOptions<decltype(&F::make)>::value>
+using EntryOf = Entry<Kernel, F, std::make_index_sequence<F::inputs + Options>, std::make_index_sequence<F::inputs>,
+                      std::make_index_sequence<Options>, decltype(&F::make)>;
 
 // The skeleton of each list of formula.h.
 template <class List>
@@ -121,12 +159,12 @@ struct SkeletonOf<WrittenOps<F...>> {
 
 template <class F, class Library>
 void define(Library& m, bool loss, bool keeps_state) {
-  std::string name = F::name, args = F::args, separator = args.find("*, ") == std::string::npos ? ", *, " : ", ";
+  std::string name = F::name, args = F::args, separator = ", *, ";
   std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] output_mask";
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
   if (keeps_state) {
-    std::string forward_mask = takes_forward_mask<F>::value ? (loss ? mask.substr(4) : mask) : "";
+    std::string forward_mask = takes_forward_mask<F>::value ? (loss ? ", " + mask.substr(separator.size()) : mask) : "";
     m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (Tensor, Tensor)").c_str());
   }
   std::string state = keeps_state ? "Tensor state, " : "";

@@ -21,7 +21,8 @@ hardly any, and tensors that fit into the cache are read faster the second time.
 
 The table says so when rounds differ too much to be trusted: other work on the same cores.
 
-Inputs are drawn from the op's own samples (their values, mixed and repeated), so a new op needs nothing here.
+Inputs are drawn from the op's own samples (their values, mixed and repeated), so a new op needs nothing here; where
+they can't be, the op declares them (``Op.workload``).
 """
 
 import ctypes
@@ -139,6 +140,18 @@ def draw(op: Op, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, devi
             args[a.name] = a.default_value if a.has_default_value() else first[a.name]
     kind = "row losses" if rows else "pointwise losses" if op.is_loss else "activations"
     return Case(op, kind, args)
+
+
+def cases(op: Op, size: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[Case]:
+    """The calls to time at a size: the op's own workload, else what its samples grow to."""
+    if op.workload is None:
+        for shapes in shapes_of(op, size):
+            yield draw(op, shapes, dtype, device)
+        return
+    for sample in op.workload(Maker(dtype, device), size):
+        args = bind(op.value, sample.args, sample.kwargs)
+        args.pop("dtype", None)
+        yield Case(op, f"{op.family} losses" if op.is_loss else op.family, args)
 
 
 def required_tensors(op: Op) -> list[str]:
@@ -267,7 +280,7 @@ def measure(call: Call, repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def time_calls(calls: Mapping[str, Call], rounds: int, device: str, tick: Call) -> dict[str, list[float]]:
+def time_calls(calls: Mapping[str, Call], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of every provider in every round, interleaved."""
     repeats = {}
     for name, call in calls.items():
@@ -281,7 +294,6 @@ def time_calls(calls: Mapping[str, Call], rounds: int, device: str, tick: Call) 
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 times[name].append(measure(calls[name], repeats[name], device))
-            tick()
     finally:
         gc.enable()
     return times
@@ -323,7 +335,7 @@ def progress_bar(total: int) -> Any:
         from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:
         return Plain()
-    return tqdm(total=total, unit="round")
+    return tqdm(total=total, unit="op")
 
 
 def keep_freed_memory() -> None:
@@ -353,23 +365,22 @@ def run(
         Disagreement: an op gives other numbers than eager.
     """
     keep_freed_memory()
-    plan: list[tuple[Op, dict[str, tuple[int, ...]]]] = []
+    chosen = [get(name) for name in names] or registered()
     left_out: dict[str, str] = {}
-    for op in [get(name) for name in names] or registered():
-        try:
-            plan.extend((op, shapes) for shapes in shapes_of(op, size))
-        except ValueError as e:
-            left_out[op.name] = str(e)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     where = machine(device)
-    bar = progress_bar(len(plan) * len(PASSES) * rounds)
+    bar = progress_bar(len(chosen))
     results: list[dict[str, Any]] = []
     try:
-        for op, shapes in plan:
-            case = draw(op, shapes, DTYPES[dtype], device)
-            bar.set_description(case.title)
-            results.extend(run_case(case, DTYPES[dtype], rounds, device, bar.update))
+        for op in chosen:
+            try:
+                for case in cases(op, size, DTYPES[dtype], device):
+                    bar.set_description(case.title)
+                    results.extend(run_case(case, DTYPES[dtype], rounds, device))
+            except ValueError as e:
+                left_out[op.name] = str(e)
+            bar.update()
         settings = {"size": size, "dtype": dtype, "rounds": rounds, "device": device}
         return {
             "machine": where,
@@ -383,12 +394,12 @@ def run(
         torch.set_num_threads(before)
 
 
-def run_case(case: Case, dtype: torch.dtype, rounds: int, device: str, tick: Call) -> Iterator[dict[str, Any]]:
+def run_case(case: Case, dtype: torch.dtype, rounds: int, device: str) -> Iterator[dict[str, Any]]:
     ours = value_and_gradient(case, case.op.value)
     check_agreement(case.title, ours, value_and_gradient(case, eager_of(case.op)), dtype)
     for which in PASSES:
         calls, notes = calls_of(case, which)
-        times = time_calls(calls, rounds, device, tick)
+        times = time_calls(calls, rounds, device)
         median = {name: statistics.median(t) for name, t in times.items()}
         head = {"op": case.op.name, "kind": case.kind, "shape": case.shape, "pass": which, **notes}
         yield {**head, "seconds": median, "ratios": ratios(median), "rounds": times}

@@ -8,7 +8,7 @@ op of yours, whose kernels come from a library of yours or from Python functions
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -112,6 +112,14 @@ class Op:
     @cached_property
     def short(self) -> str:
         return self.qualname.split("::")[1]
+
+    @cached_property
+    def family(self) -> str:
+        """The stem of the file that declares it: ``binary``."""
+        declared: Any = self.samples
+        while isinstance(declared, partial):
+            declared = declared.func
+        return str(declared.__module__).rsplit(".", 1)[-1]
 
     def _overload(self, suffix: str) -> Any:
         return getattr(getattr(torch.ops, self.qualname.split("::")[0]), self.short + suffix).default
