@@ -26,7 +26,7 @@ from opreg.ops._common import lengths
 
 def run_examples(docstring: str) -> int:
     """Runs what follows ``>>>``; where a result is written, it is compared. Returns how many there were."""
-    names = {"torch": torch, "opreg": opreg}
+    names = {"torch": torch, "opreg": opreg, "F": F}
     examples = doctest.DocTestParser().get_examples(docstring)
     for example in examples:
         with contextlib.redirect_stdout(io.StringIO()) as printed:

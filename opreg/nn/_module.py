@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._docstrings import module_docstring
-from .._functions import function, parameters
+from .._functions import converting, parameters
 from ..registry import Op
 
 
@@ -70,7 +70,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     options = options_of(op)
     names = tuple(p.name for p in options)
     tensors = [p for p in parameters(op) if p.name in op.tensor_arguments and p.name not in names]
-    call = function(op, module)
+    call = converting(op)
 
     def forward(self: OpModule, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
