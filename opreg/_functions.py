@@ -45,7 +45,7 @@ def parameters(op: Op) -> list[Parameter]:
 
 def function(op: Op, module: str) -> Callable[..., Any]:
     """The op as a function of this module, with signature and documentation."""
-    call = converting(op) if op.accepts else op.value
+    call = converting(op)
 
     def face(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
@@ -63,7 +63,10 @@ def function(op: Op, module: str) -> Callable[..., Any]:
 
 
 def converting(op: Op) -> Callable[..., Any]:
-    """The op behind its conversions."""
+    """The op, behind its conversions where it has any."""
+    if not op.accepts:
+        overload: Callable[..., Any] = op.value
+        return overload
     value, names, accepts = op.value, op.arguments, dict(op.accepts)
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -56,7 +56,7 @@ def class_stub(cls: type[OpModule]) -> str:
     tensors = list(inspect.signature(cls.forward).parameters.values())
     body.append(definition("forward", tensors, "Tensor"))
     base = f"torch.nn.{name}" if native is not None else "torch.nn.Module"
-    text = f'"""{cls.__doc__}\n"""\n\n' + "\n".join(body)
+    text = quoted(cls.__doc__) + "\n\n" + "\n".join(body)
     return f"class {name}({base}):\n" + textwrap.indent(text, "    ") + "\n"
 
 
@@ -69,7 +69,11 @@ def definition(name: str, arguments: Iterable[Parameter], returns: str, docstrin
         line = f"def {name}(\n    " + ",\n    ".join(texts) + f",\n) -> {returns}:"
     if docstring is None:
         return f"{line} ..."
-    return f"{line}\n" + textwrap.indent(f'"""{docstring}\n"""\n', "    ")
+    return f"{line}\n" + textwrap.indent(quoted(docstring) + "\n", "    ")
+
+
+def quoted(docstring: str | None) -> str:
+    return f'{"r" if chr(92) in str(docstring) else ""}"""{docstring}\n"""'
 
 
 def argument_texts(arguments: Iterable[Parameter]) -> Iterator[str]:

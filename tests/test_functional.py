@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from opreg.ops._common import lengths
 
 def run_examples(docstring: str) -> int:
     """Runs what follows ``>>>``; where a result is written, it is compared. Returns how many there were."""
-    names = {"torch": torch, "opreg": opreg}
+    names = {"torch": torch, "opreg": opreg, "F": F}
     examples = doctest.DocTestParser().get_examples(docstring)
     for example in examples:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -138,18 +139,13 @@ def test_conversions_see_the_other_arguments():
         seen.append(sorted(args))
         return value if isinstance(value, Tensor) else torch.tensor(value)
 
-    op = opreg.Op(
-        name="test_functional::scaled",
-        schema="(Tensor input, Tensor? by=None) -> Tensor",
-        kernels={"CPU": lambda input, by=None: input if by is None else input * by},
-        reference=lambda input, by: input if by is None else input * by,
-        shape=opreg.meta.same("input"),
-        samples=lambda make: iter([opreg.Sample((make.normal(3),))]),
-        errors=lambda make: iter([]),
-        source="arithmetic",
-        accepts={"by": times},
+    lib = torch.library.Library("test_functional", "DEF")
+    lib.define("scaled(Tensor input, Tensor? by=None) -> Tensor")
+    lib.impl("scaled", lambda input, by=None: input if by is None else input * by, "CompositeExplicitAutograd")
+    nothing: dict[str, Any] = dict.fromkeys(("reference", "shape", "samples", "errors"))
+    face = function(
+        opreg.Op("test_functional::scaled", **nothing, source="arithmetic", doc="x", accepts={"by": times}), "m"
     )
-    face = function(opreg.register(op), __name__)
     x = torch.tensor([1.0, 2.0])
     assert face(x, [2.0, 3.0]).tolist() == face(x, by=(2.0, 3.0)).tolist() == [2.0, 6.0]
     assert face(x).tolist() == face(input=x).tolist() == [1.0, 2.0]

@@ -12,12 +12,11 @@ from ._convolution import DynamicConv2d as DynamicConv2d
 from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from ._margin import AMSoftmax as AMSoftmax
 from ._margin import ArcFace as ArcFace
-from ._module import class_name, module_class
+from ._module import class_name, derivable, module_class
 
 __all__ = ["EMA", "AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "LinearCrossEntropyLoss", "WIoULoss"]
 
 for _op in of_namespace():
-    # an op that returns nothing is no module; a class that is written out is its op's
-    if _op.value._schema.returns and class_name(_op) not in __all__:
+    if derivable(_op) and class_name(_op) not in __all__:
         globals()[class_name(_op)] = module_class(_op, __name__)
         __all__.append(class_name(_op))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._docstrings import module_docstring
-from .._functions import function, parameters
+from .._functions import converting, parameters
 from ..registry import Op
 
 
@@ -28,6 +28,17 @@ class OpModule(torch.nn.Module):
 
 def class_name(op: Op) -> str:
     return op.module or "".join(word.capitalize() for word in op.short.split("_"))
+
+
+def derivable(op: Op) -> bool:
+    """Not where the op returns nothing, nor where it takes a parameter: a tensor without a batch, with a gradient.
+
+    Those want a class that is written out.
+    """
+    if not op.value._schema.returns:
+        return False
+    required = {p.name for p in parameters(op) if p.default is Parameter.empty}
+    return not any(n in required and op.batch_dims.get(n, 0) is None for n in op.differentiable)
 
 
 def native_class(op: Op) -> type[torch.nn.Module] | None:
@@ -59,7 +70,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     options = options_of(op)
     names = tuple(p.name for p in options)
     tensors = [p for p in parameters(op) if p.name in op.tensor_arguments and p.name not in names]
-    call = function(op, module)
+    call = converting(op)
 
     def forward(self: OpModule, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
