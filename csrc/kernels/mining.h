@@ -38,52 +38,39 @@ struct OHEMCrossEntropy : OHEMRows {
         : kept(static_cast<double*>(state.mutable_data_ptr()) + rows), count(kept + rows) {}
   };
 
-  // A rank for sorting: p_y, but a NaN before all others, so that it stays seen, and what is ignored after them.
+  // What positions are ordered by: p_y, but a NaN before all others, so that it stays seen, and what is ignored last.
   static constexpr double kFirst = -1, kLast = 2;
   template <class T>
-  struct FindHard {
+  struct Rank {
     const int64_t* target;
     const T* nll;
-    double* kept;
-    T* rank;
     int64_t ignore_index;
-    T thresh;
     bool wide;  // else p_y is a float32, whatever is computed in
 
-    HD T rounded(T p) const { return wide ? p : T(float(p)); }
-    HD void operator()(int64_t i) const {
-      T p = rounded(exp(-nll[i])), known = p != p ? T(kFirst) : p;
-      bool valid = target[i] != ignore_index;
-      rank[i] = valid ? known : T(kLast);
-      kept[i] = valid && known <= rounded(thresh) ? 1.0 : 0.0;
+    HD T rounded(T p) const {
+      T narrow = T(float(p));
+      return wide ? p : narrow;
     }
-  };
-  struct CountKept {
-    const double* kept;
-    HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += kept[i]; }
-  };
-  struct StoreCount {
-    double* count;
-    HD void operator()(const double (&sums)[1]) const { *count = sums[0]; }
+    HD T operator()(int64_t i) const {
+      T p = rounded(exp(-nll[i]));
+      T known = p != p ? T(kFirst) : p;
+      return target[i] == ignore_index ? T(kLast) : known;
+    }
   };
   template <class T>
-  struct KeepSmallest {
-    const int64_t* order;
-    const T* rank;
+  struct FindHard {
+    Rank<T> rank;
+    T thresh;
     double* kept;
-    const double* count;
-    int64_t n_min;
-    HD void operator()(int64_t k) const {
-      int64_t i = order[k];
-      if (*count < double(n_min) && rank[i] < T(kLast)) kept[i] = 1;
-    }
+    HD void operator()(int64_t i) const { kept[i] = rank(i) <= thresh ? 1.0 : 0.0; }
   };
   template <class T>
   struct SumKept {
     const double* kept;
     const T* nll;
     HD void operator()(int64_t i, double (&sums)[2]) const {
-      sums[0] += kept[i] != 0 ? double(nll[i]) : 0.0;
+      double loss = double(nll[i]);
+      sums[0] += kept[i] != 0 ? loss : 0.0;
       sums[1] += kept[i];
     }
   };
@@ -96,6 +83,61 @@ struct OHEMCrossEntropy : OHEMRows {
       if (out.data) put(out, 0, mean ? sums[0] / sums[1] : sums[0]);
     }
   };
+
+  template <class T>
+  struct WriteRanks {
+    Rank<T> rank;
+    T* out;
+    HD void operator()(int64_t i) const { out[i] = rank(i); }
+  };
+  template <class T>
+  struct FindTies {
+    const T *rank, *cut;
+    int32_t* tie;
+    HD void operator()(int64_t i) const { tie[i] = rank[i] == *cut ? 1 : 0; }
+  };
+  template <class T>
+  struct CountBelow {
+    const T *rank, *cut;
+    HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += rank[i] < *cut ? 1.0 : 0.0; }
+  };
+  struct StoreCount {
+    double* count;
+    HD void operator()(const double (&sums)[1]) const { *count = sums[0]; }
+  };
+  // Those below the cut, and of those at it the first ones.
+  template <class T>
+  struct KeepLeast {
+    const T *rank, *cut;
+    const int64_t* ties;  // so far, this one too
+    const double *below, *count;
+    double least;
+    double* kept;
+    HD void operator()(int64_t i) const {
+      bool among = rank[i] < *cut || (rank[i] == *cut && double(ties[i]) <= least - *below);
+      if (among && rank[i] < T(kLast) && *count < least) kept[i] = 1;
+    }
+  };
+  // Where fewer than least are marked: marks the least probable ones. All on the device, so that nothing waits for it.
+  template <class T, class Backend>
+  static void keep_least(Rank<T> rank, const Marks& marks, const Tensor& nll, int64_t rows, int64_t least) {
+    auto scratch = [&](int64_t n, DType dtype) { return new_empty(nll, {n}, dtype); };
+    Tensor ranks = scratch(rows, *known_dtype(nll.scalar_type())), tie = scratch(rows, DType::int32);
+    Tensor below = scratch(1, DType::float64);
+    auto* r = static_cast<T*>(ranks.mutable_data_ptr());
+    Backend::each(rows, 1, WriteRanks<T>{rank, r});
+    Tensor smallest = call_aten<2>("aten::topk", "", ranks, least, int64_t(0), false, false)[0];
+    Tensor cut = torch::stable::amax(smallest, 0);
+    auto* c = static_cast<const T*>(cut.const_data_ptr());
+    Backend::each(rows, 1, FindTies<T>{r, c, static_cast<int32_t*>(tie.mutable_data_ptr())});
+    auto* b = static_cast<double*>(below.mutable_data_ptr());
+    Backend::template total<1>(nll, rows, 1, CountBelow<T>{r, c}, StoreCount{b});
+    Tensor ties = call_aten("aten::cumsum", "", tie, int64_t(0), std::optional<ScalarType>())[0];
+    KeepLeast<T> keep{r,         c, static_cast<const int64_t*>(ties.const_data_ptr()), b, marks.count, double(least),
+                      marks.kept};
+    Backend::each(rows, 1, keep);
+  }
+
   template <class T>
   struct WriteKept {
     const double* kept;
@@ -108,34 +150,14 @@ struct OHEMCrossEntropy : OHEMRows {
     const double* kept;
     int64_t* selected;
     int64_t ignore_index;
-    HD void operator()(int64_t i) const { selected[i] = kept[i] != 0 ? target[i] : ignore_index; }
+    HD void operator()(int64_t i) const {
+      int64_t t = target[i];
+      selected[i] = kept[i] != 0 ? t : ignore_index;
+    }
   };
 
   static Tensor as_int64(const Tensor& target) {
     return torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
-  }
-
-  // Marks what is kept, given -log p_y of every row, in their order.
-  template <class T, class Backend>
-  void select(const Call& call, const Tensor& target, const Tensor& nll, Marks marks) const {
-    Tensor ranks = new_empty(nll, {call.rows}, *known_dtype(nll.scalar_type()));
-    auto* rank = static_cast<T*>(ranks.mutable_data_ptr());
-    FindHard<T> find{static_cast<const int64_t*>(target.const_data_ptr()),
-                     static_cast<const T*>(nll.const_data_ptr()),
-                     marks.kept,
-                     rank,
-                     ignore_index,
-                     T(thresh),
-                     call.result == DType::float64};
-    Backend::each(call.rows, 1, find);
-    Backend::template total<1>(nll, call.rows, 1, CountKept{marks.kept}, StoreCount{marks.count});
-
-    int64_t least = std::min(n_min < 0 ? call.rows / 16 : n_min, call.rows);
-    // only a CPU may look; a GPU sorts, and forgets it where enough are hard
-    if (least == 0 || (Backend::checks_values && *marks.count >= double(least))) return;
-    auto order = call_aten<2>("aten::sort", "stable", ranks, std::optional<bool>(true), int64_t(0), false)[1];
-    auto* smallest = static_cast<const int64_t*>(order.const_data_ptr());
-    Backend::each(least, 1, KeepSmallest<T>{smallest, rank, marks.kept, marks.count, least});
   }
 
   template <class Backend>
@@ -156,10 +178,21 @@ struct OHEMCrossEntropy : OHEMRows {
       DType wide = sizeof(T) == 8 ? DType::float64 : DType::float32;
       Tensor nll = new_empty(call.input, call.row_shape, wide);
       Backend::template rows_forward<T, 0>(rows(), call.problem(state, &nll, nullptr, nullptr, nullptr), nll, wide);
-      select<T, Backend>(call, target, nll, marks);
       auto* losses = static_cast<const T*>(nll.const_data_ptr());
-      StoreLoss store{marks.count, reduced ? to : Operand{}, reduction == Reduction::mean};
-      Backend::template total<2>(nll, call.rows, 1, SumKept<T>{marks.kept, losses}, store);
+      Rank<T> rank{static_cast<const int64_t*>(target.const_data_ptr()), losses, ignore_index,
+                   call.result == DType::float64};
+      auto sum_up = [&] {
+        StoreLoss store{marks.count, reduced ? to : Operand{}, reduction == Reduction::mean};
+        Backend::template total<2>(nll, call.rows, 1, SumKept<T>{marks.kept, losses}, store);
+      };
+      Backend::each(call.rows, 1, FindHard<T>{rank, rank.rounded(T(thresh)), marks.kept});
+      sum_up();
+      int64_t least = std::min(n_min < 0 ? call.rows / 16 : n_min, call.rows);
+      // only a CPU may look at the count; a GPU goes on, and forgets it where enough are hard
+      if (least > 0 && !(Backend::checks_values && *marks.count >= double(least))) {
+        keep_least<T, Backend>(rank, marks, nll, call.rows, least);
+        sum_up();
+      }
       if (!reduced) Backend::each(call.rows, 1, WriteKept<T>{marks.kept, losses, to});
     });
     return {out, state};
