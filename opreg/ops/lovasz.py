@@ -116,8 +116,8 @@ def softmax_samples(make: Maker) -> Iterator[Sample]:
         x, t = make.normal(2, 4, 2, 3, scale=3), make.index(3, 2, 2, 3, ignore=255, dtype=torch.uint8)
         yield Sample((x, t), {"ignore_index": 255, **options}, "ignored, an absent class")
     yield Sample((make.normal(2, 3, 2, 2, 2), make.index(3, 2, 2, 2, 2, ignore=1)), {"ignore_index": 1})
-    yield Sample((make.normal(4, 6), make.index(6, 4, dtype=torch.int32)), name="no pixels")
-    yield Sample((make.normal(4, 6), make.index(6, 4)), {"per_image": True}, "one pixel")
+    yield Sample((make.normal(4, 3), make.index(3, 4, dtype=torch.int32)), name="no pixels")
+    yield Sample((make.normal(2, 3), make.index(3, 2)), {"per_image": True}, "one pixel")
     yield Sample((make.normal(1, 2, 71, 61), make.index(2, 1, 71, 61, ignore=-100)), name="several chunks")
     for classes in ("present", "all"):
         t = torch.full((2, 3), -100, device=make.device)
