@@ -12,7 +12,7 @@ struct Cpu {
   static constexpr auto key = "CPU";
   static constexpr bool checks_values = true;
   // Elements side by side that one thread takes at once: the loops over them become vectors.
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 128;
 
   struct Guard {
     explicit Guard(const Tensor&) {}
