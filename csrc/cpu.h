@@ -15,7 +15,7 @@ struct Cpu {
   static constexpr auto key = "CPU";
   static constexpr bool checks_values = true;
   // Elements side by side that one thread takes at once: the loops over them become vectors.
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 128;
   // rows_grad reads what it needs of a row's scores before it writes their gradient, which may so take their place.
   static constexpr bool row_gradients_in_place = true;
 

@@ -6,11 +6,10 @@
 
 namespace lossreg {
 
-// L pixels side by side in a row of an image: a vector on the CPU, one pixel on a GPU. Those of [first, last) lie in
-// the image, the others read as score 0 and as an ignored label.
-struct Span {
+// Up to L pixels side by side in a row of an image: long enough for vectors on the CPU, one pixel on a GPU.
+struct Strip {
   int64_t n, h, w;
-  int first, last;
+  int length;
 };
 
 // Scores (N, C, H, W) of any strides, labels (N, H, W). S is what is stored, T what is computed in.
@@ -23,37 +22,38 @@ struct Images {
   const int64_t* labels;
   int64_t stride[4], channels, height, width, ignore_index;
 
-  HD int64_t spans() const { return (width + L - 1) / L; }  // of one row
-  HD Span span(int64_t n, int64_t h, int64_t w) const {
-    Span s{n, h, w, 0, 0};
-    if (h < 0 || h >= height) return s;
-    s.first = int(w < 0 ? (-w < L ? -w : L) : 0);
-    s.last = int(width - w < L ? (width - w > 0 ? width - w : 0) : L);
-    return s;
+  HD int64_t strips() const { return (width + L - 1) / L; }  // of one row
+  HD Strip strip(int64_t i) const {
+    int64_t row = i / strips(), w = (i - row * strips()) * L;
+    return {row / height, row % height, w, int(width - w < L ? width - w : L)};
   }
-  HD Span span(int64_t i) const {
-    int64_t row = i / spans();
-    return span(row / height, row % height, (i - row * spans()) * L);
-  }
-  HD Span moved(const Span& s, int64_t dy, int64_t dx) const { return span(s.n, s.h + dy, s.w + dx); }
+  HD bool has_row(int64_t h) const { return h >= 0 && h < height; }
 
-  HD bool direct(const Span& s) const { return s.first == 0 && s.last == L && stride[3] == 1; }
-  // Channel c. Direct: no lane is outside, and they lie next to each other.
-  template <bool Direct>
-  HD void read(const Span& s, int64_t c, T (&x)[L]) const {
-    int64_t at = s.n * stride[0] + c * stride[1] + s.h * stride[2] + s.w * stride[3];
-    if constexpr (Direct) {
-      for (int k = 0; k < L; k++) x[k] = widen<T>(scores[at + k]);
-    } else {
-      for (int k = 0; k < L; k++) x[k] = k >= s.first && k < s.last ? widen<T>(scores[at + k * stride[3]]) : T(0);
-    }
+  // Calls use(j, column) for the columns w + j, j < N, that are in the image, and skip(j) for the others.
+  template <int N, class Use, class Skip>
+  HD void columns(int64_t w, Use use, Skip skip) const {
+    int first = int(w < 0 ? (-w < N ? -w : N) : 0), last = int(width - w < N ? (width - w > 0 ? width - w : 0) : N);
+    for (int j = 0; j < first; j++) skip(j);
+    for (int j = first; j < last; j++) use(j, w + j);
+    for (int j = last; j < N; j++) skip(j);
   }
-  HD void read_labels(const Span& s, int64_t (&y)[L]) const {
-    const int64_t at = (s.n * height + s.h) * width + s.w;
-    if (s.first == 0 && s.last == L)
-      for (int k = 0; k < L; k++) y[k] = labels[at + k];
-    else
-      for (int k = 0; k < L; k++) y[k] = k >= s.first && k < s.last ? labels[at + k] : ignore_index;
+  // N scores of channel c from column w on; 0 outside of the image. Where they lie in memory as such, themselves.
+  template <int N>
+  HD const T* read(int64_t n, int64_t c, int64_t h, int64_t w, T (&buffer)[N]) const {
+    const S* row = scores + (n * stride[0] + c * stride[1] + h * stride[2]);
+    if constexpr (L > 1 && std::is_same_v<S, T>)
+      if (stride[3] == 1 && w >= 0 && w + N <= width) return row + w;
+    const int64_t step = stride[3];
+    auto zero = [&](int j) { buffer[j] = T(0); };
+    if (step == 1) columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at]); }, zero);
+    else columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at * step]); }, zero);
+    return buffer;
+  }
+  // Labels from column w on; ignored ones outside of the image.
+  template <int N>
+  HD void read_labels(int64_t n, int64_t h, int64_t w, int64_t (&label)[N]) const {
+    const int64_t* row = labels + (n * height + h) * width;
+    columns<N>(w, [&](int j, int64_t at) { label[j] = row[at]; }, [&](int j) { label[j] = ignore_index; });
   }
 };
 
@@ -94,7 +94,7 @@ struct ImageCall {
     expect_one_device(F::name, input, state);
   }
 
-  // Calls use(images, number of spans) with images in the types of this call.
+  // Calls use(images, number of strips) with images in the types of this call.
   template <int L, class Use>
   void with_images(DType other, int64_t ignore_index, Use use) const {
     in_compute_type(dtype, other, [&](auto zero) {
@@ -110,7 +110,7 @@ struct ImageCall {
                                  shape[2],
                                  shape[3],
                                  ignore_index};
-          use(images, shape[0] * shape[2] * images.spans());
+          use(images, shape[0] * shape[2] * images.strips());
         }
       });
     });
@@ -126,13 +126,13 @@ struct ScoreGradient {
   explicit ScoreGradient(const Tensor& t) : data(static_cast<S*>(t.mutable_data_ptr())) {
     for (int d = 0; d < 4; d++) stride[d] = t.strides()[d];
   }
-  template <class T, int L>
-  HD void write(const Span& s, int64_t c, const T (&g)[L]) const {
-    int64_t at = s.n * stride[0] + c * stride[1] + s.h * stride[2] + s.w * stride[3];
-    if (s.last == L && stride[3] == 1)
-      for (int k = 0; k < L; k++) data[at + k] = Narrow<S>::from(g[k]);
+  template <class T>
+  HD void write(const Strip& s, int64_t c, const T* g) const {
+    S* row = data + (s.n * stride[0] + c * stride[1] + s.h * stride[2] + s.w * stride[3]);
+    if (stride[3] == 1)
+      for (int j = 0; j < s.length; j++) row[j] = Narrow<S>::from(g[j]);
     else
-      for (int k = 0; k < s.last; k++) data[at + k * stride[3]] = Narrow<S>::from(g[k]);
+      for (int j = 0; j < s.length; j++) row[j * stride[3]] = Narrow<S>::from(g[j]);
   }
 };
 
@@ -159,43 +159,50 @@ HD T gradient_scale(const Operand& grad_output, const double* terms) {
   return T(*terms > 0 ? get<double>(grad_output, 0) / *terms : 0.0);
 }
 
-// How many windows of size k fit into n places and hold both a and b, which are less than k apart.
-HD int64_t windows_holding(int64_t a, int64_t b, int64_t k, int64_t n) {
-  int64_t low = a < b ? a : b, high = a < b ? b : a;
-  int64_t first = high < k ? 0 : high - k + 1, last = low < n - k ? low : n - k;
-  return last - first + 1;
-}
+// How many windows of k places fit into n and hold both i and i + shift: k - |shift|, but for those that would begin
+// before the first place or end behind the last. This is the number for place i + j of a strip, j < 2^31.
+struct Windows {
+  int all, before, past;
 
-// The pairs of one displacement: <x_a, x_b> of each lane, and in how many windows the pair is counted, 0 where a pixel
-// of it is ignored or outside.
+  HD Windows(int64_t i, int64_t shift, int64_t k, int64_t n) {
+    int64_t low = shift < 0 ? i + shift : i, high = shift < 0 ? i : i + shift, most = INT32_MAX;
+    all = int(k - (high - low));
+    before = int(high < k - 1 ? k - 1 - high : 0);
+    past = int(n - k - low < most ? n - k - low : most);
+  }
+  HD int at(int j) const { return all - (before > j ? before - j : 0) - (j > past ? j - past : 0); }
+};
+
+// A strip's pairs with the pixels at (dy, dx), (dy, dx + 1) ...: a run of displacements reads a row once.
 template <class Im>
 struct Pairs {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
-  T dot[L];
-  T sign[L];  // -1 for equal labels: -log of the probability of what the labels say is softplus(sign dot)
-  int64_t count[L];
+  static constexpr int L = Im::kLanes, kRun = 5, kWide = L + kRun - 1;  // a kernel of size 3 has runs of 5
+  T dot[kRun][L];     // <x_a, x_b>
+  T sign[kRun][L];    // -1 for equal labels: the binary cross entropy is softplus(sign dot)
+  int times[kRun][L]; // the windows that hold the pair; 0 where it has an ignored pixel, or one outside
 
-  HD Pairs(const Im& im, const Span& a, const int64_t (&label)[L], const Span& b, int64_t k) {
-    if (im.direct(a) && im.direct(b)) find_dot<true>(im, a, b);
-    else find_dot<false>(im, a, b);
-    int64_t other[L];
-    im.read_labels(b, other);
-    int64_t rows = windows_holding(a.h, b.h, k, im.height);
-    for (int j = 0; j < L; j++) {
-      sign[j] = label[j] == other[j] ? T(-1) : T(1);
-      bool valid = label[j] != im.ignore_index && other[j] != im.ignore_index;
-      count[j] = valid ? rows * windows_holding(a.w + j, b.w + j, k, im.width) : 0;
-    }
-  }
-  template <bool Direct>
-  HD void find_dot(const Im& im, const Span& a, const Span& b) {
-    for (int j = 0; j < L; j++) dot[j] = T(0);
+  HD void find(const Im& im, const Strip& a, const int64_t (&label)[L], int64_t k, int64_t dy, int64_t dx) {
+    for (int r = 0; r < kRun; r++)
+      for (int j = 0; j < L; j++) dot[r][j] = T(0);
     for (int64_t c = 0; c < im.channels; c++) {
-      T x[L], y[L];
-      im.template read<Direct>(a, c, x);
-      im.template read<Direct>(b, c, y);
-      for (int j = 0; j < L; j++) dot[j] += x[j] * y[j];
+      T one[L], other[kWide];
+      const T* x = im.read(a.n, c, a.h, a.w, one);
+      const T* y = im.read(a.n, c, a.h + dy, a.w + dx, other);
+      for (int j = 0; j < L; j++)
+        for (int r = 0; r < kRun; r++) dot[r][j] += x[j] * y[j + r];
+    }
+    int64_t others[kWide];
+    im.read_labels(a.n, a.h + dy, a.w + dx, others);
+    int rows = Windows(a.h, dy, k, im.height).at(0);
+    for (int r = 0; r < kRun; r++) {
+      Windows columns(a.w, dx + r, k, im.width);
+      bool in_window = dx + r < k;
+      for (int j = 0; j < L; j++) {
+        bool valid = label[j] != im.ignore_index && others[j + r] != im.ignore_index && in_window;
+        sign[r][j] = label[j] == others[j + r] ? T(-1) : T(1);
+        times[r][j] = valid ? rows * columns.at(j) : 0;
+      }
     }
   }
 };
@@ -209,28 +216,28 @@ struct AffinitySum {
   int64_t k;
 
   HD void operator()(int64_t i, double (&sums)[2]) const {
-    Span a = im.span(i);
+    Strip a = im.strip(i);
     int64_t label[L];
-    im.read_labels(a, label);
+    im.read_labels(a.n, a.h, a.w, label);
     T loss[L] = {};
-    int64_t counted[L] = {};
-    for (int64_t dy = 0; dy < k; dy++)
-      for (int64_t dx = dy == 0 ? 0 : 1 - k; dx < k; dx++) {
-        Span b = im.moved(a, dy, dx);
-        if (b.first >= b.last) continue;
-        Pairs<Im> pairs(im, a, label, b, k);
-        int64_t orders = dy == 0 && dx == 0 ? 1 : 2;
-        for (int j = 0; j < L; j++) {
-          int64_t times = orders * pairs.count[j];
-          T bce = softplus(pairs.sign[j] * pairs.dot[j]);
-          loss[j] += times == 0 ? T(0) : T(times) * bce;
-          counted[j] += times;
+    int64_t counted = 0;
+    Pairs<Im> pairs;
+    for (int64_t dy = 0; dy < k && im.has_row(a.h + dy); dy++)
+      for (int64_t dx = dy == 0 ? 0 : 1 - k; dx < k; dx += Pairs<Im>::kRun) {
+        pairs.find(im, a, label, k, dy, dx);
+        for (int r = 0; r < Pairs<Im>::kRun; r++) {
+          int orders = dy == 0 && dx + r == 0 ? 1 : 2, count = 0;
+          for (int j = 0; j < L; j++) {
+            int times = orders * pairs.times[r][j];
+            T bce = softplus(pairs.sign[r][j] * pairs.dot[r][j]);
+            loss[j] += times == 0 ? T(0) : T(times) * bce;
+            count += times;
+          }
+          counted += count;
         }
       }
-    for (int j = 0; j < L; j++) {
-      sums[0] += double(loss[j]);
-      sums[1] += double(counted[j]);
-    }
+    for (int j = 0; j < L; j++) sums[0] += double(loss[j]);
+    sums[1] += double(counted);
   }
 };
 
@@ -238,45 +245,43 @@ struct AffinitySum {
 template <class Im>
 struct AffinityGrad {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
+  static constexpr int L = Im::kLanes, kRun = Pairs<Im>::kRun;
   Im im;
   int64_t k;
   ScoreGradient<typename Im::Storage> grad;
   Operand grad_output;
   const double* terms;
   // The inner products are found anew for as many channels as are summed at a time.
-  static constexpr int kChannels = L > 1 ? 128 : 16;
+  static constexpr int kChannels = L > 1 ? 64 : 16;
 
   HD void operator()(int64_t i) const {
-    Span a = im.span(i);
+    Strip a = im.strip(i);
     int64_t label[L];
-    im.read_labels(a, label);
+    im.read_labels(a.n, a.h, a.w, label);
     T scale = T(2) * gradient_scale<T>(grad_output, terms);
+    Pairs<Im> pairs;
     for (int64_t from = 0; from < im.channels; from += kChannels) {
       T sum[kChannels][L] = {};
       for (int64_t dy = 1 - k; dy < k; dy++)
-        for (int64_t dx = 1 - k; dx < k; dx++) {
-          Span b = im.moved(a, dy, dx);
-          if (b.first >= b.last) continue;
-          Pairs<Im> pairs(im, a, label, b, k);
-          T slope[L];
-          for (int j = 0; j < L; j++) {
-            T s = pairs.sign[j];
-            slope[j] = pairs.count[j] == 0 ? T(0) : T(pairs.count[j]) * scale * s * sigmoid(s * pairs.dot[j]);
+        for (int64_t dx = 1 - k; dx < k && im.has_row(a.h + dy); dx += kRun) {
+          pairs.find(im, a, label, k, dy, dx);
+          T slope[kRun][L];
+          for (int r = 0; r < kRun; r++)
+            for (int j = 0; j < L; j++) {
+              T s = pairs.sign[r][j], g = scale * s * sigmoid(s * pairs.dot[r][j]);
+              slope[r][j] = pairs.times[r][j] == 0 ? T(0) : T(pairs.times[r][j]) * g;
+            }
+          for (int c = 0; c < kChannels && from + c < im.channels; c++) {
+            T buffer[Pairs<Im>::kWide];
+            const T* y = im.read(a.n, from + c, a.h + dy, a.w + dx, buffer);
+            for (int j = 0; j < L; j++)
+              for (int r = 0; r < kRun; r++) {
+                T d = slope[r][j] * y[j + r];
+                sum[c][j] += slope[r][j] == T(0) ? T(0) : d;  // an ignored pixel may hold anything
+              }
           }
-          if (im.direct(b)) add<true>(b, from, slope, sum);
-          else add<false>(b, from, slope, sum);
         }
       for (int c = 0; c < kChannels && from + c < im.channels; c++) grad.write(a, from + c, sum[c]);
-    }
-  }
-  template <bool Direct>
-  HD void add(const Span& b, int64_t from, const T (&slope)[L], T (&sum)[kChannels][L]) const {
-    for (int c = 0; c < kChannels && from + c < im.channels; c++) {
-      T y[L];
-      im.template read<Direct>(b, from + c, y);
-      // an ignored pixel may hold anything
-      for (int j = 0; j < L; j++) sum[c][j] += slope[j] == T(0) ? T(0) : slope[j] * y[j];
     }
   }
 };
@@ -315,10 +320,10 @@ struct AffinityLoss {
     DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
     Tensor out = new_empty(call.input, {}, out_dtype), state = new_empty(call.input, {1}, DType::float64);
     MeanOrZero finish{scalar_operand(out, out_dtype), static_cast<double*>(state.mutable_data_ptr()), 1.0};
-    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t spans) {
+    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       AffinitySum<decltype(images)> body{images, kernel_size};
       int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * kernel_size;
-      Backend::template total<2>(call.input, spans, cost, body, finish);
+      Backend::template total<2>(call.input, strips, cost, body, finish);
     });
     return {out, state};
   }
@@ -332,42 +337,15 @@ struct AffinityLoss {
     if (!mask[0]) return {};
     DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
-    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t spans) {
+    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
       using S = typename decltype(images)::Storage;
       AffinityGrad<decltype(images)> body{images, kernel_size, ScoreGradient<S>(result),
                                           scalar_operand(grad_output, grad_dtype),
                                           static_cast<const double*>(state.const_data_ptr())};
       int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * (2 * kernel_size - 1);
-      Backend::each(spans, cost, body);
+      Backend::each(strips, cost, body);
     });
     return {result};
-  }
-};
-
-// log-softmax of a span's pixels, from its log-sum-exp. That is float64, in two parts of T, because x - lse must keep the
-// digits that x has where |x| is large.
-template <class Im>
-struct LogSoftmax {
-  using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
-  Span span;
-  bool direct;
-  T high[L], low[L];
-
-  HD void set(const Im& im, const double* lse, const Span& s) {
-    span = s;
-    direct = im.direct(s);
-    int64_t at = (s.n * im.height + s.h) * im.width + s.w;
-    for (int j = 0; j < L; j++) {
-      double v = j >= s.first && j < s.last ? lse[at + j] : 0.0;
-      high[j] = T(v);
-      low[j] = T(v - double(high[j]));
-    }
-  }
-  HD void read(const Im& im, int64_t c, T (&l)[L]) const {
-    if (direct) im.template read<true>(span, c, l);
-    else im.template read<false>(span, c, l);
-    for (int j = 0; j < L; j++) l[j] = (l[j] - high[j]) - low[j];
   }
 };
 
@@ -379,30 +357,116 @@ struct LogSumExp {
   double* lse;
 
   HD void operator()(int64_t i) const {
-    Span s = im.span(i);
-    if (im.direct(s)) find<true>(s);
-    else find<false>(s);
-  }
-  template <bool Direct>
-  HD void find(const Span& s) const {
-    T x[L], max[L], sum[L];
-    im.template read<Direct>(s, 0, max);
+    Strip s = im.strip(i);
+    T buffer[L], max[L], sum[L] = {};
+    const T* x = im.read(s.n, 0, s.h, s.w, buffer);
+    for (int j = 0; j < L; j++) max[j] = x[j];
     for (int64_t c = 1; c < im.channels; c++) {
-      im.template read<Direct>(s, c, x);
+      x = im.read(s.n, c, s.h, s.w, buffer);
       for (int j = 0; j < L; j++) max[j] = x[j] > max[j] || x[j] != x[j] ? x[j] : max[j];
     }
-    for (int j = 0; j < L; j++) sum[j] = T(0);
     for (int64_t c = 0; c < im.channels; c++) {
-      im.template read<Direct>(s, c, x);
+      x = im.read(s.n, c, s.h, s.w, buffer);
       for (int j = 0; j < L; j++) sum[j] += exp(x[j] - max[j]);
     }
     for (int j = 0; j < L; j++) sum[j] = log(sum[j]);
-    int64_t at = (s.n * im.height + s.h) * im.width + s.w;
-    for (int j = 0; j < s.last; j++) lse[at + j] = double(max[j]) + double(sum[j]);
+    double* out = lse + (s.n * im.height + s.h) * im.width + s.w;
+    for (int j = 0; j < s.length; j++) out[j] = double(max[j]) + double(sum[j]);
   }
 };
 
-// Each pair of neighbours is met once, at its upper (left) pixel a, for both of its orders.
+// A strip with its neighbours in the rows h + top, h + top + 1 ...: log-softmax and softmax, a channel at a time. What
+// lies outside of the image has an ignored label.
+template <class Im, int Rows>
+struct Neighbourhood {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kWide = L + 2;
+  Strip a;
+  int64_t top;
+  // log-sum-exp in two parts of T, because x - lse must keep the digits that x has where |x| is large
+  T high[Rows][kWide], low[Rows][kWide];
+  int64_t label[Rows][kWide];
+  T counts[Rows][kWide];  // 1 or 0: an ignored pixel may hold anything, but reads as 0
+  T log_p[Rows][kWide], p[Rows][kWide];
+
+  HD void set(const Im& im, const double* lse, const Strip& strip, int64_t first_row) {
+    a = strip;
+    top = first_row;
+    for (int r = 0; r < Rows; r++) {
+      bool there = im.has_row(a.h + top + r);
+      for (int j = 0; j < kWide; j++) {
+        high[r][j] = low[r][j] = counts[r][j] = log_p[r][j] = p[r][j] = T(0);
+        label[r][j] = im.ignore_index;
+      }
+      if (!there) continue;
+      im.read_labels(a.n, a.h + top + r, a.w - 1, label[r]);
+      const double* row = lse + (a.n * im.height + a.h + top + r) * im.width;
+      auto split = [&](int j, int64_t at) {
+        high[r][j] = T(row[at]);
+        low[r][j] = T(row[at] - double(high[r][j]));
+      };
+      im.template columns<kWide>(a.w - 1, split, [](int) {});
+      for (int j = 0; j < kWide; j++) counts[r][j] = label[r][j] == im.ignore_index ? T(0) : T(1);
+    }
+  }
+  HD void read(const Im& im, int64_t c) {
+    for (int r = 0; r < Rows; r++) {
+      if (!im.has_row(a.h + top + r)) continue;
+      T buffer[kWide];
+      const T* x = im.read(a.n, c, a.h + top + r, a.w - 1, buffer);
+      for (int j = 0; j < kWide; j++) {
+        T l = (x[j] - high[r][j]) - low[r][j];
+        l = counts[r][j] == T(0) ? T(0) : l;
+        log_p[r][j] = l;
+        p[r][j] = exp(l);
+      }
+    }
+  }
+};
+
+// The divergences between the pixels a of a strip and the last N of their 8 neighbours b, in the order of memory, found
+// in the last Rows rows of their 3 x 3 neighbourhood.
+template <class Im, int Rows, int N>
+struct Divergences {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes;
+  Neighbourhood<Im, Rows> near;
+  T of_a[N][L], of_b[N][L];  // KL(p_a || p_b), KL(p_b || p_a)
+
+  HD void find(const Im& im, const double* lse, const Strip& a) {
+    near.set(im, lse, a, 2 - Rows);
+    for (int n = 0; n < N; n++)
+      for (int j = 0; j < L; j++) of_a[n][j] = of_b[n][j] = T(0);
+    for (int64_t c = 0; c < im.channels; c++) {
+      near.read(im, c);
+      for (int n = 0; n < N; n++) {
+        const T *la = center(near.log_p), *pa = center(near.p), *lb = other(near.log_p, n), *pb = other(near.p, n);
+        T *da = of_a[n], *db = of_b[n];
+        for (int j = 0; j < L; j++) {
+          T lead = la[j] - lb[j];
+          da[j] += pa[j] * lead;
+          db[j] -= pb[j] * lead;
+        }
+      }
+    }
+  }
+  // The strip's pixels in a plane of near, and their neighbours n.
+  template <class X>
+  HD static const X* center(const X (&plane)[Rows][L + 2]) {
+    return at(plane, 4);
+  }
+  template <class X>
+  HD static const X* other(const X (&plane)[Rows][L + 2], int n) {
+    int place = 8 - N + n;
+    return at(plane, place + (place >= 4));
+  }
+  template <class X>
+  HD static const X* at(const X (&plane)[Rows][L + 2], int place) {
+    return plane[place / 3 - (3 - Rows)] + place % 3;
+  }
+};
+
+// Each pair of neighbours is met once, at its upper (left) pixel, for both of its orders.
 template <class F, class Im>
 struct FieldSum {
   using T = typename Im::Compute;
@@ -412,45 +476,28 @@ struct FieldSum {
   const double* lse;
 
   HD void operator()(int64_t i, double (&sums)[2]) const {
-    Span a = im.span(i);
-    LogSoftmax<Im> self, other[kPairs];
-    self.set(im, lse, a);
-    for (int n = 0; n < kPairs; n++) other[n].set(im, lse, im.moved(a, n > 0, n > 0 ? n - 2 : 1));
-    T of_a[kPairs][L] = {}, of_b[kPairs][L] = {};  // KL(p_a || p_b), KL(p_b || p_a)
-    for (int64_t c = 0; c < im.channels; c++) {
-      T la[L], pa[L];
-      self.read(im, c, la);
-      for (int j = 0; j < L; j++) pa[j] = exp(la[j]);
-      for (int n = 0; n < kPairs; n++) {
-        T lb[L];
-        other[n].read(im, c, lb);
-        for (int j = 0; j < L; j++) {
-          T lead = la[j] - lb[j];
-          of_a[n][j] += pa[j] * lead;
-          of_b[n][j] -= exp(lb[j]) * lead;
-        }
-      }
-    }
-    int64_t ya[L], yb[L];
+    Strip a = im.strip(i);
+    Divergences<Im, 2, kPairs> d;
+    d.find(im, lse, a);
+    const int64_t* ya = d.center(d.near.label);
     T loss[L] = {};
-    im.read_labels(a, ya);
     for (int n = 0; n < kPairs; n++) {
-      im.read_labels(other[n].span, yb);
+      const int64_t* yb = d.other(d.near.label, n);
       for (int j = 0; j < L; j++) {
         bool same = ya[j] == yb[j], valid = ya[j] != im.ignore_index && yb[j] != im.ignore_index;
-        T both = f.value(of_a[n][j], same) + f.value(of_b[n][j], same);
+        T both = f.value(d.of_a[n][j], same) + f.value(d.of_b[n][j], same);
         loss[j] += valid ? both : T(0);
       }
     }
-    for (int j = 0; j < L; j++) {
+    for (int j = 0; j < a.length; j++) {
       sums[0] += double(loss[j]);
       sums[1] += ya[j] != im.ignore_index ? 1.0 : 0.0;
     }
   }
 };
 
-// With D_b = KL(p_b || p_a), whose slopes in the scores of a are p_a - p_b, and D_a = KL(p_a || p_b), whose slopes
-// are p_a (l_a - l_b - D_a).
+// KL(p_b || p_a) has the slopes p_a - p_b in the scores of a, and D = KL(p_a || p_b) the slopes
+// p_a (log p_a - log p_b - D).
 template <class F, class Im>
 struct FieldGrad {
   using T = typename Im::Compute;
@@ -463,54 +510,32 @@ struct FieldGrad {
   const double* terms;
 
   HD void operator()(int64_t i) const {
-    Span a = im.span(i);
-    LogSoftmax<Im> self, other[kNeighbours];
-    self.set(im, lse, a);
-    for (int n = 0; n < kNeighbours; n++) {
-      int place = n < 4 ? n : n + 1;  // of the 3 x 3, without the middle
-      other[n].set(im, lse, im.moved(a, place / 3 - 1, place % 3 - 1));
-    }
-    T of_a[kNeighbours][L] = {}, of_b[kNeighbours][L] = {};
-    for (int64_t c = 0; c < im.channels; c++) {
-      T la[L], pa[L];
-      self.read(im, c, la);
-      for (int j = 0; j < L; j++) pa[j] = exp(la[j]);
-      for (int n = 0; n < kNeighbours; n++) {
-        T lb[L];
-        other[n].read(im, c, lb);
-        for (int j = 0; j < L; j++) {
-          T lead = la[j] - lb[j];
-          of_a[n][j] += pa[j] * lead;
-          of_b[n][j] -= exp(lb[j]) * lead;
-        }
-      }
-    }
+    Strip a = im.strip(i);
+    Divergences<Im, 3, kNeighbours> d;
+    d.find(im, lse, a);
+    const int64_t* ya = d.center(d.near.label);
     T slope_a[kNeighbours][L], slope_b[kNeighbours][L];
     T scale = gradient_scale<T>(grad_output, terms);
-    int64_t ya[L], yb[L];
-    im.read_labels(a, ya);
     for (int n = 0; n < kNeighbours; n++) {
-      im.read_labels(other[n].span, yb);
+      const int64_t* yb = d.other(d.near.label, n);
       for (int j = 0; j < L; j++) {
         bool same = ya[j] == yb[j], valid = ya[j] != im.ignore_index && yb[j] != im.ignore_index;
-        T sa = scale * f.slope(of_a[n][j], same), sb = scale * f.slope(of_b[n][j], same);
+        T sa = scale * f.slope(d.of_a[n][j], same), sb = scale * f.slope(d.of_b[n][j], same);
         slope_a[n][j] = valid ? sa : T(0);
         slope_b[n][j] = valid ? sb : T(0);
       }
     }
     for (int64_t c = 0; c < im.channels; c++) {
-      T la[L], pa[L], sum[L] = {};
-      self.read(im, c, la);
-      for (int j = 0; j < L; j++) pa[j] = exp(la[j]);
-      for (int n = 0; n < kNeighbours; n++) {
-        T lb[L];
-        other[n].read(im, c, lb);
-        for (int j = 0; j < L; j++) {
-          T through_a = slope_a[n][j] * (pa[j] * ((la[j] - lb[j]) - of_a[n][j]));
-          T through_b = slope_b[n][j] * (pa[j] - exp(lb[j]));
-          // an ignored pixel may hold anything
-          sum[j] += (slope_a[n][j] == T(0) ? T(0) : through_a) + (slope_b[n][j] == T(0) ? T(0) : through_b);
+      d.near.read(im, c);
+      const T *la = d.center(d.near.log_p), *pa = d.center(d.near.p);
+      T sum[L];
+      for (int j = 0; j < L; j++) {
+        T s = T(0);
+        for (int n = 0; n < kNeighbours; n++) {
+          T lb = d.other(d.near.log_p, n)[j], pb = d.other(d.near.p, n)[j];
+          s += slope_a[n][j] * (pa[j] * ((la[j] - lb) - d.of_a[n][j])) + slope_b[n][j] * (pa[j] - pb);
         }
+        sum[j] = s;
       }
       grad.write(a, c, sum);
     }
@@ -562,12 +587,12 @@ struct AffinityFieldLoss {
     Tensor state = new_empty(call.input, {call.pixels() + 1}, DType::float64);
     auto* lse = static_cast<double*>(state.mutable_data_ptr());
     MeanOrZero finish{scalar_operand(out, out_dtype), lse + call.pixels(), 8.0};
-    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t spans) {
+    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
       int64_t cost = Backend::kLanes * call.shape[1];
-      Backend::each(spans, 4 * cost, LogSumExp<Im>{images, lse});
+      Backend::each(strips, 4 * cost, LogSumExp<Im>{images, lse});
       FieldSum<AffinityFieldLoss, Im> body{*this, images, lse};
-      Backend::template total<2>(call.input, spans, 16 * cost, body, finish);
+      Backend::template total<2>(call.input, strips, 16 * cost, body, finish);
     });
     return {out, state};
   }
@@ -581,7 +606,7 @@ struct AffinityFieldLoss {
     DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
     auto* lse = static_cast<const double*>(state.const_data_ptr());
-    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t spans) {
+    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
       FieldGrad<AffinityFieldLoss, Im> body{*this,
                                             images,
@@ -589,7 +614,7 @@ struct AffinityFieldLoss {
                                             ScoreGradient<typename Im::Storage>(result),
                                             scalar_operand(grad_output, grad_dtype),
                                             lse + call.pixels()};
-      Backend::each(spans, 64 * Backend::kLanes * call.shape[1], body);
+      Backend::each(strips, 64 * Backend::kLanes * call.shape[1], body);
     });
     return {result};
   }
