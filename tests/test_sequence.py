@@ -20,7 +20,7 @@ def collapsed(path, blank):
 
 def written_out(probabilities, target, blank):
     """Loss and gradient in the log-probabilities of one sequence: the sum over all paths of classes."""
-    steps, classes = len(probabilities), len(probabilities[0])
+    steps, classes = len(probabilities), 3
     total, through = 0.0, [[0.0] * classes for _ in range(steps)]
     for path in itertools.product(range(classes), repeat=steps):
         if collapsed(path, blank) != target:
@@ -69,7 +69,7 @@ def test_every_alignment(blank, concatenated):
         torch.testing.assert_close(grad[:, n].tolist(), gradient, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (13, 40, 4, 6), (60, 9, 30, 25), (7, 3, 5, 20), (30, 2, 2000, 8)])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (13, 40, 4, 6), (60, 9, 30, 25), (7, 3, 5, 20), (30, 2, 500, 8)])
 @pytest.mark.parametrize("concatenated", [False, True])
 def test_native_over_lengths(shape, concatenated):
     """Any lengths, 0 too; labels with many repetitions; any blank; normalised or not; more labels than steps."""
@@ -106,7 +106,7 @@ def test_a_long_sequence_keeps_its_digits():
         loss.append(ctc_loss(y, targets, *lengths))
         grad.extend(torch.autograd.grad(loss[-1], y))
     torch.testing.assert_close(loss[0].double(), loss[1], rtol=1e-6, atol=0)
-    assert (grad[0] - grad[1]).abs().max() < 3e-5 * grad[1].abs().max()
+    assert (grad[0] - grad[1]).abs().max() < 5e-6 * grad[1].abs().max()
 
 
 def test_integers_of_every_kind():
@@ -124,7 +124,7 @@ def test_integers_of_every_kind():
 
 def test_sizes_of_nothing():
     """No steps, no sequences, no labels at all."""
-    x, none = draw(0, 2, 3), whole([], [])
+    x, none = draw(0, 2, 3), whole([], []).long()
     for targets, lengths in ((whole([1, 2], [1, 2]), whole(0, 1)), (whole(1), whole(0, 1))):
         loss = ctc_loss(x, targets, whole(0, 0), lengths, reduction="none")
         assert loss.tolist() == [0, math.inf]
@@ -134,9 +134,8 @@ def test_sizes_of_nothing():
         loss = ctc_loss(y, targets, whole(3, 2), whole(0, 0), reduction="none")
         torch.testing.assert_close(loss, -torch.stack([y[:, 0, 0].sum(), y[:2, 1, 0].sum()]))
     for targets in (none[:0], none[0]):
-        empty = [whole()[:0].long()] * 2
-        assert ctc_loss(y[:, :0], targets.long(), *empty).isnan()
-        assert ctc_loss(y[:, :0], targets.long(), *empty, reduction="sum") == 0
+        assert ctc_loss(y[:, :0], targets, none[0], none[0]).isnan()
+        assert ctc_loss(y[:, :0], targets, none[0], none[0], reduction="sum") == 0
 
 
 def test_float64_of_float32_scores():
@@ -208,18 +207,20 @@ def emulated_run(emulated, seed, *arguments, **options):
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
 def test_more_states_than_threads(emulated):
-    """301 states for the 256 threads of a block, in float32, against torch in float64; whatever the order of threads."""
-    x = draw(160, 2, 5, torch.float32)
-    targets, lengths = torch.arange(300).reshape(2, 150) % 4 + 1, (whole(160, 151), whole(150, 150))
+    """301 states for the 256 threads of a block, against torch in float64; whatever the order of threads."""
+    x = draw(155, 2, 5, torch.float32)
+    targets, lengths = torch.arange(300).reshape(2, 150) % 4 + 1, (whole(155, 151), whole(150, 150))
     loss, grad = emulated_run(emulated, 1, x, targets, *lengths)
     again, grad_again = emulated_run(emulated, 2, x, targets, *lengths)
     assert torch.equal(loss, again)
     assert torch.equal(grad, grad_again)
+    # without a gradient two rows of states take turns
+    assert torch.equal(torch.ops.lossreg_emulated.ctc_loss(x.detach(), targets, *lengths, reduction="none"), loss)
     y = x.detach().double().requires_grad_()
     want = F.ctc_loss(y, targets, *lengths, reduction="none")
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
     (want_grad,) = torch.autograd.grad(want, y, torch.linspace(0.5, 1.5, 2, dtype=torch.float64))
-    torch.testing.assert_close(grad.double(), want_grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.double(), want_grad, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
