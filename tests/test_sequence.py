@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import opreg
 from conftest import DEVICE, run_raw
+from opreg import bench
 
 ctc_loss = torch.ops.lossreg.ctc_loss
 
@@ -107,6 +108,15 @@ def test_a_long_sequence_keeps_its_digits():
         grad.extend(torch.autograd.grad(loss[-1], y))
     torch.testing.assert_close(loss[0].double(), loss[1], rtol=1e-6, atol=0)
     assert (grad[0] - grad[1]).abs().max() < 5e-6 * grad[1].abs().max()
+
+
+def test_the_benchmark_lets_float64_decide():
+    """Where torch's own float32 gradient is too far off to be compared with."""
+    (case,) = bench.cases(opreg.get("ctc_loss"), "usual", torch.float32, DEVICE)
+    ours, eager = (bench.value_and_gradient(case, f) for f in (case.op.value, bench.eager_of(case.op)))
+    with pytest.raises(bench.Disagreement):
+        bench.check_agreement(case.title, ours, eager, torch.float32)
+    bench.check_values(case, torch.float32)
 
 
 def test_integers_of_every_kind():
