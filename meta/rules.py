@@ -310,8 +310,7 @@ ctc.on_host = ("input_lengths", "target_lengths")  # type: ignore[attr-defined]
 
 def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
     """The forward variables, before the first step and at each: twice the labels and three more a sample."""
-    x, t = args["log_probs"], args["targets"]
+    x: Tensor = args["log_probs"]
     samples = x.shape[1] if x.dim() == 3 else 1
-    wide = torch.float64 in (x.dtype, args["dtype"])
-    size = (x.shape[0] + 1) * (2 * t.numel() + 3 * samples)
-    return x.new_empty((size,), dtype=torch.float64 if wide else torch.float32)
+    size = (x.shape[0] + 1) * (2 * args["targets"].numel() + 3 * samples)
+    return x.new_empty((size,), dtype=torch.float64)

@@ -78,6 +78,7 @@ class Op:
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
         workload: ``workload(make, size)`` yields the calls that the benchmark times at a size ("small", "usual",
             "large", "huge"), where it can't draw them by itself from the samples.
+        unrolled: the reference is a loop over a size of its arguments, so that its graph grows with them.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
             (pointwise ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
@@ -105,6 +106,7 @@ class Op:
     second_derivative: bool = True
     lowered: tuple[str, ...] = ()
     workload: Callable[[Any, str], Iterator[Sample]] | None = None
+    unrolled: bool = False
     inline: bool = False
     schema: str = ""
     kernels: Mapping[str, Callable[..., Tensor]] | None = None

@@ -1,311 +1,11 @@
 #pragma once
-// Losses over sequences: connectionist temporal classification (Graves et al., ICML 2006).
-#include "../formula.h"
+// Losses over sequences.
+#include "../ctc.h"
 #include "../tensor.h"
 
 namespace lossreg {
-namespace ctc {
 
-// A sample's lattice has a state for each of its labels and for the blanks around them, 2 labels + 1. A row of it holds
-// one value a state, and before them an offset common to all and a -inf in the place of what precedes the first state.
-constexpr int64_t kBefore = 2;
-HD int64_t width_of(int64_t labels) {
-  return kBefore + 2 * labels + 1;
-}
-// Every so many steps a row's maximum is brought back to between 0 and 1, so that the values keep their digits however
-// long the sequence. What is taken off is an integer: the offset that it goes to stays exact, in float too.
-constexpr int64_t kRebase = 8;
-
-// log(e^a + e^b + e^c); -inf where all are; NaN stays.
-template <class T>
-HD T log_sum_exp(T a, T b, T c) {
-  T high = a > b ? a : b, low = a > b ? b : a;
-  T top = high > c ? high : c, middle = high > c ? c : high;
-  T from = top == T(-INFINITY) ? T(0) : top;
-  return top + log(T(1) + exp(low - from) + exp(middle - from));
-}
-
-struct Sample {
-  int64_t steps, labels;
-  int64_t target;    // where its labels begin in targets
-  int64_t row;       // where its row begins in an array of one row a sample
-  int64_t capacity;  // and how much room it has there
-  bool valid;        // are its lengths?
-  // With more labels than steps the loss is infinite, and there is nothing to compute.
-  HD bool fits() const { return valid && labels <= steps; }
-  HD int64_t states() const { return 2 * labels + 1; }
-  HD int64_t width() const { return width_of(labels); }
-};
-
-struct Batch {
-  Operand log_probs;  // strides of step, sample and class
-  Operand targets;    // of sample and label
-  Operand input_lengths, target_lengths;
-  const int64_t* ends;  // of the samples' labels, where targets are concatenated; null: targets have one row a sample
-  int64_t steps, samples, classes, blank;
-  int64_t labels;  // of a row of targets, or of all samples together
-
-  // Of an array of one row a sample: concatenated labels need as much room however they are divided.
-  HD int64_t room() const { return (kBefore + 1) * samples + 2 * labels * (ends ? 1 : samples); }
-
-  HD Sample sample(int64_t n) const {
-    Sample x;
-    x.steps = get<int64_t>(input_lengths, n * input_lengths.stride[0]);
-    x.labels = get<int64_t>(target_lengths, n * target_lengths.stride[0]);
-    x.valid = x.steps >= 0 && x.steps <= steps && x.labels >= 0 && x.labels <= labels && (!ends || ends[n] <= labels);
-    int64_t first = ends ? ends[n] - x.labels : n * labels;
-    x.target = ends ? first * targets.stride[1] : n * targets.stride[0];
-    x.row = (kBefore + 1) * n + 2 * first;
-    x.capacity = x.valid ? width_of(ends ? x.labels : labels) : 0;
-    return x;
-  }
-  HD int64_t label(const Sample& x, int64_t k) const { return get<int64_t>(targets, x.target + k * targets.stride[1]); }
-  // Of a state: blanks are the even ones.
-  HD int64_t state_label(const Sample& x, int64_t s) const { return s % 2 ? label(x, s / 2) : blank; }
-  HD bool is_class(int64_t label) const { return label >= 0 && label < classes; }
-};
-
-// The type that is computed in, for log_probs that hold S.
-template <class S>
-using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-// What both passes need to know of the states: arrays of one row a sample.
-template <class S>
-struct Lattice {
-  using T = Compute<S>;
-  Batch batch;
-  int32_t* label;  // 0 where it is no class
-  T* skip;         // 0 where a state may be entered from the one before the last: between different labels; else -inf
-  T* score;        // log p of the label, at one step
-
-  HD Lattice of(const Sample& x) const { return {batch, label + x.row, skip + x.row, score + x.row}; }
-
-  // To be called with that of a sample; what it wrote, all threads can read after. Is every label a class?
-  template <class Team>
-  HD bool prepare(const Sample& x, Team team) const {
-    int64_t wrong = 0;
-    for (int64_t s = team.rank(); s < x.width(); s += team.size()) {
-      int64_t own = s < x.states() ? batch.state_label(x, s) : -1;
-      skip[s] = s >= 2 && s < x.states() && own != batch.state_label(x, s - 2) ? T(0) : T(-INFINITY);
-      label[s] = batch.is_class(own) ? int32_t(own) : 0;
-      wrong += s < x.states() && !batch.is_class(own);
-    }
-    return team.sum(wrong) == 0;
-  }
-  // The classes' scores, stride[2] from one to the next.
-  HD const S* frame(int64_t n, int64_t t) const {
-    const int64_t* stride = batch.log_probs.stride;
-    return static_cast<const S*>(batch.log_probs.data) + t * stride[0] + n * stride[1];
-  }
-  template <class Team>
-  HD void read_scores(const Sample& x, int64_t n, int64_t t, Team team) const {
-    const S* from = frame(n, t);
-    int64_t step = batch.log_probs.stride[2];
-    const int32_t* labels = label;
-    T* to = score;
-    team.each(x.states(), [=](int64_t s) { to[s] = widen<T>(from[labels[s] * step]); });
-  }
-};
-// How far a row's values lie from 0, as an integer.
-template <class T, class Team>
-HD T distance(const T* row, int64_t states, Team team) {
-  T top = T(-INFINITY);
-  for (int64_t s = team.rank(); s < states; s += team.size()) top = row[s] > top || row[s] != row[s] ? row[s] : top;
-  top = team.max(top);
-  return top == T(-INFINITY) ? T(0) : ::floor(top);
-}
-
-// The forward variables of a sample, and its loss. Row 0 is before the first step, row t + 1 at step t.
-template <class S>
-struct Forward {
-  using T = Compute<S>;
-  Lattice<S> samples;
-  T* alpha;
-  bool keep;  // every row, for the backward pass; else two in turn
-  double* loss;
-
-  template <class Team>
-  HD void operator()(int64_t n, Team team) const {
-    const Batch& batch = samples.batch;
-    Sample x = batch.sample(n);
-    int64_t rows = keep ? batch.steps + 1 : 2;
-    T* first = alpha + rows * x.row;
-    // what is left of the sample's room
-    int64_t used = !x.fits() ? 0 : keep ? (x.steps + 1) * x.width() : 2 * x.width();
-    team.each(rows * x.capacity - used, [=](int64_t k) { first[used + k] = T(0); });
-    if (!x.fits()) {
-      if (team.rank() == 0) loss[n] = x.valid ? INFINITY : NAN;
-      return;
-    }
-    Lattice<S> lattice = samples.of(x);
-    // All of the probability in the first state, so that the first step enters this one or the next.
-    T start = lattice.prepare(x, team) ? T(0) : T(NAN);
-    team.each(x.width(), [=](int64_t k) { first[k] = k == 0 ? T(0) : k == kBefore ? start : T(-INFINITY) + start; });
-    auto row = [&](int64_t r) { return first + (keep ? r : r % 2) * x.width() + kBefore; };
-    for (int64_t t = 0; t < x.steps; t++) {
-      lattice.read_scores(x, n, t, team);
-      team.sync();  // the row before is complete
-      const T *before = row(t), *skip = lattice.skip, *score = lattice.score;
-      T* now = row(t + 1);
-      T shift = t % kRebase == 0 ? distance(before, x.states(), team) : T(0);
-      team.each(x.states(), [=](int64_t s) {
-        now[s] = log_sum_exp(before[s], before[s - 1], before[s - 2] + skip[s]) + (score[s] - shift);
-      });
-      if (team.rank() == 0) {
-        now[-2] = before[-2] + shift;
-        now[-1] = T(-INFINITY);
-      }
-    }
-    team.sync();
-    if (team.rank() == 0) loss[n] = 0.0 - (double(row(x.steps)[-2]) + double(log_likelihood(row(x.steps), x)));
-  }
-
-  // Less the row's offset: paths end in the last label or in the blank after it.
-  HD static T log_likelihood(const T* row, const Sample& x) {
-    return log_sum_exp(row[x.states() - 1], row[x.states() - 2], T(-INFINITY));
-  }
-};
-
-// The gradient of the loss, at each step of each sample: the result's gradient times what the reduction makes of one
-// loss; 0 where there is none.
-template <class S>
-struct Scales {
-  using T = Compute<S>;
-  Batch batch;
-  const T* alpha;
-  Operand grad_output;
-  bool mean;
-  T* scale;
-
-  HD void operator()(int64_t i) const {
-    int64_t t = i / batch.samples, n = i % batch.samples;
-    Sample x = batch.sample(n);
-    double grad = get<double>(grad_output, n * grad_output.stride[0]);
-    if (mean) grad /= double(batch.samples) * double(x.labels > 1 ? x.labels : 1);
-    T total = x.valid ? T(-INFINITY) : T(NAN);
-    if (x.fits())
-      total = Forward<S>::log_likelihood(alpha + (batch.steps + 1) * x.row + x.steps * x.width() + kBefore, x);
-    // an infinite loss has no gradient
-    T own = total == T(-INFINITY) ? T(0) : total == total ? T(grad) : total;
-    scale[i] = t < x.steps || !x.valid ? own : T(0);
-  }
-};
-
-// Every class as if it were no label: the scale times p.
-template <class S>
-struct Unlabelled {
-  using T = Compute<S>;
-  HD void operator()(const T (&in)[2], T (&out)[1]) const {
-    T value = in[1] * exp(in[0]);
-    out[0] = in[1] == T(0) ? T(0) : value;
-  }
-};
-// The labels' part of the gradient: the scale times p less the posterior probability of the label, by the backward
-// variables, two rows of them in turn.
-template <class S>
-struct Labelled {
-  using T = Compute<S>;
-  Lattice<S> samples;
-  const T* alpha;
-  const T* scale;
-  T *beta, *share;        // two arrays of one row a sample each
-  int32_t *first, *next;  // is a state the first of its label, and which is the next one: 0 for none
-  Operand grad;           // strides of step, sample and class
-
-  template <class Team>
-  HD void operator()(int64_t n, Team team) const {
-    const Batch& batch = samples.batch;
-    Sample x = batch.sample(n);
-    if (!x.fits() || x.steps == 0 || scale[n] == T(0)) return;
-    Lattice<S> lattice = samples.of(x);
-    lattice.prepare(x, team);
-    link(x, lattice.label, team);
-
-    int64_t states = x.states(), room = batch.room();
-    const T* start = alpha + (batch.steps + 1) * x.row + kBefore;
-    const T* end = start + x.steps * x.width();
-    T total = Forward<S>::log_likelihood(end, x), offset = T(0);
-    // Mirrors the row before the first step; the two places behind the last state stay -inf.
-    T *rows = beta + x.row, *shares = share + x.row;
-    team.each(x.width(), [=](int64_t s) { rows[s] = rows[room + s] = s == states - 1 ? T(0) : T(-INFINITY); });
-    for (int64_t t = x.steps - 1; t >= 0; t--) {
-      lattice.read_scores(x, n, t, team);
-      team.sync();  // the row after is complete
-      const T *after = rows + (t + 1) % 2 * room, *skip = lattice.skip, *score = lattice.score;
-      const T* ahead = start + (t + 1) * x.width();
-      T *now = rows + t % 2 * room, *part = shares + t % 2 * room;
-      T shift = t % kRebase == 0 ? distance(after, states, team) : T(0);
-      offset += shift;
-      T rest = (ahead[-2] + offset - end[-2]) - total;
-      team.each(states, [=](int64_t s) {
-        T beyond = log_sum_exp(after[s], after[s + 1], after[s + 2] + skip[s + 2]) - shift;
-        part[s] = exp(ahead[s] + beyond + rest);
-        now[s] = beyond + score[s];
-      });
-      write(x, lattice, n, t, part, team);
-    }
-  }
-
- private:
-  // Chains of the states of one label, so that one thread adds them up, in order. Blanks are added up by all threads.
-  template <class Team>
-  HD void link(const Sample& x, const int32_t* label, Team team) const {
-    for (int64_t k = team.rank(); k < x.labels; k += team.size()) {
-      int64_t s = 2 * k + 1, before = s - 2, after = s + 2;
-      while (before > 0 && label[before] != label[s]) before -= 2;
-      while (after < x.states() && label[after] != label[s]) after += 2;
-      first[x.row + s] = before < 0 && label[s] != samples.batch.blank;
-      next[x.row + s] = after < x.states() ? int32_t(after) : 0;
-    }
-  }
-  // A step's gradients, from the posterior probabilities of its states.
-  template <class Team>
-  HD void write(const Sample& x, const Lattice<S>& lattice, int64_t n, int64_t t, const T* part, Team team) const {
-    const int32_t *label = lattice.label, *follows = next + x.row;
-    int32_t blank = int32_t(samples.batch.blank);
-    T blanks = team.sum(x.states(), [=](int64_t s) { return label[s] == blank ? part[s] : T(0); });
-    // every thread's part is there now
-    const S* from = lattice.frame(n, t);  // not lattice.score, which other threads may be ahead with
-    S* to = static_cast<S*>(grad.data) + t * grad.stride[0] + n * grad.stride[1];
-    int64_t from_step = samples.batch.log_probs.stride[2], to_step = grad.stride[2];
-    T factor = scale[n];
-    auto put = [=](int64_t s, T posterior) {
-      T p = exp(widen<T>(from[label[s] * from_step]));
-      to[label[s] * to_step] = Narrow<S>::from(factor * (p - posterior));
-    };
-    if (team.rank() == 0) put(0, blanks);
-    for (int64_t k = team.rank(); k < x.labels; k += team.size()) {
-      int64_t s = 2 * k + 1;
-      if (!first[x.row + s]) continue;
-      T posterior = T(0);
-      for (int64_t same = s; same > 0; same = follows[same]) posterior += part[same];
-      put(s, posterior);
-    }
-  }
-};
-
-struct OneLoss {
-  Operand result;
-  const double* loss;
-  bool zero_infinity;
-
-  HD double at(int64_t n) const { return zero_infinity && loss[n] == INFINITY ? 0.0 : loss[n]; }
-  HD void operator()(int64_t n) const { put(result, n, at(n)); }
-};
-struct LossSum {
-  OneLoss one;
-  Batch batch;
-  bool mean;
-
-  HD void operator()(int64_t n, double* sums) const {
-    int64_t labels = batch.sample(n).labels;
-    sums[0] += one.at(n) / double(mean && labels > 1 ? labels : 1);
-  }
-  HD void operator()(const double* sums) const { put(one.result, 0, mean ? sums[0] / double(batch.samples) : sums[0]); }
-};
-
-}  // namespace ctc
-
+// -log P(targets | log_probs), over all alignments.
 struct CTCLoss {
   static constexpr auto name = "ctc_loss";
   static constexpr auto args =
@@ -427,7 +127,7 @@ struct CTCLoss {
   template <class S>
   static ctc::Lattice<S> lattice(const Call& c, std::vector<Tensor>& scratch) {
     using T = ctc::Compute<S>;
-    return {c.batch, rows<int32_t>(c, scratch, 1), rows<T>(c, scratch, 1), rows<T>(c, scratch, 1)};
+    return {c.batch, rows<int32_t>(c, scratch, 1), rows<double>(c, scratch, 1), rows<T>(c, scratch, 1)};
   }
   // About how many elements one sample's pass touches.
   static int64_t cost(const ctc::Batch& b) {
@@ -444,14 +144,13 @@ struct CTCLoss {
     bool reduced = reduction != Reduction::none;
     DType out_dtype = dtype ? dtype_of(name, *dtype) : c.dtype;
     Tensor out = new_empty(c.log_probs, reduced || c.log_probs.dim() == 2 ? Shape{} : Shape{b.samples}, out_dtype);
-    DType state_dtype = c.dtype == DType::float64 ? DType::float64 : DType::float32;
-    Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, state_dtype);
+    Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, DType::float64);
     Tensor losses = new_empty(c.log_probs, {b.samples}, DType::float64);
     auto* loss = static_cast<double*>(losses.mutable_data_ptr());
     with_storage_of(c.dtype, [&](auto zero) {
       using S = decltype(zero);
       std::vector<Tensor> scratch;
-      auto* alpha = static_cast<ctc::Compute<S>*>(state.mutable_data_ptr());
+      auto* alpha = static_cast<double*>(state.mutable_data_ptr());
       Backend::teams(b.samples, cost(b), ctc::Forward<S>{lattice<S>(c, scratch), alpha, keep, loss});
     });
     ctc::OneLoss one{{out.mutable_data_ptr(), out_dtype}, loss, zero_infinity};
@@ -475,7 +174,7 @@ struct CTCLoss {
   std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& x,
                            std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     ScalarType own = required(name, args, 0, x[0]).scalar_type();
-    Call c = parse(x, state.scalar_type());
+    Call c = parse(x, grad_output.scalar_type());
     const ctc::Batch& b = c.batch;
     typename Backend::Guard guard(c.log_probs);
     bool one = reduction != Reduction::none || c.log_probs.dim() == 2;
@@ -484,10 +183,9 @@ struct CTCLoss {
       fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
     expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
     Shape state_shape{(b.steps + 1) * b.room()};
-    ScalarType state_dtype = scalar_type(c.dtype == DType::float64 ? DType::float64 : DType::float32);
-    if (state.scalar_type() != state_dtype || shape_of(state) != state_shape || !state.is_contiguous())
-      fail(name, "the ", dtype_text(state_dtype), " state of the forward pass, of shape ", shape_text(state_shape),
-           ", got ", shape_text(shape_of(state)));
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != state_shape || !state.is_contiguous())
+      fail(name, "the float64 state of the forward pass, of shape ", shape_text(state_shape), ", got ",
+           shape_text(shape_of(state)));
     expect_one_device(name, c.log_probs, grad_output);
     expect_one_device(name, c.log_probs, state);
     DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
@@ -502,18 +200,18 @@ struct CTCLoss {
       using S = decltype(zero);
       using T = ctc::Compute<S>;
       std::vector<Tensor> scratch;
-      const auto* alpha = static_cast<const T*>(state.const_data_ptr());
+      const auto* alpha = static_cast<const double*>(state.const_data_ptr());
       Tensor scales = new_empty(c.log_probs, {b.steps * b.samples}, dtype_of_storage<T>);
       auto* scale = static_cast<T*>(scales.mutable_data_ptr());
-      Backend::each(b.steps * b.samples, 16, ctc::Scales<S>{b, alpha, given, reduction == Reduction::mean, scale});
+      Backend::teams(b.samples, b.steps, ctc::Scales<S>{b, alpha, given, reduction == Reduction::mean, scale});
       auto view = [](const Operand& o) { return View{o.data, o.dtype, {o.stride[0], o.stride[1], o.stride[2]}}; };
       View views[] = {view(b.log_probs), {scale, dtype_of_storage<T>, {b.samples, 1, 0}}, view(grads)};
       auto everywhere = make_iteration<3>(name, {b.steps, b.samples, b.classes}, views);
       Backend::template map<T, 2, 1>(everywhere, ctc::Unlabelled<S>{});
       Backend::teams(
           b.samples, cost(b),
-          ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<T>(c, scratch, 2), rows<T>(c, scratch, 2),
-                           rows<int32_t>(c, scratch, 1), rows<int32_t>(c, scratch, 1), grads});
+          ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<double>(c, scratch, 2), rows<T>(c, scratch, 2),
+                           rows<T>(c, scratch, 2), rows<int32_t>(c, scratch, 1), rows<int32_t>(c, scratch, 1), grads});
     });
     return {grad.scalar_type() == own ? grad : torch::stable::to(grad, own)};
   }

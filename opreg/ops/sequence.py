@@ -115,7 +115,10 @@ def native_ctc_loss(
     zero_infinity: bool = False,
 ) -> Tensor:
     targets = targets.long() if targets.dtype == torch.uint8 else targets
-    return F.ctc_loss(log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
+    # torch has no kernels for half precision
+    wide = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+    loss = F.ctc_loss(wide, targets, input_lengths, target_lengths, blank, reduction, zero_infinity)
+    return loss.to(log_probs.dtype)
 
 
 def log_softmax(x: Tensor) -> Tensor:
@@ -137,8 +140,8 @@ def samples(make: Maker) -> Iterator[Sample]:
         yield Sample((scores(5, 2, 4), rows, whole(5, 4), whole(2, 1)), {"reduction": reduction})
     for reduction in ("none", "mean"):
         together, lengths = whole(0, 0, 1, dtype=torch.int32), whole(3, 5, 2, dtype=torch.int32)
-        options = {"reduction": reduction, "blank": 2}
-        yield Sample((scores(5, 3, 3), together, lengths, whole(2, 1, 0)), options, "concatenated, last blank")
+        args = scores(5, 3, 3), together, lengths, whole(2, 1, 0)
+        yield Sample(args, {"reduction": reduction, "blank": 2}, "concatenated, last blank")
     args = scores(4, 3), whole(1, 2, dtype=torch.uint8), torch.tensor(3, device=make.device), whole(2)
     yield Sample(args, {"reduction": "none"}, "unbatched")
     yield Sample(
@@ -154,8 +157,8 @@ def samples(make: Maker) -> Iterator[Sample]:
     for reduction, zero in (("none", False), ("mean", False), ("mean", True)):
         # too long, no step, no room for the blank between equal labels; and one that fits
         rows, lengths = whole([1, 2, 1], [1, 0, 0], [2, 2, 0], [2, 1, 0]), whole(2, 0, 2, 2)
-        options = {"reduction": reduction, "zero_infinity": zero}
-        yield Sample((scores(2, 4, 3), rows, lengths, whole(3, 1, 2, 2)), options, "infinite", smooth=False)
+        args = scores(2, 4, 3), rows, lengths, whole(3, 1, 2, 2)
+        yield Sample(args, {"reduction": reduction, "zero_infinity": zero}, "infinite", smooth=False)
     x = scores(4, 2, 3, scale=3000.0)
     args = x, whole([1, 2], [2, 2]), whole(4, 4), whole(2, 2)
     yield Sample(args, {"reduction": "none"}, "extremes", smooth=False)
@@ -195,8 +198,8 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
         yield ErrorSample((x, t, steps, lengths + off), message, values=True)
     message = "ctc_loss: expected target_lengths that sum to 6 targets, got 5"
     yield ErrorSample((x, t.flatten(), steps, lengths), message, values=True)
-    for off, got in ((4, "[4567]"), (-4, "-[1234]")):
-        message = f"ctc_loss: expected a class index in \\[0, 4\\), got {got}"
+    for off, classes in ((4, "[4567]"), (-4, "-[1234]")):
+        message = f"ctc_loss: expected a class index in \\[0, 4\\), got {classes}"
         yield ErrorSample((x, t + off, steps, lengths), message, values=True)
 
 
@@ -232,5 +235,6 @@ register(
         domain=log_softmax,
         second_derivative=False,
         workload=workload,
+        unrolled=True,
     )
 )
