@@ -25,6 +25,12 @@ def below_autograd() -> AbstractContextManager[Any]:
     return guard
 
 
+def below_inplace() -> AbstractContextManager[Any]:
+    """The same, past the place where in-place changes are counted too."""
+    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowADInplaceOrView()
+    return guard
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     key = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}[device_type]
     guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))

@@ -145,6 +145,8 @@ def draw(op: Op, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, devi
 
 def cases(op: Op, size: str, dtype: torch.dtype, device: str = "cpu") -> Iterator[Case]:
     """The calls to time at a size: the op's own workload, else what its samples grow to."""
+    if op.mutated:
+        raise ValueError(f"{op.name}: expected an op with a gradient, got one that writes to {', '.join(op.mutated)}")
     if op.workload is None:
         for shapes in shapes_of(op, size):
             yield draw(op, shapes, dtype, device)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _autograd, _inductor
+from . import _autocast, _autograd, _inductor, _update
 from .meta import Rule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
 from .meta.schema import bind, require_tensors
@@ -56,7 +56,8 @@ class Op:
         name: ``focal_loss`` (namespace ``lossreg``), or ``mylib::my_loss``.
         reference: the definition in plain torch, of the schema's arguments without ``dtype``: the tests' oracle, the
             decomposition, the second derivative, what vmap and forward mode run, the pattern that a rewrite looks for.
-        shape: the rule of ``opreg.meta`` that gives the shape of the result before reduction.
+            Of an op that writes to its arguments: what it writes, one tensor for each that is written to.
+        shape: the rule of ``opreg.meta`` that checks the arguments and gives the shape of the result before reduction.
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
         source: the paper or the native op that defines it.
@@ -87,7 +88,7 @@ class Op:
     """
 
     name: str
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Any]
     shape: Rule
     samples: Callable[[Any], Iterator[Sample]]
     errors: Callable[[Any], Iterator[ErrorSample]]
@@ -138,8 +139,11 @@ class Op:
 
     @cached_property
     def backward(self) -> Any:
-        """``NAME_backward``: grad_output, state if any, the arguments. One gradient for each entry of the mask."""
-        return self._overload("_backward")
+        """``NAME_backward``: grad_output, state if any, the arguments. One gradient for each entry of the mask.
+
+        None where the op writes to its arguments.
+        """
+        return None if self.mutated else self._overload("_backward")
 
     @cached_property
     def forward(self) -> Any:
@@ -159,8 +163,20 @@ class Op:
         return [a.name for a in self.value._schema.arguments if "Tensor" in str(a.type)]
 
     @cached_property
+    def mutated(self) -> list[str]:
+        """The arguments that the op writes to. Such an op returns nothing."""
+        return [a.name for a in self.value._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+
+    def written(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The tensors that a call writes to."""
+        bound = bind(self.value, args, kwargs)
+        return [t for name in self.mutated for t in (bound[name] if isinstance(bound[name], list) else [bound[name]])]
+
+    @cached_property
     def differentiable(self) -> list[str]:
         """The leading tensor arguments, as many as ``output_mask`` of the backward schema has entries."""
+        if self.backward is None:
+            return []
         return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
 
     @cached_property
@@ -186,9 +202,13 @@ class Op:
         constants = self.constants(args)
         return [n for n in self.differentiable if n not in constants]
 
-    def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
+    def call_reference(self, *args: Any, **kwargs: Any) -> Any:
         """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype."""
         bound = bind(self.value, args, kwargs)
+        if self.mutated:
+            for t, new in zip(self.written(**bound), self.reference(**bound), strict=True):
+                t.copy_(new)
+            return None
         dtype = result_dtype(bound)
         compute = torch.promote_types(dtype, torch.float32)
         bound.pop("dtype", None)
@@ -213,11 +233,14 @@ def register(op: Op) -> Op:
         _libraries.append(_define(op, namespace))
     elif not hasattr(getattr(torch.ops, namespace), op.short):
         raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
-    register_fakes(op.qualname, op.shape, state=op.state)
     lib = torch.library.Library(namespace, "IMPL")
     _libraries.append(lib)
-    _autograd.attach(op, lib)
-    _autocast.attach(op, lib)
+    if op.mutated:
+        _update.attach(op, lib)
+    else:
+        register_fakes(op.qualname, op.shape, state=op.state)
+        _autograd.attach(op, lib)
+        _autocast.attach(op, lib)
     if op.inline:
         _inductor.inline(op)
     _ops[op.qualname] = op

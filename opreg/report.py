@@ -47,9 +47,10 @@ def coverage(op: Op) -> dict[str, bool]:
     """What the dispatcher holds for an op, by ``COVERED``: each entry is asked for the op and for its backward op.
 
     CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative is the backward op's
-    own autograd kernel. A kernel for every backend (CompositeExplicitAutograd) counts for each.
+    own autograd kernel, and an op that writes to its arguments has nothing to derive. A kernel for every backend
+    (CompositeExplicitAutograd) counts for each.
     """
-    both = [op.qualname, op.backward._schema.name]
+    both = [overload._schema.name for overload in (op.value, op.backward) if overload is not None]
     every = [overload._schema.name for overload in op.overloads]
 
     def all_have(names: Sequence[str], *keys: str) -> bool:
@@ -75,7 +76,7 @@ def show(op: Op) -> str:
     facts = [
         *(("schema", str(overload._schema)) for overload in op.overloads),
         ("source", op.source),
-        ("differentiable", ", ".join(op.differentiable)),
+        ("differentiable", ", ".join(op.differentiable) or f"nothing: it writes to {', '.join(op.mutated)}"),
         ("same as", ", ".join(op.spellings) or "no native function"),
         ("in Inductor", "inlined: its reference is fused with its neighbours" if op.inline else "one call of the op"),
         *(("sample", sample_text(s)) for s in islice(op.samples(Maker()), 4)),
@@ -90,6 +91,8 @@ def pairs(facts: Sequence[tuple[str, str]]) -> str:
 
 def sample_text(sample: Sample) -> str:
     def text(a: Any) -> str:
+        if isinstance(a, list) and a and isinstance(a[0], Tensor):
+            return f"({', '.join(map(text, a))})"
         return str(list(a.shape)) if isinstance(a, Tensor) else repr(a)
 
     call = [*map(text, sample.args), *(f"{name}={text(a)}" for name, a in sample.kwargs.items())]

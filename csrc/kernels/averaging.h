@@ -55,7 +55,7 @@ struct EmaUpdate {
     expect_one_device(name, average, param);
     if (average.is_cuda() != first.is_cuda()) expect_one_device(name, first, average);
     if (!has_distinct_elements(average))
-      fail(name, a, " without elements in common memory, got strides ",
+      fail(name, a, " whose elements share no memory, got strides ",
            shape_text(Shape(average.strides().begin(), average.strides().end())));
     View of_average = view_of(average, dtype, shape);
     View views[] = {of_average, view_of(param, dtype, shape), of_average};
@@ -83,7 +83,7 @@ struct EmaUpdate {
     std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return std::less<>()(at(i), at(j)); });
     for (size_t k = 1; k < order.size(); k++)
       if (at(order[k]) && at(order[k]) == at(order[k - 1]))
-        fail(name, "averages that share no memory, got the same in ", item("averages", order[k - 1]), " and ",
+        fail(name, "averages that share no memory, got ", item("averages", order[k - 1]), " and ",
              item("averages", order[k]));
   }
 };

@@ -1,0 +1,45 @@
+"""Ops that write to their arguments: they return nothing and have no gradient.
+
+What they write is declared in the schema, ``Tensor(a!)[] averages``; torch.compile and torch.export keep such a call in
+its place by that. Autograd notices it too: a tensor that was saved for a backward pass counts as modified.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.graph import increment_version
+
+from ._private import VMAP_KEY, below_autograd, below_inplace, transform_active
+from .meta.schema import bind
+
+if TYPE_CHECKING:
+    from .registry import Op
+
+
+def attach(op: "Op", lib: torch.library.Library) -> None:
+    def fake(*args: Any, **kwargs: Any) -> None:
+        op.shape(op.short, bind(op.value, args, kwargs))
+
+    def update(*args: Any, **kwargs: Any) -> None:
+        if transform_active():
+            return op.call_reference(*args, **kwargs)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in op.written(*args, **kwargs)):
+            raise RuntimeError(
+                f"{op.short}: expected {' and '.join(op.mutated)} without gradient, for they are changed in place, "
+                "got one that requires it; call under torch.no_grad()"
+            )
+        with below_autograd():
+            op.value(*args, **kwargs)
+
+    def noticed(*args: Any, **kwargs: Any) -> None:
+        written = op.written(*args, **kwargs)
+        if not written:  # empty lists: no backend to go to
+            return fake(*args, **kwargs)
+        with below_inplace():
+            op.value(*args, **kwargs)
+        increment_version([t for t in written if not t.is_inference()])
+
+    torch.library.register_fake(op.qualname, fake)
+    lib.impl(op.short, update, "Autograd")
+    lib.impl(op.short, noticed, "ADInplaceOrView")
+    lib.impl(op.short, op.call_reference, VMAP_KEY)
