@@ -49,7 +49,7 @@ def arcface_loss(
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
         >>> cosine = F.normalize(features) @ F.normalize(centres).T
-        >>> loss = arcface_loss(cosine, torch.randint(0, 1000, (32,)))
+        >>> loss = opreg.functional.arcface_loss(cosine, torch.randint(0, 1000, (32,)))
     """
     sine = ((1 - cosine) * (1 + cosine)).clamp(min=1e-7).sqrt()
     hard = cosine * math.cos(margin) - sine * math.sin(margin)
@@ -85,7 +85,7 @@ def amsoftmax_loss(
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
         >>> cosine = F.normalize(features) @ F.normalize(centres).T
-        >>> loss = amsoftmax_loss(cosine, torch.randint(0, 1000, (32,)))
+        >>> loss = opreg.functional.amsoftmax_loss(cosine, torch.randint(0, 1000, (32,)))
     """
     logits = scale * with_target(cosine, target, cosine - margin)
     return cross_entropy(logits, target, None, ignore_index, reduction, 0.0)

@@ -152,7 +152,7 @@ def softmax_focal_loss(
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
-        >>> loss = softmax_focal_loss(logits, labels, gamma=2.0, ignore_index=255)
+        >>> loss = opreg.functional.softmax_focal_loss(logits, labels, gamma=2.0, ignore_index=255)
     """
     log_p = F.log_softmax(input, class_axis(input))
     nll = nll_loss(log_p, target, None, ignore_index, "none")
@@ -191,7 +191,7 @@ def pc_softmax_cross_entropy(
     Example:
         >>> logits, labels = torch.randn(32, 10), torch.randint(0, 10, (32,))
         >>> counts = torch.bincount(labels, minlength=10).clamp(min=1)
-        >>> loss = pc_softmax_cross_entropy(logits, labels, counts / counts.sum())
+        >>> loss = opreg.functional.pc_softmax_cross_entropy(logits, labels, counts / counts.sum())
     """
     axis = class_axis(input)
     target = target.reshape(()) if input.dim() == 1 else target

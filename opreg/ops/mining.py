@@ -41,7 +41,7 @@ def ohem_cross_entropy(
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
-        >>> loss = ohem_cross_entropy(logits, labels, thresh=0.7, n_min=8 * 64 * 64 // 16, ignore_index=255)
+        >>> loss = opreg.functional.ohem_cross_entropy(logits, labels, thresh=0.7, n_min=2048, ignore_index=255)
     """
     nll = cross_entropy(input, target, None, ignore_index, "none", 0.0)
     valid = target.reshape(nll.shape) != ignore_index

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import meta
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, lengths, reduce
 
 
 def ctc_loss(
@@ -232,6 +232,7 @@ register(
         indices=("targets", "input_lengths", "target_lengths"),
         state=meta.ctc_state,
         batch_dims={"log_probs": 1},
+        accepts={"input_lengths": lengths, "target_lengths": lengths},
         domain=log_softmax,
         second_derivative=False,
         workload=workload,
