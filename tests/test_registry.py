@@ -14,7 +14,15 @@ CATALOGUE = {
     "l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
     "poisson_nll_loss", "gaussian_nll_loss", "kl_div", "soft_margin_loss", "hinge_embedding_loss",
     "margin_ranking_loss", "focal_loss",
-    "nll_loss", "cross_entropy",
+    "nll_loss", "cross_entropy", "softmax_focal_loss", "pc_softmax_cross_entropy", "ohem_cross_entropy",
+    "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "multi_margin_loss", "multilabel_margin_loss",
+    "multilabel_soft_margin_loss", "distillation_loss", "linear_cross_entropy",
+    "iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "focal_eiou_loss", "alpha_iou_loss", "siou_loss",
+    "wiou_loss",
+    "dice_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss", "affinity_loss",
+    "affinity_field_loss",
+    "triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss", "ctc_loss",
+    "ema_update_", "coord_conv2d", "dynamic_conv2d",
 }  # fmt: skip
 
 
