@@ -68,15 +68,16 @@ __device__ void each_pair(const Boxes& boxes, Use use) {
   }
 }
 
-// S: the storage type of the fast path, or void.
+// S: the storage type of the fast path, or void. __grid_constant__: read() and write() take the address of an operand,
+// which would put all of them into the memory of each thread.
 template <class T, class S, class Body>
-__global__ void __launch_bounds__(kThreads) boxes_map(Boxes boxes, Body body) {
+__global__ void __launch_bounds__(kThreads) boxes_map(const __grid_constant__ Boxes boxes, Body body) {
   each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&offset)[Boxes::kRoles]) {
     write(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue], body.value(a, b, third));
   });
 }
 template <class T, class S, class Body>
-__global__ void __launch_bounds__(kThreads) boxes_sum(Boxes boxes, Body body, double* partial) {
+__global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, double* partial) {
   double total = 0;
   each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&)[Boxes::kRoles]) {
     total += double(body.value(a, b, third));
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) boxes_sum(Boxes boxes, Body body, do
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 template <class T, class S, class Body>
-__global__ void __launch_bounds__(kThreads) boxes_grad(Boxes boxes, Body body, double scale) {
+__global__ void __launch_bounds__(kThreads) boxes_grad(const __grid_constant__ Boxes boxes, Body body, double scale) {
   each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&offset)[Boxes::kRoles]) {
     T da[4], db[4], factor = read<T>(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue]) * T(scale);
     body.grad(a, b, third, da, db);

@@ -74,6 +74,21 @@ def test_row_sizes(emulated, shape, smoothing):
     compare(emulated, opreg.get("cross_entropy"), opreg.Sample((make.normal(*shape), t), options), 5e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_box_layouts(emulated, dtype):
+    """Whole boxes in one load, and coordinate by coordinate; more pairs than a block has threads."""
+    corner, size = torch.rand(2, 5, 67, 2), torch.rand(2, 5, 67, 2)
+    a, b = torch.cat([corner, corner + size], -1).to(dtype)
+    rows_of_eight, rows_of_five = torch.cat([a, a], -1)[..., :4], torch.cat([a[..., :1], a], -1)[..., 1:]
+    coordinates_first = a.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    for x in (a, rows_of_eight, rows_of_five, coordinates_first, a.transpose(0, 1).contiguous().transpose(0, 1)):
+        for y in (b, b[:1, :1].expand(5, 67, 4)):
+            for reduction in ("none", "mean"):
+                args = tuple(t.detach().requires_grad_() for t in (x, y))
+                sample = opreg.Sample(args, {"reduction": reduction})
+                compare(emulated, opreg.get("giou_loss"), sample, 2e-6 if dtype == torch.float32 else 2e-3)
+
+
 @pytest.mark.parametrize("name", row_losses.NAMES)
 @pytest.mark.parametrize("shape", [(4, 3), (4, 100)])
 def test_invalid_class_is_nan_and_no_more(emulated, name, shape):
