@@ -123,6 +123,7 @@ class RegionWorker {
     each_run(region, begin, end, [&](int64_t n, const int64_t* offset) {
       read_labels<Soft>(n, offset);
       if constexpr (Softmax) probabilities(n, offset);
+      else if (along_classes(pass)) return sums_of_rows<Soft, Mode>(pass.power, n, offset, sums);
       for (int64_t c = 0; c < r_.classes; c++) {
         const T* q = plane_.data() + c * tile_;
         if constexpr (!Softmax) sigmoid_plane(out_, read(Regions::kInput, c, offset, n, x_), label_, n), q = out_;
@@ -137,6 +138,7 @@ class RegionWorker {
   void grad_sigmoid(const RegionPass<T>& pass, const T* coefficients, int64_t region, int64_t begin, int64_t end) {
     each_run(region, begin, end, [&](int64_t n, const int64_t* offset) {
       read_labels<Soft>(n, offset);
+      if (along_classes(pass)) return grad_of_rows<Soft, Mode>(pass.power, coefficients, n, offset);
       for (int64_t c = 0; c < r_.classes; c++) {
         const T* x = read(Regions::kInput, c, offset, n, x_);
         const T* y = Soft ? read(Regions::kTarget, c, offset, n, y_) : nullptr;
@@ -244,6 +246,59 @@ class RegionWorker {
     if (o.data && buffered) store(o.dtype, o.data, offset[k] + c * r_.class_stride[k], stride(k), from, n);
   }
 
+  // Where a region is a pixel or a few, vectors run along the classes of a pixel, if these have no weights.
+  bool along_classes(const RegionPass<T>& pass) const {
+    return r_.pixels.numel < 8 && r_.classes > r_.pixels.numel && !pass.weight;
+  }
+  // use(offsets, y, n) for pieces of the classes of pixel i, with the targets y spelled out.
+  template <bool Soft, class Use>
+  void each_piece(int64_t i, const int64_t* offset, Use use) {
+    for (int64_t c = 0; c < r_.classes; c += kMost) {
+      int64_t n = std::min(kMost, r_.classes - c), at[Regions::kRoles];
+      for (int k = 0; k < Regions::kRoles; k++)
+        at[k] = offset[k] + i * stride(Regions::Role(k)) + c * r_.class_stride[k];
+      if constexpr (!Soft) {
+        std::fill(y_, y_ + n, T(0));
+        if (label_[i] >= c && label_[i] < c + n) y_[label_[i] - c] = T(1);
+      }
+      use(at, Soft ? read_row(Regions::kTarget, at, n, y_) : y_, n);
+    }
+  }
+  const T* read_row(Regions::Role k, const int64_t* at, int64_t n, T* buffer) const {
+    const Operand& o = r_.pixels.operand[k];
+    return load(o.dtype, o.data, at[k], r_.class_stride[k], buffer, n);
+  }
+  void write_row(Regions::Role k, const int64_t* at, int64_t n, const T* from) const {
+    const Operand& o = r_.pixels.operand[k];
+    if (o.data) store(o.dtype, o.data, at[k], r_.class_stride[k], from, n);
+  }
+  template <bool Soft, int Mode>
+  void sums_of_rows(const Power& power, int64_t n, const int64_t* offset, double* sums) {
+    std::fill(known_, known_ + kMost, 0);
+    for (int64_t i = 0; i < n; i++) {
+      if (label_[i] == kIgnored) continue;
+      each_piece<Soft>(i, offset, [&](const int64_t* at, const T* y, int64_t m) {
+        sigmoid_plane(out_, read_row(Regions::kInput, at, m, x_), known_, m);
+        sum_plane<T, true, Mode>(power, out_, y, known_, 0, 1.0, sums, m);
+      });
+    }
+  }
+  template <bool Soft, int Mode>
+  void grad_of_rows(const Power& power, const T* coefficients, int64_t n, const int64_t* offset) {
+    std::fill(known_, known_ + kMost, 0);
+    for (int64_t i = 0; i < n; i++) {
+      bool ignored = label_[i] == kIgnored;
+      T a = ignored ? T(0) : coefficients[0], b = ignored ? T(0) : coefficients[1];
+      each_piece<Soft>(i, offset, [&](const int64_t* at, const T* y, int64_t m) {
+        const T* x = read_row(Regions::kInput, at, m, x_);
+        grad_sigmoid_plane<T, true, Mode>(power, a, b, out_, out_y_, x, y, known_, 0, m);
+        if (ignored) std::fill(out_, out_ + m, T(0));  // whatever it holds
+        write_row(Regions::kGradInput, at, m, out_);
+        if constexpr (Soft) write_row(Regions::kGradTarget, at, m, out_y_);
+      });
+    }
+  }
+
   template <bool Soft>
   void read_labels(int64_t n, const int64_t* offset) {
     if constexpr (Soft) {
@@ -289,7 +344,7 @@ class RegionWorker {
   std::vector<T> plane_;
   std::vector<const T*> scores_;
   alignas(64) T x_[kMost], y_[kMost], out_[kMost], out_y_[kMost], max_[kMost], sum_[kMost];
-  alignas(64) int32_t label_[kMost];
+  alignas(64) int32_t label_[kMost], known_[kMost];
 };
 
 struct RegionKernels {

@@ -17,16 +17,19 @@ def jaccard_extension(errors: Tensor, hits: Tensor, valid: Tensor) -> Tensor:
     """Errors sorted downwards, dot the steps of the Jaccard loss 1 − |hits left| / |hits or seen|, last dimension."""
     order = torch.where(valid, errors, -1.0).detach().sort(dim=-1, descending=True, stable=True).indices
     hits = hits.gather(-1, order)
-    total = hits.sum(-1, keepdim=True)
-    left = total - hits.cumsum(-1)
-    jaccard = 1 - left / (total + (1 - hits).cumsum(-1))
-    steps = torch.cat([jaccard[..., :1], jaccard[..., 1:] - jaccard[..., :-1]], -1)
+    before = hits.cumsum(-1) - hits
+    left = hits.sum(-1, keepdim=True) - before
+    joined = left + torch.arange(hits.shape[-1], device=hits.device)
+    # the steps written out: differences of the Jaccard loss lose their digits
+    steps = torch.where(hits > 0, 1.0, left / (joined + 1)) / joined.clamp(min=1)
+    steps = torch.where(joined == 0, 1.0, steps)
     return (torch.where(valid, errors, 0.0).gather(-1, order) * steps).sum(-1)
 
 
 def mean_of_regions(losses: Tensor) -> Tensor:
     """Over the first dimension; 0 where there are none."""
-    return losses.sum(0) / torch.sym_max(losses.shape[0], 1)
+    mean: Tensor = losses.sum(0) / torch.sym_max(losses.shape[0], 1)
+    return mean
 
 
 def lovasz_softmax_loss(input: Tensor, target: Tensor, classes: str, per_image: bool, ignore_index: int) -> Tensor:
