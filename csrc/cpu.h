@@ -3,6 +3,9 @@
 // on the number of threads.
 #include <atomic>
 
+#include "cpu_boxes.h"
+#include "cpu_groups.h"
+#include "cpu_regions.h"
 #include "cpu_rows.h"
 #include "cpu_tiles.h"
 
@@ -11,12 +14,15 @@ namespace lossreg {
 struct Cpu {
   static constexpr auto key = "CPU";
   static constexpr bool checks_values = true;
+  // Elements side by side that one thread takes at once: the loops over them become vectors.
+  static constexpr int kLanes = 128;
   // rows_grad reads what it needs of a row's scores before it writes their gradient, which may so take their place.
   static constexpr bool row_gradients_in_place = true;
 
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
+  using Regions = cpu::RegionKernels;
 
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, class Body>
@@ -140,6 +146,70 @@ struct Cpu {
         f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });
   }
 
+  template <class T, class Body>
+  static void boxes_map(const Boxes& boxes, Body body) {
+    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const T* a, const T* b, T third) {
+      alignas(64) T buffer[cpu::kBoxTile];
+      T* out = cpu::result_tile(boxes.it, Boxes::kValue, begin, buffer);
+      cpu::box_map_loop(body, a, b, third, out, n);
+      cpu::write_tile(boxes.it, Boxes::kValue, begin, n, out, buffer);
+    });
+  }
+  template <class T, class Body>
+  static void boxes_sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    std::vector<double> partial(size_t(chunks(boxes.it.numel, cpu::kBoxChunk)));
+    each_box_tile<T, kFirstFirst>(boxes, [&](int64_t chunk, int64_t, int64_t n, const T* a, const T* b, T third) {
+      partial[size_t(chunk)] += double(cpu::box_sum_loop(body, a, b, third, n));
+    });
+    double total = 0;
+    for (double p : partial) total += p;
+    write_scalar(out, dtype, total * scale);
+  }
+  template <class T, class Body>
+  static void boxes_grad(const Boxes& boxes, Body body, double scale) {
+    const Operand& grad_output = boxes.it.operand[Boxes::kValue];
+    bool for_input = boxes.it.operand[Boxes::kGradInput].data, for_target = boxes.it.operand[Boxes::kGradTarget].data;
+    auto loop = !for_target  ? cpu::box_grad_loop<T, true, false, Body>
+                : !for_input ? cpu::box_grad_loop<T, false, true, Body>
+                             : cpu::box_grad_loop<T, true, true, Body>;
+    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const T* a, const T* b, T third) {
+      alignas(64) T factors[cpu::kBoxTile], buffers[2][4 * cpu::kBoxTile];
+      if (grad_output.uniform) std::fill(factors, factors + n, cpu::one_number<T>(grad_output));
+      const T* g = cpu::read_tile(boxes.it, Boxes::kValue, begin, n, factors);
+      T* da = cpu::result_boxes(boxes, Boxes::kGradInput, begin, buffers[0]);
+      T* db = cpu::result_boxes(boxes, Boxes::kGradTarget, begin, buffers[1]);
+      loop(body, a, b, third, g, T(scale), da, db, n);
+      cpu::write_boxes(boxes, Boxes::kGradInput, begin, n, da, buffers[0]);
+      cpu::write_boxes(boxes, Boxes::kGradTarget, begin, n, db, buffers[1]);
+    });
+  }
+
+  template <class T, int Mode, class F>
+  static void groups_forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    using Worker = cpu::GroupWorker<T, F, Mode>;
+    std::vector<typename Worker::Sums> partial(size_t(chunks(groups.it.numel, Worker::tile_groups(groups))));
+    each_tile<Worker, kFirstFirst>(f, groups, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      worker.forward(begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if constexpr (has_hits<F>)
+        if (p.bad_class != Worker::kNone)
+          fail(F::name, "a class index in [0, ", groups.members, ") or ignore_index ", f.ignore_index, ", got ",
+               p.bad_class);
+      total.value += p.value;
+      total.valid += p.valid;
+    }
+    if (groups.valid) *static_cast<T*>(groups.valid) = T(total.valid);
+    if (groups.reduced) write_scalar(out, dtype, groups.mean ? total.value / double(total.valid) : total.value);
+  }
+  template <class T, int Mode, class F>
+  static void groups_grad(const F& f, const Groups<F>& groups) {
+    using Worker = cpu::GroupWorker<T, F, Mode>;
+    each_tile<Worker, kLastFirst>(f, groups,
+                                  [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+  }
+
  private:
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
   static int64_t chunk_of(int64_t cost) { return std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, cost)); }
@@ -155,7 +225,21 @@ struct Cpu {
       in_order<order>(first, last, [&](int64_t c) { each(c, c * chunk, std::min(n, (c + 1) * chunk)); });
     });
   }
-  // The same with one worker, and its buffers, a thread.
+  // each(chunk, begin, n, input, target, third) over tiles of pairs.
+  template <class T, Order order, class Each>
+  static void each_box_tile(const Boxes& boxes, Each each) {
+    T third = cpu::one_number<T>(boxes.it.operand[Boxes::kThird]);
+    each_chunk<order>(boxes.it.numel, cpu::kBoxChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+      alignas(64) T buffers[2][4 * cpu::kBoxTile];
+      for (int64_t b = begin; b < end; b += cpu::kBoxTile) {
+        int64_t n = std::min(cpu::kBoxTile, end - b);
+        const T* input = cpu::read_boxes(boxes, Boxes::kInput, b, n, buffers[0]);
+        const T* target = cpu::read_boxes(boxes, Boxes::kTarget, b, n, buffers[1]);
+        each(chunk, b, n, input, target, third);
+      }
+    });
+  }
+  // As each_chunk, with one worker, and its buffers, a thread.
   template <class Worker, Order order, class T, class F, class Each>
   static void each_worker(const F& f, const Rows& rows, const std::vector<T>& weights, Each each) {
     int64_t n = rows.it.numel, chunk = Worker::tile_rows(rows);
@@ -163,6 +247,15 @@ struct Cpu {
     torch::stable::parallel_for(0, chunks(n, chunk), grain, [&](int64_t first, int64_t last) {
       Worker worker(f, rows, weights);
       in_order<order>(first, last, [&](int64_t c) { each(worker, c, c * chunk, std::min(n, (c + 1) * chunk)); });
+    });
+  }
+  template <class Worker, Order order, class F, class Each>
+  static void each_tile(const F& f, const Groups<F>& groups, Each each) {
+    int64_t n = groups.it.numel, tile = Worker::tile_groups(groups);
+    int64_t grain = std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, tile * groups.members));
+    torch::stable::parallel_for(0, chunks(n, tile), grain, [&](int64_t first, int64_t last) {
+      Worker worker(f, groups);
+      in_order<order>(first, last, [&](int64_t c) { each(worker, c, c * tile, std::min(n, (c + 1) * tile)); });
     });
   }
   template <Order order, class Use>

@@ -6,14 +6,50 @@ namespace lossreg::cpu {
 
 // ---- vectors across rows: n rows, one class at a time
 
+// The target classes of a tile's rows, -1 where there is none, and with a margin the logits that they have.
 template <class T>
-LOSSREG_CLONES void raise_max(T* max, const T* x, int64_t n) {
-  for (int64_t i = 0; i < n; i++) max[i] = x[i] > max[i] || x[i] != x[i] ? x[i] : max[i];
-}
-template <class T>
-LOSSREG_CLONES void add_exp(T* sum, const T* max, const T* x, int64_t n) {
+struct Targets {
+  const int32_t* index;
+  const T* logit;
+};
+template <class T, class F>
+LOSSREG_CLONES void raise_max(const F& f, T* max, Targets<T> y, const T* x, T w, int32_t c, int64_t n) {
+  const F g = f;
+  const int32_t* index = y.index;
+  const T* own = y.logit;
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) sum[i] += exp(x[i] - max[i]);
+  for (int64_t i = 0; i < n; i++) {
+    T z = g.logit(x[i]);
+    if constexpr (F::has_bias) z += w;
+    if constexpr (F::has_margin) {
+      const T zi = own[i];
+      z = index[i] == c ? zi : z;
+    }
+    max[i] = z > max[i] || z != z ? z : max[i];
+  }
+}
+template <class T, class F>
+LOSSREG_CLONES void add_exp(const F& f, T* sum, const T* max, Targets<T> y, const T* x, T w, int32_t c, int64_t n) {
+  const F g = f;
+  const int32_t* index = y.index;
+  const T* own = y.logit;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T z = g.logit(x[i]);
+    if constexpr (F::has_margin) {
+      const T zi = own[i];
+      z = index[i] == c ? zi : z;
+    }
+    T e = z - max[i];
+    if constexpr (F::has_bias) e += w;  // after max, so that large scores keep their digits
+    sum[i] += exp(e);
+  }
+}
+template <class T, class F>
+LOSSREG_CLONES void target_logits(const F& f, T* logit, const T* x, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) logit[i] = g.target_logit(x[i]);
 }
 template <class T>
 LOSSREG_CLONES void log_all(T* x, int64_t n) {
@@ -32,7 +68,8 @@ LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const 
   }
 }
 
-// What the gradient of a row in its scores is made of: a p_c - rest u_c - hit [c = y].
+// What the gradient of a row in its scores is made of: a p_c - rest u_c - hit [c = y]; with a margin hit is the
+// target's whole gradient.
 template <class T>
 struct Coefficients {
   T *a, *hit, *rest, *high, *low;  // log-sum-exp = high + low
@@ -50,22 +87,25 @@ LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x
     const T ai = a[i], ri = rest[i], hi = hit[i], xi = x[i], ti = t[i];
     T d = T(0);
     if constexpr (F::softmax) {
-      T ap = ai * exp((xi - high[i]) - low[i]);
+      T e = (g.logit(xi) - high[i]) - low[i];
+      if constexpr (F::has_bias) e += w;
+      T ap = ai * exp(e);
       d = ai == T(0) ? T(0) : ap;  // an ignored row stays 0 whatever it holds
     }
     if constexpr (F::uses_shares(Mode)) {
       T ru = ri * g.template share<Mode>(w, ti, classes);
       d -= ri == T(0) ? T(0) : ru;
     }
-    out[i] = d - (index[i] == c ? hi : T(0));
+    if constexpr (F::has_margin) out[i] = index[i] == c ? hi : d;
+    else out[i] = d - (index[i] == c ? hi : T(0));
   }
 }
 
 // The losses of a tile's rows from their statistics, and the sums of loss and normaliser.
 template <class T>
 struct RowArrays {
-  const T *max, *log_sum, *mass, *dot, *score, *weight;  // score: of the target class
-  const int32_t* index;                                  // the target class, -1 where there is none
+  const T *max, *log_sum, *mass, *dot, *score, *logit, *weight;  // score and logit: of the target class
+  const int32_t* index;                                          // the target class, -1 where there is none
   const int32_t* valid;
 };
 template <class T, int Mode, class F>
@@ -75,7 +115,7 @@ LOSSREG_CLONES void finish_rows(const F& f, RowArrays<T> r, T* loss, double* sum
 #pragma omp simd reduction(+ : total, normaliser)
   for (int64_t i = 0; i < n; i++) {
     Row<T> row{T(0), T(0), T(0), r.weight[i], classes};
-    T nll = F::softmax ? r.log_sum[i] - (r.score[i] - r.max[i]) : -r.score[i];
+    T nll = F::softmax ? r.log_sum[i] - (r.logit[i] - r.max[i]) : -r.logit[i];
     row.nll = r.index[i] < 0 ? T(0) : nll;
     if constexpr (F::uses_shares(Mode)) {
       row.mass = r.mass[i];
@@ -99,34 +139,47 @@ LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* 
     high[i] = T(lse[i]);
     low[i] = T(lse[i] - double(high[i]));
     Row<T> row{T(0), T(0), F::uses_shares(Mode) ? r.mass[i] : T(0), r.weight[i], classes};
-    T nll = F::softmax ? low[i] + (high[i] - r.score[i]) : -r.score[i];
+    T nll = F::softmax ? low[i] + (high[i] - r.logit[i]) : -r.logit[i];
     row.nll = r.index[i] < 0 ? T(0) : nll;
     Slopes<T> s = g.template slopes<Mode>(row);
     T factor = grad[i] * scale;
-    a[i] = r.valid[i] ? factor * (s.nll + s.spread * row.mass) : T(0);
-    hit[i] = r.valid[i] ? factor * s.nll : T(0);
+    if constexpr (F::has_margin) {
+      const T slope = g.target_slope(r.score[i]), part = factor * s.nll;
+      a[i] = r.valid[i] ? part * T(g.scale) : T(0);
+      hit[i] = r.valid[i] ? -part * slope * one_minus_exp(row.nll) : T(0);
+    } else {
+      a[i] = r.valid[i] ? factor * (s.nll + s.spread * row.mass) : T(0);
+      hit[i] = r.valid[i] ? factor * s.nll : T(0);
+    }
     rest[i] = r.valid[i] ? factor * s.spread : T(0);
   }
 }
 
 // ---- vectors along the classes of one row
 
-template <class T>
-LOSSREG_CLONES T max_of(const T* x, int64_t n) {
-  T max = x[0];
-  int nan = 0;
+template <class T, class F>
+LOSSREG_CLONES T max_of(const F& f, T max, const T* x, const T* w, int64_t n) {
+  const F g = f;
+  int nan = int(max != max);
 #pragma omp simd reduction(max : max) reduction(| : nan)
   for (int64_t i = 0; i < n; i++) {
-    max = x[i] > max ? x[i] : max;
-    nan |= int(x[i] != x[i]);
+    T z = g.logit(x[i]);
+    if constexpr (F::has_bias) z += w[i];
+    max = z > max ? z : max;
+    nan |= int(z != z);
   }
   return nan ? T(NAN) : max;
 }
-template <class T>
-LOSSREG_CLONES T sum_exp(const T* x, T max, int64_t n) {
+template <class T, class F>
+LOSSREG_CLONES T sum_exp(const F& f, T max, const T* x, const T* w, int64_t n) {
+  const F g = f;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+  for (int64_t i = 0; i < n; i++) {
+    T e = g.logit(x[i]) - max;
+    if constexpr (F::has_bias) e += w[i];
+    sum += exp(e);
+  }
   return sum;
 }
 template <class T, int Mode, class F>
@@ -150,7 +203,11 @@ LOSSREG_CLONES void grad_row(const F& f, T a, T rest, T high, T low, T* out, con
 #pragma omp simd
   for (int64_t c = 0; c < n; c++) {
     T d = T(0);
-    if constexpr (F::softmax) d = a * exp((x[c] - high) - low);
+    if constexpr (F::softmax) {
+      T e = (g.logit(x[c]) - high) - low;
+      if constexpr (F::has_bias) e += w[c];
+      d = a * exp(e);
+    }
     if constexpr (F::uses_shares(Mode)) d -= rest * g.template share<Mode>(w[c], t[c], classes);
     out[c] = d;
   }

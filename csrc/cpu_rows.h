@@ -44,6 +44,7 @@ class RowWorker {
   void forward(int64_t begin, int64_t end, Sums& sums) {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       read_targets(n, offset, sums);
+      read_scores(n, offset);
       if constexpr (F::softmax) {
         if (r_.across_rows()) statistics_across(n, offset);
         else
@@ -138,10 +139,11 @@ class RowWorker {
 
   void statistics_across(int64_t n, const int64_t* offset) {
     read_planes(kInput, n, offset, buffer_, planes_);
-    std::copy(planes_[0], planes_[0] + n, max_);
-    for (int64_t c = 1; c < r_.classes; c++) raise_max(max_, planes_[c], n);
+    Targets<T> y{index_, logits()};
+    std::fill(max_, max_ + n, T(-INFINITY));
+    for (int64_t c = 0; c < r_.classes; c++) raise_max(f_, max_, y, planes_[c], weight(c), int32_t(c), n);
     std::fill(log_sum_, log_sum_ + n, T(0));
-    for (int64_t c = 0; c < r_.classes; c++) add_exp(log_sum_, max_, planes_[c], n);
+    for (int64_t c = 0; c < r_.classes; c++) add_exp(f_, log_sum_, max_, y, planes_[c], weight(c), int32_t(c), n);
     log_all(log_sum_, n);
     if constexpr (F::uses_shares(Mode)) {
       shares_across(n, offset);
@@ -156,14 +158,24 @@ class RowWorker {
   }
 
   void statistics_of_row(int64_t i, const int64_t* offset) {
-    const T* x = read_row(kInput, i, offset, buffer_);
-    max_[i] = max_of(x, r_.classes);
-    // tiles with a sum in double: a float would lose digits over a large vocabulary
-    double sum = 0;
-    for (int64_t c = 0; c < r_.classes; c += kTile)
-      sum += double(sum_exp(x + c, max_[i], std::min(kTile, r_.classes - c)));
+    const T *x = read_row(kInput, i, offset, buffer_), *w = weight_row();
+    // with a margin the target's logit is no function of its score alone: the loops pass it by
+    const bool apart = F::has_margin && index_[i] >= 0;
+    const int64_t y = apart ? index_[i] : r_.classes, rest = std::min(y + 1, r_.classes);
+    T max = apart ? logits()[i] : T(-INFINITY);
+    max = max_of(f_, max, x, w, y);
+    max = max_of(f_, max, x + rest, w + rest, r_.classes - rest);
+    double sum = apart ? double(exp(logits()[i] - max)) : 0.0;
+    sum += sum_exp_of(x, w, max, y) + sum_exp_of(x + rest, w + rest, max, r_.classes - rest);
+    max_[i] = max;
     log_sum_[i] = log(T(sum));
     if constexpr (F::uses_shares(Mode)) shares_of_row(i, offset, x);
+  }
+  // Tiles with a sum in double: a float would lose digits over a large vocabulary.
+  double sum_exp_of(const T* x, const T* w, T max, int64_t n) {
+    double sum = 0;
+    for (int64_t c = 0; c < n; c += kTile) sum += double(sum_exp(f_, max, x + c, w + c, std::min(kTile, n - c)));
+    return sum;
   }
   const T* target_row(int64_t i, const int64_t* offset) {
     return target_planes_.empty() ? ones_.data() : read_row(kTarget, i, offset, target_buffer_);
@@ -182,7 +194,7 @@ class RowWorker {
     dot_[i] = T(dot);
   }
 
-  // Score and weight of each row's target class.
+  // Score, logit and weight of each row's target class.
   void read_scores(int64_t n, const int64_t* offset) {
     const Operand& o = operand(kInput);
     int64_t across = stride(kInput), along = r_.class_stride[kInput];
@@ -192,13 +204,14 @@ class RowWorker {
     } else {
       for (int64_t i = 0; i < n; i++) score_[i] = scalar(kInput, place(kInput, offset, i, std::max(index_[i], 0)));
     }
+    if constexpr (F::has_margin) target_logits(f_, logit_, score_, n);
     if (!weights_.empty())
       for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
   }
-  RowArrays<T> arrays() const { return {max_, log_sum_, mass_, dot_, score_, weight_, index_, valid_}; }
+  const T* logits() const { return F::has_margin ? logit_ : score_; }
+  RowArrays<T> arrays() const { return {max_, log_sum_, mass_, dot_, score_, logits(), weight_, index_, valid_}; }
 
   void finish(int64_t n, const int64_t* offset, Sums& sums) {
-    read_scores(n, offset);
     T loss[kRowTile];
     double total[2] = {0, 0};
     finish_rows<T, Mode>(f_, arrays(), loss, total, r_.classes, n);
@@ -251,7 +264,7 @@ class RowWorker {
     T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
     if (!F::softmax || (a_[i] == T(0) && rest_[i] == T(0))) std::fill(out, out + r_.classes, T(0));
     else grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
-    if (index_[i] >= 0) out[index_[i]] -= hit_[i];
+    if (index_[i] >= 0) out[index_[i]] = F::has_margin ? hit_[i] : out[index_[i]] - hit_[i];
     if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
   }
   void share_grad_of_row(int64_t i, const int64_t* offset) {
@@ -275,7 +288,7 @@ class RowWorker {
   std::vector<T> buffer_, target_buffer_, out_, ones_;
   std::vector<const T*> planes_, target_planes_;
   T max_[kRowTile], log_sum_[kRowTile], mass_[kRowTile], dot_[kRowTile];
-  T score_[kRowTile], weight_[kRowTile];
+  T score_[kRowTile], logit_[kRowTile], weight_[kRowTile];
   T a_[kRowTile], hit_[kRowTile], rest_[kRowTile], high_[kRowTile], low_[kRowTile];
   int32_t index_[kRowTile];
   int32_t valid_[kRowTile];

@@ -160,6 +160,23 @@ struct Team {
   HD T max(T value) const {
     return value;
   }
+  // The sum over the threads of a lower rank.
+  template <class T>
+  HD T before(T) const {
+    return T(0);
+  }
+  template <class Body>
+  HD void each(int64_t n, Body body) const {
+#pragma omp simd
+    for (int64_t k = 0; k < n; k++) body(k);
+  }
+  template <class Body>
+  HD auto sum(int64_t n, Body body) const {
+    decltype(body(n)) total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t k = 0; k < n; k++) total += body(k);
+    return total;
+  }
 };
 template <class Body>
 LOSSREG_CLONES void each_loop(Body body, int64_t begin, int64_t end) {

@@ -5,19 +5,18 @@
 namespace lossreg {
 
 // -sum_c w_c t_c log p_c. A class index is all of t; label smoothing moves a part eps of t to all classes evenly.
-struct CrossEntropy {
+struct CrossEntropy : RowFormula {
   static constexpr auto name = "cross_entropy";
   static constexpr auto args =
       "Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
       "float label_smoothing=0.0";
   static constexpr int inputs = 3, gradients = 3;
-  static constexpr bool softmax = true, probabilities = true;
-  int64_t ignore_index;
+  static constexpr bool probabilities = true;
   double smoothing;
 
   static CrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing) {
     expect(label_smoothing >= 0 && label_smoothing <= 1, name, "label_smoothing in [0, 1]", label_smoothing);
-    return {ignore_index, label_smoothing};
+    return {{ignore_index}, label_smoothing};
   }
 
   enum { kIndex, kSmoothedIndex, kProbabilities };

@@ -3,6 +3,9 @@
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator.
+#include "cuda_boxes.h"
+#include "cuda_groups.h"
+#include "cuda_regions.h"
 #include "cuda_rows.h"
 #include "cuda_support.h"
 
@@ -12,10 +15,13 @@ struct Cuda {
   static constexpr auto key = "CUDA";
   // A value outside the domain gives NaN: an error would need a synchronisation.
   static constexpr bool checks_values = false;
+  // Elements side by side that one thread takes at once: threads are the vector.
+  static constexpr int kLanes = 1;
   // A thread may write the gradient at the target's score while another still has to read that.
   static constexpr bool row_gradients_in_place = false;
 
   using Guard = cuda::Guard;
+  using Regions = cuda::RegionKernels;
 
   template <class T, int I, int O, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
@@ -88,6 +94,64 @@ struct Cuda {
     if (rows.it.numel == 0) return;
     int64_t elements = rows.it.numel * rows.classes;
     cuda::launch(cuda::rows_share_grad<T, F>, cuda::blocks_for(elements, 1), cuda::kThreads, f, rows);
+  }
+
+  template <class T, class Body>
+  static void boxes_map(const Boxes& boxes, Body body) {
+    if (boxes.it.numel == 0) return;
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      cuda::launch(cuda::boxes_map<T, S, Body>, cuda::blocks_for(boxes.it.numel, 1), cuda::kThreads, boxes, body);
+    });
+  }
+  template <class T, class Body>
+  static void boxes_sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    unsigned blocks = cuda::blocks_for(boxes.it.numel, 1);
+    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      cuda::launch(cuda::boxes_sum<T, S, Body>, blocks, cuda::kThreads, boxes, body, sums);
+    });
+    cuda::launch(cuda::finish_sum<1>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{scale, false},
+                 out.mutable_data_ptr(), dtype, static_cast<double*>(nullptr));
+  }
+  template <class T, class Body>
+  static void boxes_grad(const Boxes& boxes, Body body, double scale) {
+    if (boxes.it.numel == 0) return;
+    cuda::with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      unsigned blocks = cuda::blocks_for(boxes.it.numel, 1);
+      cuda::launch(cuda::boxes_grad<T, S, Body>, blocks, cuda::kThreads, boxes, body, scale);
+    });
+  }
+
+  template <class T, int Mode, class F>
+  static void groups_forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    cuda::with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      unsigned blocks = cuda::group_blocks(groups, lanes);
+      Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
+      auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+      cuda::with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        cuda::launch(cuda::groups_forward<T, S, lanes, Mode, F>, blocks, cuda::kThreads, f, groups, sums);
+      });
+      cuda::launch(cuda::finish_sum<2, T>, 1u, cuda::kThreads, sums, int64_t(blocks), cuda::Finish{1.0, groups.mean},
+                   groups.reduced ? out.mutable_data_ptr() : nullptr, dtype, static_cast<T*>(groups.valid));
+    });
+  }
+  template <class T, int Mode, class F>
+  static void groups_grad(const F& f, const Groups<F>& groups) {
+    if (groups.it.numel == 0) return;
+    cuda::with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      cuda::with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        cuda::launch(cuda::groups_grad<T, S, lanes, Mode, F>, cuda::group_blocks(groups, lanes), cuda::kThreads, f,
+                     groups);
+      });
+    });
   }
 };
 

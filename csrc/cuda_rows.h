@@ -31,13 +31,17 @@ struct Statistics {
 
   __device__ static Statistics empty() { return {T(-INFINITY), T(0), T(0), T(0)}; }
 
-  template <bool Shares>
-  __device__ void add(T x, T u) {
-    if (x > max || x != x) {
-      rebase(x);
-      max = x;
+  // x + bias is a class's logit, u its share.
+  template <bool Shares, bool Bias>
+  __device__ void add(T x, T bias, T u) {
+    T z = Bias ? x + bias : x;
+    if (z > max || z != z) {
+      rebase(z);
+      max = z;
     }
-    sum += x == max ? T(1) : exp(x - max);
+    // bias after max, so that large scores keep their digits
+    if constexpr (Bias) sum += z == T(-INFINITY) ? T(0) : exp((x - max) + bias);
+    else sum += x == max ? T(1) : exp(x - max);
     if constexpr (Shares) {
       mass += u;
       dot += u == T(0) ? T(0) : u * (x - max);
@@ -124,6 +128,15 @@ struct RowReader {
       static_cast<S*>(o.data)[place] = Narrow<S>::from(value);
     }
   }
+  // Of the target class, where there is one.
+  __device__ T logit(T score) const {
+    if constexpr (F::has_margin) return f.target_logit(score);
+    return score;
+  }
+  __device__ T bias(int64_t c) const {
+    if constexpr (F::has_bias) return static_cast<const T*>(r.weight.data)[c];
+    return T(0);
+  }
   __device__ T weight(int64_t c) const { return read<T>(r.weight, c * r.weight.stride[0]); }
   __device__ T share(int64_t c) const {
     if constexpr (!F::uses_shares(Mode)) return T(0);
@@ -133,7 +146,10 @@ struct RowReader {
   __device__ Statistics<T> statistics(int64_t first, int64_t step) const {
     Statistics<T> s = Statistics<T>::empty();
     if constexpr (F::softmax)
-      for (int64_t c = first; c < r.classes; c += step) s.template add<F::uses_shares(Mode)>(score(c), share(c));
+      for (int64_t c = first; c < r.classes; c += step) {
+        T x = score(c);
+        s.template add<F::uses_shares(Mode), F::has_bias>(c == target ? logit(x) : f.logit(x), bias(c), share(c));
+      }
     return s;
   }
   __device__ double& lse() const { return static_cast<double*>(r.it.operand[kState].data)[offset[kState]]; }
@@ -145,7 +161,7 @@ struct RowReader {
     if (valid) {
       Row<T> row{T(0), s.mass * log_sum - s.dot, s.mass, T(1), r.classes};
       if (target >= 0) {
-        T x = score(target);
+        T x = logit(score(target));
         row.nll = F::softmax ? log_sum - (x - s.max) : -x;
         row.weight = weight(target);
       }
@@ -167,7 +183,7 @@ struct RowReader {
     if (valid) {
       Row<T> row{T(0), T(0), mass, T(1), r.classes};
       if (target >= 0) {
-        T x = score(target);
+        T x = logit(score(target));
         row.nll = F::softmax ? low + (high - x) : -x;
         row.weight = weight(target);
       }
@@ -177,11 +193,21 @@ struct RowReader {
       a = g * (s.nll + s.spread * mass);
       hit = g * s.nll;
       rest = g * s.spread;
+      if constexpr (F::has_margin) {
+        if (target >= 0) hit = -g * s.nll * f.target_slope(score(target)) * one_minus_exp(row.nll);
+        a *= T(f.scale);
+      }
     }
     for (int64_t c = first; c < r.classes; c += step) {
-      T d = F::softmax && a != T(0) ? a * exp((score(c) - high) - low) : T(0);
+      T d = T(0);
+      if (F::softmax && a != T(0)) {
+        T e = (f.logit(score(c)) - high) - low;
+        if constexpr (F::has_bias) e += bias(c);
+        d = a * exp(e);
+      }
       if (F::uses_shares(Mode) && rest != T(0)) d -= rest * share(c);
-      if (c == target) d -= hit;
+      // with a margin, hit is the target's whole gradient
+      if (c == target) d = F::has_margin ? hit : d - hit;
       if (!known && valid) d = T(NAN);
       put_grad(c, d);
     }

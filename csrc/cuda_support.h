@@ -51,8 +51,10 @@ using emulator::launch;
 
 #if defined(__CUDACC__)
 #define LOSSREG_NOINLINE __noinline__
+#define LOSSREG_UNROLL _Pragma("unroll")  // what keeps a thread's array in registers
 #else
 #define LOSSREG_NOINLINE
+#define LOSSREG_UNROLL
 #endif
 
 __device__ inline int64_t global_thread() {
@@ -62,14 +64,29 @@ __device__ inline int64_t all_threads() {
   return int64_t(gridDim.x) * blockDim.x;
 }
 
-// One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without.
+// One element of any operand. Not inlined: it is a switch over ten dtypes, and fast paths do without. And no reference
+// to the operand goes into the call: for that, a kernel copies all of its parameters into local memory.
 template <class T>
-__device__ LOSSREG_NOINLINE T read(const Operand& o, int64_t offset) {
+__device__ LOSSREG_NOINLINE T read_at(void* data, DType dtype, int64_t offset) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
   return get<T>(o, offset);
 }
 template <class T>
-__device__ LOSSREG_NOINLINE void write(const Operand& o, int64_t offset, T value) {
+__device__ LOSSREG_NOINLINE void write_at(void* data, DType dtype, int64_t offset, T value) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
   put(o, offset, value);
+}
+template <class T>
+__device__ T read(const Operand& o, int64_t offset) {
+  return read_at<T>(o.data, o.dtype, offset);
+}
+template <class T>
+__device__ void write(const Operand& o, int64_t offset, T value) {
+  write_at(o.data, o.dtype, offset, value);
 }
 
 template <class S>
@@ -201,6 +218,20 @@ __device__ T block_sum(T value) {
   return block_join(value, T(0), Plus{});
 }
 
+// The sum over the threads before this one, in a fixed order: each step adds what lies twice as far back.
+template <class T>
+__device__ T block_sum_before(T value) {
+  __shared__ T sum[kThreads];
+  T inclusive = value;
+  for (unsigned step = 1; step < blockDim.x; step *= 2) {
+    sum[threadIdx.x] = inclusive;
+    __syncthreads();
+    if (threadIdx.x >= step) inclusive += sum[threadIdx.x - step];
+    __syncthreads();  // before the array is written again
+  }
+  return inclusive - value;
+}
+
 template <class T, class S, int I, class Body>
 __global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body body, double* partial) {
   double total = 0;
@@ -239,6 +270,22 @@ struct Team {
   __device__ T max(T value) const {
     return block_join(value, T(-INFINITY), Larger{});
   }
+  template <class T>
+  __device__ T before(T value) const {
+    return block_sum_before(value);
+  }
+  // body(k) for every k < n, shared out.
+  template <class Body>
+  __device__ void each(int64_t n, Body body) const {
+    for (int64_t k = rank(); k < n; k += size()) body(k);
+  }
+  // The sum of body(k) over k < n. What the threads wrote before, all can read after.
+  template <class Body>
+  __device__ auto sum(int64_t n, Body body) const {
+    decltype(body(n)) total = 0;
+    for (int64_t k = rank(); k < n; k += size()) total += body(k);
+    return sum(total);
+  }
 };
 template <class Body>
 __global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {
@@ -274,15 +321,15 @@ struct Finish {
   bool divide;  // by the second sum
 };
 // One block: adds up the partial sums of N quantities, block after block, and writes the result.
-template <int N>
+template <int N, class Normaliser = double>
 __global__ void __launch_bounds__(kThreads)
-    finish_sum(const double* partial, int64_t blocks, Finish finish, void* out, DType dtype, double* normaliser) {
+    finish_sum(const double* partial, int64_t blocks, Finish finish, void* out, DType dtype, Normaliser* normaliser) {
   double total[2] = {0, 0};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x)
     for (int k = 0; k < N; k++) total[k] += partial[b * N + k];
   for (int k = 0; k < N; k++) total[k] = block_sum(total[k]);
   if (threadIdx.x != 0) return;
-  if (normaliser) *normaliser = total[1];
+  if (normaliser) *normaliser = Normaliser(total[1]);
   Operand o;
   o.data = out;
   o.dtype = dtype;

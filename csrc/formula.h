@@ -36,14 +36,85 @@ struct Slopes {
   T nll, spread;
 };
 
+// What a row formula is where it says nothing else: -log p_y over the softmax of the scores, ignored positions apart.
+struct RowFormula {
+  static constexpr bool softmax = true;         // or are the scores log-probabilities themselves?
+  static constexpr bool probabilities = false;  // may the target hold class probabilities?
+  static constexpr int state_values = 1;        // what is kept for each row: its log-sum-exp
+  int64_t ignore_index;
+
+  static constexpr int modes = 1;
+  int mode(bool /*probabilities*/) const { return 0; }
+  template <int Mode, class T>
+  HD T value(const Row<T>& row) const {
+    return row.nll;
+  }
+  template <int Mode, class T>
+  HD Slopes<T> slopes(const Row<T>&) const {
+    return {T(1), T(0)};
+  }
+  // What the row adds to the mean's denominator.
+  template <int Mode, class T>
+  HD T normaliser(const Row<T>&) const {
+    return T(1);
+  }
+
+  // u_c of the spread, where a mode has one.
+  static constexpr bool uses_shares(int /*mode*/) { return false; }
+  template <int Mode, class T>
+  HD T share(T /*w*/, T /*t*/, int64_t /*classes*/) const {
+    return T(0);
+  }
+
+  // With a margin the target class has a logit of its own, target_logit(x), and the others have logit(x) = scale x.
+  static constexpr bool has_margin = false;
+  template <class T>
+  HD T logit(T x) const {
+    return x;
+  }
+  // With a bias the class tensor belongs to the softmax: bias(w) is added to the class's exponent in the log-sum-exp,
+  // and not to the score that is taken off it.
+  static constexpr bool has_bias = false;
+};
+
+// Groups of members (groupwise.h): the vectors of an embedding, the scores of a position. A formula has, per member,
+// candidates for maxima over the group and, given these, terms of sums; the value and the coefficients are made of
+// both, and a member's gradient of the coefficients.
+constexpr int kMostMaxima = 3, kMostSums = 4, kMostCoefficients = 6;
+template <class T, int N>
+struct Values {
+  T of[N];
+};
+template <class T>
+struct Group {
+  T max[kMostMaxima], sum[kMostSums];
+  // How much of operand k's expanded members are its own: 1, or 1 / members where one member was expanded to all.
+  T own[kMostMaxima];
+  T label;    // the tensor that has no members, if there is one that is no class index
+  T members;  // how many
+};
+template <class T, int N>
+struct Coefficients {
+  T of[N];
+  T members;
+};
+// What the members are: the last dimension, or the classes of (C) or (N, C, d1 ... dk). A formula over classes that
+// reads one more tensor than have members reads class indices, and `hit` tells it the member of that index.
+enum class Along { last, classes };
+
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 
-// Lists of ops, one a skeleton: pointwise.h, rowwise.h. An op of WrittenOps has kernels of its own (written.h).
+// Lists of ops, one a skeleton: pointwise.h, rowwise.h, boxwise.h, groupwise.h. An op of WrittenOps has kernels of its
+// own (written.h).
 template <class... Formulas>
 struct PointwiseOps {};
 template <class... Formulas>
 struct RowOps {};
+template <class... Formulas>
+struct BoxOps {};
+template <class... Formulas>
+struct GroupOps {};
 template <class... Formulas>
 struct WrittenOps {};
 // An op that is no function of tensors to a tensor has a schema of its own, and run<Backend> with its arguments.

@@ -1,5 +1,7 @@
 #pragma once
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
+#include "boxwise.h"
+#include "groupwise.h"
 #include "pointwise.h"
 #include "rowwise.h"
 #include "written.h"
@@ -150,6 +152,16 @@ template <class... F>
 struct SkeletonOf<RowOps<F...>> {
   template <class Formula, class Backend>
   using Kernel = RowKernel<Formula, Backend>;
+};
+template <class... F>
+struct SkeletonOf<BoxOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = BoxKernel<Formula, Backend>;
+};
+template <class... F>
+struct SkeletonOf<GroupOps<F...>> {
+  template <class Formula, class Backend>
+  using Kernel = GroupKernel<Formula, Backend>;
 };
 template <class... F>
 struct SkeletonOf<WrittenOps<F...>> {

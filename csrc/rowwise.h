@@ -28,19 +28,19 @@ struct Rows {
 template <class F>
 struct RowCall {
   Tensor input, target;
-  std::optional<Tensor> weight;
+  std::optional<Tensor> weight;  // the class tensor, one entry a class
   DType input_dtype, target_dtype, result;
   Shape shape, row_shape;
   int64_t axis = 0, classes = 0, rows = 1;
   bool probabilities = false;
 
-  // The log-sum-exp of each row, where there is one, and the mean's denominator.
-  int64_t state_size() const { return (F::softmax ? rows : 0) + 1; }
+  // What is kept of each row, its log-sum-exp first, and the mean's denominator.
+  int64_t state_size() const { return F::state_values * rows + 1; }
 
-  explicit RowCall(std::vector<std::optional<Tensor>> inputs)
-      : input(required(F::name, F::args, 0, inputs[0])),
-        target(required(F::name, F::args, 1, inputs[1])),
-        weight(std::move(inputs[2])) {
+  explicit RowCall(const Inputs& inputs)
+      : input(required(F::name, F::args, 0, inputs[0])), target(required(F::name, F::args, 1, inputs[1])) {
+    if constexpr (F::has_bias) weight = required(F::name, F::args, 2, inputs[2]);
+    else if constexpr (F::inputs > 2) weight = inputs[2];
     input_dtype = dtype_of(F::name, argument_name(F::args, 0), input, true);
     target_dtype = dtype_of(F::name, argument_name(F::args, 1), target, false);
     Promotion promotion;
@@ -59,7 +59,8 @@ struct RowCall {
     for (int64_t s : row_shape) rows *= s;
     check_target();
     if (weight) {
-      dtype_of(F::name, argument_name(F::args, 2), *weight, false);
+      promotion.add(dtype_of(F::name, name(2), *weight, false), weight->dim());
+      result = promotion.result();
       expect_one_device(F::name, input, *weight);
       if (shape_of(*weight) != Shape{classes})
         fail(F::name, name(2), " of one entry a class, ", shape_text({classes}), ", got ",
@@ -83,6 +84,20 @@ struct RowCall {
     if (shape_of(target) != row_shape && !one_row)
       fail(F::name, name(1), " of shape ", shape_text(row_shape), " for ", name(0), " of shape ", shape_text(shape),
            ", got ", shape_text(shape_of(target)));
+  }
+
+  // Checks what a backward pass gets beside the inputs, and returns the dtype of grad_output.
+  DType check_grad(const Tensor& grad_output, const Tensor& state, bool reduced, const std::vector<bool>& mask) const {
+    Shape expected = reduced ? Shape{} : row_shape;
+    if (shape_of(grad_output) != expected)
+      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{state_size()} || !state.is_contiguous())
+      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({state_size()}), ", got ",
+           shape_text(shape_of(state)));
+    expect_one_device(F::name, input, grad_output);
+    expect_one_device(F::name, input, state);
+    return dtype_of(F::name, "grad_output", grad_output, true);
   }
 
   // A tensor over the rows; the class dimension, if it has one, goes into class_stride.
@@ -132,6 +147,29 @@ struct RowCall {
   }
 };
 
+template <class T, class F>
+struct FindBiases {
+  F f;
+  Operand weight;
+  T* bias;
+  HD void operator()(int64_t c) const { bias[c] = f.bias(get<T>(weight, c * weight.stride[0])); }
+};
+// Puts the biases into the class tensor's place, for as long as the tensor lives that this returns.
+template <class T, class Backend, class F>
+Tensor biases(const F& f, const RowCall<F>& call, Rows& rows) {
+  DType dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+  Tensor made = new_empty(call.input, {call.classes}, dtype);
+  T* bias = static_cast<T*>(made.mutable_data_ptr());
+  Backend::each(call.classes, 1, FindBiases<T, F>{f, rows.weight, bias});
+  if constexpr (Backend::checks_values)
+    for (int64_t c = 0; c < call.classes; c++)
+      expect(bias[c] == bias[c], F::name, F::domain, get<double>(rows.weight, c * rows.weight.stride[0]));
+  rows.weight.data = bias;
+  rows.weight.dtype = dtype;
+  rows.weight.stride[0] = 1;
+  return made;
+}
+
 template <class F, int Mode = 0, class Use>
 void with_row_mode(int mode, Use use) {
   if constexpr (Mode + 1 < F::modes) {
@@ -143,14 +181,15 @@ void with_row_mode(int mode, Use use) {
 template <class F, class Backend>
 struct RowKernel {
   static constexpr bool keeps_state = true;
-  static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
-    return std::get<0>(forward(f, std::move(inputs), reduction, dtype));
+  static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                      std::optional<ScalarType> dtype) {
+    return std::get<0>(forward(f, inputs, reduction, dtype));
   }
 
   // Result and state. That is float64 because x - lse must keep the digits that x has where |x| is large.
-  static std::tuple<Tensor, Tensor> forward(const F& f, Inputs inputs, std::optional<Reduction> reduction,
+  static std::tuple<Tensor, Tensor> forward(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                                             std::optional<ScalarType> dtype) {
-    RowCall<F> call(std::move(inputs));
+    RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction != Reduction::none;
@@ -160,6 +199,8 @@ struct RowKernel {
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
     in_compute_type(call.result, out_dtype, [&](auto zero) {
+      std::optional<Tensor> alive;
+      if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
         Backend::template rows_forward<decltype(zero), mode>(f, rows, out, out_dtype);
       });
@@ -167,22 +208,12 @@ struct RowKernel {
     return {out, state};
   }
 
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, Inputs inputs,
+  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
-    RowCall<F> call(std::move(inputs));
+    RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
     bool reduced = reduction != Reduction::none;
-    Shape expected = reduced ? Shape{} : call.row_shape;
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{call.state_size()} ||
-        !state.is_contiguous())
-      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
-           shape_text(shape_of(state)));
-    expect_one_device(F::name, call.input, grad_output);
-    expect_one_device(F::name, call.input, state);
-    DType grad_dtype = dtype_of(F::name, "grad_output", grad_output, true);
+    DType grad_dtype = call.check_grad(grad_output, state, reduced, mask);
 
     std::vector<Tensor> results;
     std::optional<Tensor> grads[3];
@@ -200,6 +231,8 @@ struct RowKernel {
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
+      std::optional<Tensor> alive;
+      if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
         if (grads[0]) Backend::template rows_grad<decltype(zero), mode>(f, rows);
         if constexpr (F::probabilities)

@@ -22,12 +22,12 @@ def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
-def check_tensors(op: str, args: Arguments) -> list[Tensor]:
-    """The tensors among the arguments, the first of a floating dtype, all on one device."""
+def check_tensors(op: str, args: Arguments, on_host: Sequence[str] = ()) -> list[Tensor]:
+    """The tensors among the arguments, the first of a floating dtype, all on one device or, if ``on_host``, the CPU."""
     named = [(n, a) for n, a in args.items() if isinstance(a, Tensor)]
     name, first = named[0]
     for other, t in named[1:]:
-        if t.device != first.device:
+        if t.device != first.device and not (other in on_host and t.device.type == "cpu"):
             raise fail(op, "all tensors on one device", first.device, t.device)
         if t.dtype not in _FLOATING and (t.is_floating_point() or t.is_complex()):
             raise fail(op, f"{other} of a real dtype", str(t.dtype).removeprefix("torch."))
@@ -44,7 +44,7 @@ def result_dtype(args: Arguments) -> torch.dtype:
 
 
 def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
-    tensors = check_tensors(op, args)
+    tensors = check_tensors(op, args, getattr(rule, "on_host", ()))
     shape = rule(op, args)
     dtype = result_dtype(args)
     reduction = args.get("reduction", "none")
@@ -57,10 +57,13 @@ def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """What the kernels return: laid out as ``t`` where that has the shape, else channels last where it is."""
+    # ranks first: comparing sizes of different dimensions would be a guard on them
+    if t.dim() != len(shape):
+        return t.new_empty(tuple(shape), dtype=dtype)
     if t.shape == shape:
         return torch.empty_like(t, dtype=dtype)
     last = torch.channels_last
-    if t.dim() == len(shape) == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
+    if t.dim() == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
         return t.new_empty(tuple(shape), dtype=dtype).contiguous(memory_format=last)
     return t.new_empty(tuple(shape), dtype=dtype)
 

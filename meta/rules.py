@@ -55,6 +55,21 @@ def per_row(values: int) -> State:
     return state
 
 
+def per_group(values: int) -> State:
+    """The state of a group loss: so many values a group in the type that is computed in, and the count of the valid."""
+
+    def state(shape: Sequence[int], args: Arguments) -> Tensor:
+        tensors = [a for a in args.values() if isinstance(a, Tensor)]
+        with_dims = [t for t in tensors if t.dim() > 0] or tensors
+        double = torch.float64 in (args.get("dtype"), *(t.dtype for t in with_dims))
+        groups = 1
+        for size in shape:
+            groups = groups * size
+        return tensors[0].new_empty((groups * values + 1,), dtype=torch.float64 if double else torch.float32)
+
+    return state
+
+
 def same(*names: str, optional: Sequence[str] = ()) -> Rule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
@@ -123,6 +138,24 @@ def variance(input: str, target: str, var: str) -> Rule:
     return elementwise(rule)
 
 
+def boxes(input: str, target: str, *, number: str | None = None) -> Rule:
+    """One value a pair of boxes along the last dimension, of 4; ``number`` is a 0-d tensor."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() == 0 or x.shape[-1] != 4:
+            raise fail(op, f"{input} of shape (..., 4)", shape_text(x))
+        if t.shape != x.shape:
+            raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+        n = None if number is None else args[number]
+        if n is not None and n.dim() != 0:
+            raise fail(op, f"{number} of one number, of shape []", shape_text(n))
+        shape: Sequence[int] = x.shape[:-1]
+        return shape
+
+    return rule
+
+
 def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> Rule:
     """One value a row: ``input`` (C) or (N, C, d1 … dk) gives () or (N, d1 … dk).
 
@@ -156,3 +189,128 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         return result
 
     return rule
+
+
+def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> Rule:
+    """One value a vector along the last dimension: tensors (…, D) of one shape, or of one rank and broadcast, give (…).
+
+    With a ``target`` there, they are (N, D) and it is (N), or they are (D) and it is ().
+    """
+    first = names[0]
+    fit = broadcast(*names, same_rank=True) if broadcasts else same(*names)
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape = fit(op, args)
+        result = shape[:-1]
+        if target is None:
+            return result
+        t = args[target]
+        both = joined(result, t.shape)
+        if len(shape) not in (1, 2) or t.dim() != len(result) or both is None:
+            expected = f"{target} of shape [N] for {first} of shape [N, D], or of [] for [D]"
+            raise fail(op, expected, shape_text(t), shape_text(args[first]))
+        return both
+
+    return rule
+
+
+def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
+    """One value a position: tensors of one shape, (C) or (N, C, d1 … dk), of at least so many classes, give () or
+    (N, d1 … dk); ``target`` holds class indices of that shape."""
+    first, *others = names
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x = args[first]
+        if x.dim() == 0:
+            raise fail(op, f"{first} of shape (C) or (N, C, ...)", shape_text(x))
+        same(first, *others)(op, args)
+        axis = min(1, x.dim() - 1)
+        if x.shape[axis] < least:
+            raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
+        return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
+
+    return rule
+
+
+def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> Rule:
+    """One value a sample: ``input`` (N, C, d1 … dk) gives (N), or where the option ``batch`` is true, ().
+
+    ``target`` holds a class index for each pixel; with ``soft``, a floating target of the shape of ``input`` holds
+    probabilities. ``weight`` has one entry a class.
+    """
+    pixels = rows(input, target, weight=weight, probabilities=soft)
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x = args[input]
+        if x.dim() < 2:
+            raise fail(op, f"{input} of shape (N, C, ...)", shape_text(x))
+        pixels(op, args)
+        return () if batch and args[batch] else x.shape[:1]
+
+    return rule
+
+
+def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
+    """One value for all images: ``input`` (N, C, H, W), ``target`` (N, H, W) labels; a window of ``kernel_size`` fits."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() != 4:
+            raise fail(op, f"{input} of shape (N, C, H, W)", shape_text(x))
+        if x.shape[1] == 0:
+            raise fail(op, f"{input} of at least one class", shape_text(x))
+        if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+        expected = (x.shape[0], *x.shape[2:])
+        if t.shape != expected:
+            raise fail(op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t))
+        if kernel_size is None:
+            return ()
+        k = args[kernel_size]
+        if k < 1 or k % 2 == 0:
+            raise fail(op, f"an odd {kernel_size} of at least 1", k)
+        if k > x.shape[2] or k > x.shape[3]:
+            size = shape_text(x.shape[2:])
+            raise fail(op, f"{kernel_size} of at most the height and the width of {input}, {size}", k)
+        return ()
+
+    return rule
+
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def ctc(op: str, args: Arguments) -> Sequence[int]:
+    """``torch.nn.functional.ctc_loss``: one value a sequence."""
+    x, t, blank = args["log_probs"], args["targets"], args["blank"]
+    if x.dim() not in (2, 3):
+        raise fail(op, "log_probs of shape (T, N, C) or (T, C)", shape_text(x))
+    batched = x.dim() == 3
+    samples = x.shape[1] if batched else 1
+    if not 0 <= blank < x.shape[-1]:
+        raise fail(op, f"blank in [0, {x.shape[-1]})", blank)
+    if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise fail(op, "targets of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+    if t.dim() != 1 and (t.dim() != 2 or t.shape[0] != samples):
+        expected = f"targets of shape [{samples}, S] or [sum of target_lengths] for log_probs of shape {shape_text(x)}"
+        raise fail(op, expected, shape_text(t))
+    for name in ctc.on_host:  # type: ignore[attr-defined]
+        lengths = args[name]
+        if lengths.dtype not in _INTEGERS:
+            raise fail(op, f"{name} of an integer dtype", str(lengths.dtype).removeprefix("torch."))
+        if lengths.dim() > 1 or lengths.numel() != samples:
+            expected = f"{name} of shape {shape_text([samples])} for log_probs of shape {shape_text(x)}"
+            raise fail(op, expected, shape_text(lengths))
+    return (samples,) if batched else ()
+
+
+# These may be on the CPU whatever the device of the others.
+ctc.on_host = ("input_lengths", "target_lengths")  # type: ignore[attr-defined]
+
+
+def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
+    """The forward variables, before the first step and at each: twice the labels and three more a sample."""
+    x: Tensor = args["log_probs"]
+    samples = x.shape[1] if x.dim() == 3 else 1
+    size = (x.shape[0] + 1) * (2 * args["targets"].numel() + 3 * samples)
+    return x.new_empty((size,), dtype=torch.float64)

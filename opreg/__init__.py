@@ -5,7 +5,9 @@ from ._library import library_path as library_path
 
 _library.load()
 
+from . import functional as functional  # noqa: E402
 from . import meta as meta  # noqa: E402
+from . import nn as nn  # noqa: E402
 from . import ops as _families  # noqa: E402,F401  registers every op
 from . import testing as testing  # noqa: E402
 from .registry import ErrorSample as ErrorSample  # noqa: E402

@@ -1,4 +1,4 @@
-"""The command line: ``python -m opreg ops | show NAME | doctor | demo | bench``."""
+"""The command line: ``python -m opreg ops | show NAME | stubs | doctor | demo | bench``."""
 
 import argparse
 import difflib
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import bench, report
+from ._stubs import stubs
 from .registry import Op, get, registered
 
 DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -71,6 +72,13 @@ def run_bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def write_stubs(args: argparse.Namespace) -> int:
+    for path, text in stubs().items():
+        path.write_text(text)
+        print(f"wrote {path}")
+    return 0
+
+
 def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise ValueError
@@ -86,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("show", help="all about one op")
     c.add_argument("name", metavar="NAME")
     c.set_defaults(run=show)
+    c = commands.add_parser("stubs", help="write functional.pyi and nn/__init__.pyi anew, after an op was declared")
+    c.set_defaults(run=write_stubs)
     c = commands.add_parser("doctor", help="versions, kernels, and what is wrong with this installation")
     c.set_defaults(run=doctor)
     c = commands.add_parser("demo", help="train, compile, export and deploy a model on scikit-learn's digits")

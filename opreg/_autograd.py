@@ -107,6 +107,8 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
         op, _, bound = saved(ctx)
+        if not op.second_derivative:
+            raise RuntimeError(f"{op.short}: expected at most a first derivative, got a request for the second")
         create_graph = torch.is_grad_enabled()
         needed = dict(zip(bound, ctx.needs_input_grad[1:], strict=False))
         wanted = [n for n, m in zip(op.differentiable, ctx.mask, strict=True) if m]

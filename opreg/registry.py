@@ -63,6 +63,8 @@ class Op:
         source: the paper or the native op that defines it.
         doc: the public docstring, of ``opreg.functional.NAME``; by default the reference's.
         module: the name of the class in ``opreg.nn``; by default NAME in camel case.
+        accepts: arguments that ``opreg.functional.NAME`` takes in other forms too: ``convert(value, arguments)`` makes
+            the op's own of them; the annotation of ``value`` says which forms.
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
@@ -71,9 +73,13 @@ class Op:
         constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
         detached: names of the tensors that the definition itself treats as constants: one that requires grad gets none.
         batch_dims: the dimension of a tensor that counts the batch, where that is not the first; None: it has none.
+        domain: maps any first argument to where the op's gradient is that of its value, where that is not everywhere:
+            finite differences go through it.
+        second_derivative: is there one? Where not, asking for it is an error.
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
         workload: ``workload(make, size)`` yields the calls that the benchmark times at a size ("small", "usual",
             "large", "huge"), where it can't draw them by itself from the samples.
+        unrolled: the reference is a loop over a size of its arguments, so that its graph grows with them.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
             (pointwise ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
@@ -89,6 +95,7 @@ class Op:
     source: str
     doc: str = ""
     module: str = ""
+    accepts: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = field(default_factory=dict)
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
@@ -96,8 +103,11 @@ class Op:
     constants: Callable[[Mapping[str, Any]], Sequence[str]] = lambda args: ()
     detached: tuple[str, ...] = ()
     batch_dims: Mapping[str, int | None] = field(default_factory=dict)
+    domain: Callable[[Tensor], Tensor] | None = None
+    second_derivative: bool = True
     lowered: tuple[str, ...] = ()
     workload: Callable[[Any, str], Iterator[Sample]] | None = None
+    unrolled: bool = False
     inline: bool = False
     schema: str = ""
     kernels: Mapping[str, Callable[..., Tensor]] | None = None
@@ -168,6 +178,10 @@ class Op:
         if self.backward is None:
             return []
         return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        return {a.name: a.default_value for a in self.value._schema.arguments if a.has_default_value()}
 
     @cached_property
     def is_loss(self) -> bool:
@@ -259,7 +273,7 @@ def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def value(*args: Any, **kwargs: Any) -> Tensor:
         bound = bind(op.value, args, kwargs)
         require_tensors(op.value, bound)
-        check_tensors(op.short, bound)
+        check_tensors(op.short, bound, getattr(op.shape, "on_host", ()))
         op.shape(op.short, bound)
         return kernel(*args, **kwargs)
 
@@ -269,6 +283,11 @@ def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def registered() -> list[Op]:
     """Every registered op, in the order of registration."""
     return list(_ops.values())
+
+
+def of_namespace() -> list[Op]:
+    """The registered ops of opreg itself, those of ``torch.ops.lossreg``."""
+    return [op for op in registered() if op.qualname.startswith(f"{NAMESPACE}::")]
 
 
 def get(name: str) -> Op:

@@ -21,9 +21,8 @@ def test_inputs_of_every_op(name):
     op = opreg.get(name)
     for case in bench.cases(op, "small", torch.float32):
         assert case.args.get("reduction", "mean") == "mean"
-        ours, eager = (bench.value_and_gradient(case, f) for f in (op.value, bench.eager_of(op)))
-        bench.check_agreement(case.title, ours, eager, torch.float32)
-        assert ours[1].abs().max() > 0
+        bench.check_values(case, torch.float32)
+        assert bench.value_and_gradient(case, op.value)[1].abs().max() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if opreg.get(name).workload is None])

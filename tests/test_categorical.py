@@ -6,11 +6,18 @@ import torch.nn.functional as F
 
 import opreg
 from conftest import DEVICE
+from row_losses import ANGULAR, NAMES, call, oracle
 
-NAMES = ["nll_loss", "cross_entropy"]
+NATIVE = ["nll_loss", "cross_entropy"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def scores(name, *shape, dtype=torch.float32):
+    """What the loss takes: cosines, else any numbers."""
+    x = torch.rand(shape, dtype=dtype, device=DEVICE) * 1.9 - 0.95
+    return x if name in ANGULAR else 3 * x
+
+
+@pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("ignore_index", [-100, -1, 0, 2, 5, 255, 10**12])
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 5)])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -30,14 +37,34 @@ def test_ignore_index_of_every_kind(name, ignore_index, shape, weighted):
         assert (grad.movedim(1, -1)[t == ignore_index] == 0).all()
 
 
-def test_an_ignored_row_may_hold_anything():
+@pytest.mark.parametrize("name", NAMES[2:])
+@pytest.mark.parametrize("ignore_index", [-100, 0, 2, 255, 10**12])
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (3, 200)])
+def test_values_without_the_ignored(name, ignore_index, shape):
+    """Against the definition, row by row; the mean divides by the number of rows that are left."""
+    x = scores(name, shape[0], 5, *shape[1:], dtype=torch.float64).requires_grad_()
+    t = torch.randint(0, 5, shape, device=DEVICE)
+    t[0] = ignore_index
+    valid = t != ignore_index
+    want = oracle(name, x.detach().movedim(1, -1)[valid], t[valid])
+    got = call(name, x, t, ignore_index=ignore_index, reduction="none")
+    torch.testing.assert_close(got[valid], want)
+    assert (got[~valid] == 0).all()
+    assert (torch.autograd.grad(got.sum(), x)[0].movedim(1, -1)[~valid] == 0).all()
+    torch.testing.assert_close(call(name, x, t, ignore_index=ignore_index, reduction="sum"), want.sum())
+    torch.testing.assert_close(call(name, x, t, ignore_index=ignore_index), want.mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("classes", [3, 100])
+def test_an_ignored_row_may_hold_anything(name, classes):
     """NaN and infinity in ignored rows touch neither the loss nor any gradient."""
-    x = torch.randn(4, 3, device=DEVICE)
+    x = scores(name, 4, classes)
     x[1], x[2, 0] = float("nan"), float("inf")
     x.requires_grad_()
     t = torch.tensor([0, -100, -100, 2], device=DEVICE)
-    loss = torch.ops.lossreg.cross_entropy(x, t)
-    torch.testing.assert_close(loss, F.cross_entropy(x[[0, 3]], t[[0, 3]]))
+    loss = call(name, x, t)
+    torch.testing.assert_close(loss, call(name, x[[0, 3]], t[[0, 3]]))
     grad = torch.autograd.grad(loss, x)[0]
     assert (grad[1:3] == 0).all()
     assert grad.isfinite().all()
@@ -45,18 +72,19 @@ def test_an_ignored_row_may_hold_anything():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_ignored_gradient_is_zero(name):
-    x = torch.randn(4, 3, device=DEVICE, requires_grad=True)
+    x = scores(name, 4, 3).requires_grad_()
     t = torch.full((4,), -100, device=DEVICE)
-    loss = getattr(torch.ops.lossreg, name)(x, t)
+    loss = call(name, x, t)
     assert loss.isnan()
+    assert call(name, x, t, reduction="sum") == 0
     assert (torch.autograd.grad(loss, x)[0] == 0).all()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="on the CPU it is an error: see the error samples")
 @pytest.mark.parametrize("name", NAMES)
 def test_invalid_class_is_nan_on_a_gpu(name):
-    x = torch.randn(3, 4, device=DEVICE, requires_grad=True)
-    loss = getattr(torch.ops.lossreg, name)(x, torch.tensor([0, 9, 3], device=DEVICE), reduction="none")
+    x = scores(name, 3, 4).requires_grad_()
+    loss = call(name, x, torch.tensor([0, 9, 3], device=DEVICE), reduction="none")
     assert loss.isnan().tolist() == [False, True, False]
     grad = torch.autograd.grad(loss.sum(), x)[0]
     assert grad.isnan().all(1).tolist() == [False, True, False]
@@ -74,6 +102,34 @@ def test_any_number_of_classes(classes, smoothing):
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=1e-6)
     grad, want_grad = torch.autograd.grad(loss, x)[0], torch.autograd.grad(want, exact)[0]
     torch.testing.assert_close(grad.double(), want_grad, rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES[2:])
+@pytest.mark.parametrize("classes", [1, 2, 64, 65, 2049, 5001])
+@pytest.mark.parametrize("trailing", [(), (5,)], ids=["along", "across"])
+def test_any_number_of_classes_of_the_others(name, classes, trailing):
+    """The same, with vectors along the classes and across rows; value and gradient."""
+    x = scores(name, 3, classes, *trailing).requires_grad_()
+    t = torch.randint(0, classes, (3, *trailing), device=DEVICE)
+    rows = x.detach().double().movedim(1, -1).reshape(-1, classes).requires_grad_()
+    want = oracle(name, rows, t.flatten())
+    got = call(name, x, t, reduction="none")
+    torch.testing.assert_close(got.flatten().double(), want, rtol=4e-6, atol=2e-6)
+    grad, want_grad = torch.autograd.grad(got.sum(), x)[0], torch.autograd.grad(want.sum(), rows)[0]
+    torch.testing.assert_close(grad.movedim(1, -1).reshape(-1, classes).double(), want_grad, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax_focal_loss", "pc_softmax_cross_entropy", "ohem_cross_entropy"])
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+@pytest.mark.parametrize("classes", [7, 100])
+def test_large_scores_keep_their_digits_in_the_others(name, offset, classes):
+    x = (torch.randn(5, classes, device=DEVICE) * 4 + offset).requires_grad_()
+    t = torch.randint(0, classes, (5,), device=DEVICE)
+    exact = x.detach().double().requires_grad_()
+    got, want = call(name, x, t, reduction="none"), oracle(name, exact, t)
+    torch.testing.assert_close(got.double(), want, rtol=4e-6, atol=2e-6)
+    grad, want_grad = torch.autograd.grad(got.sum(), x)[0], torch.autograd.grad(want.sum(), exact)[0]
+    torch.testing.assert_close(grad.double(), want_grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
@@ -116,9 +172,78 @@ def test_probability_targets_and_weights_have_gradients(shape):
 def test_class_weight_that_requires_grad_is_an_error():
     x, t = torch.randn(3, 4, device=DEVICE), torch.randint(0, 4, (3,), device=DEVICE)
     w = torch.rand(4, device=DEVICE, requires_grad=True)
-    for name in NAMES:
+    for name in (*NATIVE, "softmax_focal_loss"):
         with pytest.raises(RuntimeError, match=f"{name}: expected weight that does not require grad"):
             opreg.get(name).value(x, t, w)
+
+
+def test_class_prior_that_requires_grad_is_an_error():
+    x, t = torch.randn(3, 4, device=DEVICE), torch.randint(0, 4, (3,), device=DEVICE)
+    prior = torch.rand(4, device=DEVICE, requires_grad=True)
+    with pytest.raises(RuntimeError, match="pc_softmax_cross_entropy: expected class_prior that does not require grad"):
+        torch.ops.lossreg.pc_softmax_cross_entropy(x, t, prior)
+
+
+def test_a_uniform_prior_is_cross_entropy():
+    """Up to the constant: -log p_y - log C; and the factor of a prior is only a constant too."""
+    x, t = torch.randn(6, 9, device=DEVICE), torch.randint(0, 9, (6,), device=DEVICE)
+    prior = torch.full((9,), 1 / 9, device=DEVICE)
+    got = torch.ops.lossreg.pc_softmax_cross_entropy(x, t, prior)
+    torch.testing.assert_close(got, F.cross_entropy(x, t) - torch.tensor(9.0, device=DEVICE).log())
+    tiny = torch.ops.lossreg.pc_softmax_cross_entropy(x, t, prior * 1e-30)
+    torch.testing.assert_close(tiny, got + torch.tensor(1e-30, dtype=torch.float64).log().float().item())
+
+
+def test_a_tiny_prior_cannot_make_the_softmax_empty():
+    """The class that leads by far has a prior of 1e-37: the sum is that of the others, which must not underflow."""
+    x = torch.tensor([[100.0, 10.0, 9.0]], device=DEVICE, requires_grad=True)
+    prior = torch.tensor([1e-37, 0.5, 0.5], device=DEVICE)
+    loss = torch.ops.lossreg.pc_softmax_cross_entropy(x, torch.tensor([1], device=DEVICE), prior)
+    terms = prior.double() * x.detach().double()[0].exp()
+    torch.testing.assert_close(loss.double(), terms.sum().log() - 10, rtol=1e-6, atol=0)
+    grad = torch.autograd.grad(loss, x)[0][0].double()
+    want = terms / terms.sum() - torch.tensor([0.0, 1, 0], device=DEVICE).double()
+    torch.testing.assert_close(grad, want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on the CPU it is an error: see the error samples")
+def test_a_prior_that_is_not_positive_is_nan_on_a_gpu():
+    x, t = torch.randn(3, 4, device=DEVICE), torch.randint(0, 4, (3,), device=DEVICE)
+    prior = torch.tensor([0.5, 0.5, 0.0, 1.0], device=DEVICE)
+    assert torch.ops.lossreg.pc_softmax_cross_entropy(x, t, prior).isnan()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
+def test_focal_where_the_model_is_right(gamma):
+    """p_y up to 0.9998: (1 - p_y)^gamma is small, as exact as float32's log-sum-exp allows. Beyond: 0, and finite."""
+    lead = torch.linspace(1, 80, 80, device=DEVICE)
+    x = torch.stack([lead, torch.zeros_like(lead)], 1).requires_grad_()
+    loss = torch.ops.lossreg.softmax_focal_loss(x, torch.zeros(80, device=DEVICE).long(), None, gamma, reduction="none")
+    grad = torch.autograd.grad(loss.sum(), x)[0]
+    odds = (-lead.double()).exp()  # (1 - p) / p
+    miss, nll = odds / (1 + odds), odds.log1p()
+    slope = miss**gamma * (1 + gamma * (1 - miss) * nll / miss)
+    torch.testing.assert_close(loss[:8].double(), (miss**gamma * nll)[:8], rtol=2e-3, atol=0)
+    torch.testing.assert_close(grad[:8, 1].double(), (slope * miss)[:8], rtol=2e-3, atol=0)
+    assert (loss[20:] == 0).all()
+    assert grad.isfinite().all()
+
+
+def test_focal_of_gamma_zero_is_weighted_cross_entropy():
+    x, t = torch.randn(8, 5, device=DEVICE), torch.randint(0, 5, (8,), device=DEVICE)
+    w = torch.rand(5, device=DEVICE)
+    got = torch.ops.lossreg.softmax_focal_loss(x, t, w, 0.0)
+    torch.testing.assert_close(got, F.cross_entropy(x, t, w, reduction="sum") / 8)  # the mean counts, and weighs not
+
+
+def test_mixed_dtypes_of_scores_and_weights():
+    """Result and fake agree: the dtype that both promote to."""
+    x, t = torch.randn(3, 4, device=DEVICE).bfloat16(), torch.randint(0, 4, (3,), device=DEVICE)
+    w = torch.rand(4, device=DEVICE)
+    for name in ("cross_entropy", "softmax_focal_loss", "pc_softmax_cross_entropy"):
+        got = opreg.get(name).value(x, t, w)
+        assert got.dtype == opreg.get(name).value(x.to("meta"), t.to("meta"), w.to("meta")).dtype == torch.float32
+        torch.testing.assert_close(got, opreg.get(name).value(x.float(), t, w))
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")

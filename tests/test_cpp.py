@@ -35,13 +35,15 @@ def build_and_run(tmp_path: Path, source: str, *flags: str) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_formulas(family: str, tmp_path: Path) -> None:
     report = build_and_run(tmp_path, "formulas_test.cpp", "-O1", f'-DLOSSREG_FAMILY="formulas/{family}.h"')
-    pointwise = "PointwiseOps<" in (ROOT / "csrc" / "formulas" / f"{family}.h").read_text()
-    assert ("gradients compared" in report) if pointwise else ("no pointwise formulas" in report)
+    text = (ROOT / "csrc" / "formulas" / f"{family}.h").read_text()
+    scalar = "PointwiseOps<" in text or "BoxOps<" in text
+    assert ("gradients compared" in report) if scalar else ("no scalar formulas" in report)
 
 
 # native: with fused multiply-add, as the vector loops have it on a new processor
 @pytest.mark.parametrize("machine", [[], ["-march=native"]], ids=["baseline", "native"])
 def test_math(machine: list[str], tmp_path: Path) -> None:
     report = build_and_run(tmp_path, "math_test.cpp", "-O2", *machine)
-    for name in ("exp", "log", "log1p_unit", "pow_unit", "sigmoid", "softplus", "Float16", "BFloat16"):
+    functions = ("exp", "log", "log1p_unit", "one_minus_exp", "pow_unit", "sigmoid", "softplus", "atan2")
+    for name in (*functions, "Float16", "BFloat16"):
         assert f"\n{name} " in "\n" + report

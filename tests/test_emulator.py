@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import opreg
+import row_losses
 from conftest import DEVICE, run_raw, samples_of
 from opreg._private import names_in
 
@@ -73,14 +74,25 @@ def test_row_sizes(emulated, shape, smoothing):
     compare(emulated, opreg.get("cross_entropy"), opreg.Sample((make.normal(*shape), t), options), 5e-6)
 
 
-@pytest.mark.parametrize("name", ["nll_loss", "cross_entropy"])
+@pytest.mark.parametrize("name", row_losses.NAMES)
 @pytest.mark.parametrize("shape", [(4, 3), (4, 100)])
 def test_invalid_class_is_nan_and_no_more(emulated, name, shape):
     """On a GPU an invalid class must neither stop the process nor touch another row."""
     emulated(1)
-    x, t = torch.randn(shape, requires_grad=True), torch.tensor([0, shape[1], -1, 2])
+    x, t = (torch.rand(shape) - 0.5).requires_grad_(), torch.tensor([0, shape[1], -1, 2])
     op = opreg.get(name)
-    loss, _, grad = run_raw(torch.ops.lossreg_emulated, op, opreg.Sample((x, t), {"reduction": "none"}))
+    options = {**row_losses.OPTIONS[name], "reduction": "none"}
+    sample = opreg.Sample(row_losses.arguments(name, x, t), options)
+    loss, _, grad = run_raw(torch.ops.lossreg_emulated, op, sample)
     assert loss.isnan().tolist() == [False, True, True, False]
     assert grad.isnan().all(1).tolist() == [False, True, True, False]
     assert grad[[0, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_a_prior_that_is_not_positive_is_nan(emulated, classes):
+    """An error on the CPU; a GPU doesn't look."""
+    emulated(1)
+    x, t, prior = torch.randn(2, classes), torch.tensor([0, 2]), torch.ones(classes)
+    prior[1] = 0
+    assert torch.ops.lossreg_emulated.pc_softmax_cross_entropy(x, t, prior, reduction="none").isnan().all()

@@ -1,7 +1,9 @@
 """What several families' references and samples share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..registry import ErrorSample
@@ -14,6 +16,11 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
+
+
+def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Tensor:
+    """Lengths of sequences, as ``torch.nn.functional.ctc_loss`` takes them: for ``Op.accepts``."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
 
 
 def loss_errors(op: str, make: Maker, *extra: Tensor) -> Iterator[ErrorSample]:

@@ -12,6 +12,30 @@ from ..testing import Maker
 
 
 def swish(input: Tensor, beta: float) -> Tensor:
+    """The input times its own sigmoid: smooth, not monotonic, unbounded above.
+
+    A default activation of vision models and of gated units in language models; beta = 1 is SiLU.
+
+    Args:
+        input: any shape; float64, float32, bfloat16 or float16.
+        beta: how sharp the gate is: 0 halves the input, a large one makes ReLU. A constant.
+
+    Returns:
+        Of the shape, the dtype and the memory format of ``input``.
+
+    Raises:
+        RuntimeError: an input of another dtype; a beta that is NaN.
+
+    Formula:
+        x·σ(beta·x)
+
+    Source:
+        arXiv 1710.05941; torch.nn.functional.silu for beta = 1
+
+    Example:
+        >>> x = torch.randn(2, 3)
+        >>> y = opreg.functional.swish(x, beta=1.5)
+    """
     return input * torch.sigmoid(beta * input)
 
 
@@ -62,6 +86,30 @@ register(
         samples=samples,
         errors=lambda make: errors("hard_swish", make),
         source="arXiv 1905.02244; torch.nn.functional.hardswish",
+        doc="""Swish made of straight pieces and a parabola between −3 and 3.
+
+        For mobile networks: no exponential, nearly the same shape.
+
+        Args:
+            input: any shape; float64, float32, bfloat16 or float16.
+
+        Returns:
+            Of the shape, the dtype and the memory format of ``input``.
+
+        Raises:
+            RuntimeError: an input of another dtype.
+
+        Formula:
+            x·min(max(x + 3, 0), 6)/6
+
+        Source:
+            arXiv 1905.02244; torch.nn.functional.hardswish
+
+        Example:
+            >>> opreg.functional.hard_swish(torch.tensor([-3.0, 0.0, 3.0]))
+            tensor([-0., 0., 3.])
+        """,
+        module="HardSwish",
         native=F.hardswish,
         spellings=("torch.nn.functional.hardswish", "aten.hardswish.default", "aten.hardswish_.default"),
         inline=True,
@@ -75,6 +123,29 @@ register(
         samples=samples,
         errors=lambda make: errors("mish", make),
         source="arXiv 1908.08681; torch.nn.functional.mish",
+        doc="""The input times tanh of its softplus: smooth, not monotonic, unbounded above.
+
+        In place of ReLU in detectors and deep classifiers.
+
+        Args:
+            input: any shape; float64, float32, bfloat16 or float16.
+
+        Returns:
+            Of the shape, the dtype and the memory format of ``input``.
+
+        Raises:
+            RuntimeError: an input of another dtype.
+
+        Formula:
+            x·tanh(log(1 + eˣ))
+
+        Source:
+            arXiv 1908.08681; torch.nn.functional.mish
+
+        Example:
+            >>> x = torch.randn(2, 3)
+            >>> y = opreg.functional.mish(x)
+        """,
         native=F.mish,
         spellings=("torch.nn.functional.mish", "aten.mish.default", "aten.mish_.default"),
         inline=True,

@@ -13,6 +13,34 @@ from ._common import REDUCTIONS, loss_errors, reduce
 
 
 def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
+    """Sigmoid focal loss: binary cross entropy in which what is classified well already counts little.
+
+    For rare positives among many easy negatives, as in dense detection.
+
+    Args:
+        input: logits, any shape.
+        target: in [0, 1], of the shape of ``input``; any real dtype. Class indices must be one-hot first.
+        alpha: weight of the positives; the negatives have 1 − alpha. At most 1; below 0 there is no weight.
+        gamma: how strongly easy elements are turned down; >= 0, and 0 is cross entropy.
+
+    Returns:
+        0-d, or of the shape of ``input`` with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: a target of another shape, gamma < 0, alpha > 1.
+
+    Formula:
+        α_t·(1 − p_t)^γ·ce, p = σ(x), p_t = p·t + (1 − p)(1 − t), α_t = α·t + (1 − α)(1 − t),
+        ce = −t·log p − (1 − t)·log(1 − p)
+
+    Source:
+        arXiv 1708.02002
+
+    Example:
+        >>> scores, labels = torch.randn(8, 5, requires_grad=True), torch.randint(0, 5, (8,))
+        >>> target = torch.nn.functional.one_hot(labels, 5)  # one target in [0, 1] for each score
+        >>> opreg.functional.focal_loss(scores, target, gamma=1.5).backward()
+    """
     cross_entropy = F.binary_cross_entropy_with_logits(input, target, reduction="none")
     # 1 − p_t, of two sigmoids so that it keeps its digits near 0
     miss = torch.sigmoid(input) * (1 - target) + torch.sigmoid(-input) * target
@@ -106,6 +134,34 @@ register(
         samples=bce_samples,
         errors=bce_errors,
         source="torch.nn.functional.binary_cross_entropy",
+        doc="""Binary cross entropy of probabilities.
+
+        Where the model ends in a sigmoid of its own; ``binary_cross_entropy_with_logits`` keeps more digits.
+
+        Args:
+            input: probabilities in [0, 1], any shape.
+            target: in [0, 1], of the shape of ``input``; any real dtype.
+            weight: a factor for each element, of a shape that expands to that of ``input``. A constant.
+
+        Returns:
+            0-d, or of the shape of ``input`` with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input outside [0, 1] (on a
+                GPU it gives NaN).
+
+        Formula:
+            −w·(t·log x + (1 − t)·log(1 − x)), both logarithms no less than −100
+
+        Source:
+            torch.nn.functional.binary_cross_entropy
+
+        Example:
+            >>> input = torch.rand(4, 3, requires_grad=True)
+            >>> target = torch.tensor([[0.0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])  # any number of labels a row
+            >>> opreg.functional.binary_cross_entropy(input, target).backward()
+        """,
+        module="BCELoss",
         native=F.binary_cross_entropy,
         spellings=("torch.nn.functional.binary_cross_entropy", "aten.binary_cross_entropy.default"),
     )
@@ -118,6 +174,35 @@ register(
         samples=logits_samples,
         errors=logits_errors,
         source="torch.nn.functional.binary_cross_entropy_with_logits",
+        doc="""Binary cross entropy of logits: a sigmoid and its cross entropy in one.
+
+        For labels that do not exclude each other, and for binary masks. Finite for any finite logit.
+
+        Args:
+            input: logits, any shape.
+            target: in [0, 1], of the shape of ``input``; any real dtype.
+            weight: a factor for each element, of a shape that expands to that of ``input``. A constant.
+            pos_weight: a factor for the positive part, of a shape that expands to that of ``input``: above 1 for more
+                recall. A constant.
+
+        Returns:
+            0-d, or of the shape of ``input`` with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not fit; a weight or pos_weight that requires grad.
+
+        Formula:
+            −w·(p·t·log σ(x) + (1 − t)·log(1 − σ(x))), p = pos_weight
+
+        Source:
+            torch.nn.functional.binary_cross_entropy_with_logits
+
+        Example:
+            >>> input = torch.randn(4, 3, requires_grad=True)
+            >>> target = torch.tensor([[0.0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])  # any number of labels a row
+            >>> opreg.functional.binary_cross_entropy_with_logits(input, target).backward()
+        """,
+        module="BCEWithLogitsLoss",
         native=F.binary_cross_entropy_with_logits,
         spellings=(
             "torch.nn.functional.binary_cross_entropy_with_logits",

@@ -1,6 +1,6 @@
-"""Classification losses over a class dimension: negative log likelihood and cross entropy."""
+"""Classification losses over a class dimension: negative log likelihood, cross entropy and its relatives."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,34 @@ from ._common import REDUCTIONS, reduce
 
 
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
+    """Negative log likelihood of class indices, from log-probabilities.
+
+    Behind a ``log_softmax`` of one's own; from logits, ``cross_entropy`` does both in one pass.
+
+    Args:
+        input: log-probabilities (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk); int64, int32 or uint8.
+        weight: a factor for each class, (C). A constant.
+
+    Returns:
+        0-d, or of the shape of ``target`` with reduction ``"none"``. The mean divides by the sum of the valid targets'
+        weights: NaN where all are ignored.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; a weight that requires grad; on the CPU a class index out of
+            range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −w_y·x_y
+
+    Source:
+        torch.nn.functional.nll_loss
+
+    Example:
+        >>> log_p = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.nll_loss(log_p, target).backward()
+    """
     if input.dim() == 1:
         target = target.reshape(())
     return F.nll_loss(input, target.long(), weight, ignore_index=ignore_index, reduction=reduction)
@@ -27,11 +55,44 @@ def cross_entropy(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
+    """Cross entropy of logits with class indices or class probabilities.
+
+    For classes that exclude each other: classification, segmentation, language models.
+
+    Args:
+        input: logits (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
+            ``input``.
+        weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+
+    Returns:
+        0-d, or of the shape of class indices with reduction ``"none"``. For class indices the mean divides by the sum
+        of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
+            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
+
+    Source:
+        torch.nn.functional.cross_entropy
+
+    Example:
+        >>> input = torch.randn(8, 5, requires_grad=True)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.cross_entropy(input, target, label_smoothing=0.1).backward()
+        >>> target = torch.randn(8, 5).softmax(1)  # or probabilities
+        >>> opreg.functional.cross_entropy(input, target).backward()
+    """
     # written out: F.cross_entropy with label smoothing writes in place, which run_decompositions refuses
-    axis = min(1, input.dim() - 1)
+    axis = class_axis(input)
     classes = input.shape[axis]
     log_p = F.log_softmax(input, axis)
-    weighted = log_p if weight is None else log_p * weight.view([-1 if d == axis else 1 for d in range(input.dim())])
+    weighted = log_p if weight is None else log_p * along_classes(weight, input)
     if target.is_floating_point():
         smoothed = target * (1 - label_smoothing) + label_smoothing / classes
         return reduce(-(weighted * smoothed).sum(axis), reduction)
@@ -46,6 +107,99 @@ def cross_entropy(
     if weight is None:
         return nll.sum() / valid.sum()
     return nll.sum() / torch.where(valid, weight[torch.where(valid, target, 0).long()], 0.0).sum()
+
+
+def class_axis(input: Tensor) -> int:
+    return min(1, input.dim() - 1)
+
+
+def along_classes(entries: Tensor, input: Tensor) -> Tensor:
+    """One entry a class, so that it broadcasts with the scores."""
+    axis = class_axis(input)
+    return entries.view([-1 if d == axis else 1 for d in range(input.dim())])
+
+
+def reduce_valid(loss: Tensor, target: Tensor, ignore_index: int, reduction: str) -> Tensor:
+    """``reduce`` with the mean over the positions that are not ignored, whose loss is 0."""
+    return loss.sum() / (target != ignore_index).sum() if reduction == "mean" else reduce(loss, reduction)
+
+
+def softmax_focal_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None, gamma: float, ignore_index: int, reduction: str
+) -> Tensor:
+    """Cross entropy that fades where the model is right already.
+
+    For classes of very different frequency, as in dense prediction: the many easy positions no longer outweigh the few
+    hard ones.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        weight: a factor for each class, (C); a constant.
+        gamma: how fast it fades, >= 0. 0 is cross entropy.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored (their number, not their weights), "sum".
+
+    Returns:
+        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, gamma < 0, or on the CPU a class index is out of range (on a GPU its
+            position is NaN).
+
+    Formula: −w_y · (1 − p_y)^γ · log p_y with p = softmax(input). Lin et al., Focal loss for dense object detection,
+    arXiv 1708.02002.
+
+    Example:
+        >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
+        >>> loss = opreg.functional.softmax_focal_loss(logits, labels, gamma=2.0, ignore_index=255)
+    """
+    log_p = F.log_softmax(input, class_axis(input))
+    nll = nll_loss(log_p, target, None, ignore_index, "none")
+    # 1 − p_y with its digits; the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
+    miss = -torch.expm1(-nll)
+    power = torch.where(miss > 0, torch.where(miss > 0, miss, 1.0) ** gamma, float(gamma == 0))
+    loss = power * nll_loss(log_p, target, weight, ignore_index, "none")
+    return reduce_valid(loss, target, ignore_index, reduction)
+
+
+def pc_softmax_cross_entropy(
+    input: Tensor, target: Tensor, class_prior: Tensor, ignore_index: int, reduction: str
+) -> Tensor:
+    """Cross entropy whose softmax knows how frequent the classes are: each class counts by its prior.
+
+    For imbalanced data sets: what the logits learn is what the prior does not say already, so that at test time their
+    plain softmax treats the classes alike.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        class_prior: the frequency of each class, (C), > 0; a constant. It need not sum to 1.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+
+    Returns:
+        The loss in the dtype that ``input`` and ``class_prior`` promote to: of the shape of ``target`` for "none", else
+        (). It may be negative.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, or on the CPU a prior is not positive or a class index out of range
+            (on a GPU what depends on it is NaN).
+
+    Formula: −x_y + log Σ_c π_c e^{x_c}. Liu et al., arXiv 1911.10688.
+
+    Example:
+        >>> logits, labels = torch.randn(32, 10), torch.randint(0, 10, (32,))
+        >>> counts = torch.bincount(labels, minlength=10).clamp(min=1)
+        >>> loss = opreg.functional.pc_softmax_cross_entropy(logits, labels, counts / counts.sum())
+    """
+    axis = class_axis(input)
+    target = target.reshape(()) if input.dim() == 1 else target
+    valid = target != ignore_index
+    log_prior = torch.where(class_prior > 0, class_prior, torch.nan).log()
+    lse = torch.logsumexp(input + along_classes(log_prior, input), axis)
+    score = input.gather(axis, torch.where(valid, target, 0).long().unsqueeze(axis)).squeeze(axis)
+    return reduce_valid(torch.where(valid, lse - score, 0.0), target, ignore_index, reduction)
 
 
 def native_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
@@ -103,37 +257,108 @@ def cross_entropy_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((x, make.index(3, 4)), {"reduction": "none"}, name="extremes", smooth=False)
 
 
-def errors(op: str, make: Maker) -> Iterator[ErrorSample]:
+def row_samples(make: Maker, draw: Callable[..., Tensor], *, prior: bool = False, **shared: Any) -> Iterator[Sample]:
+    """Of a loss of class indices: every shape, layout and kind of target that takes a way of its own."""
+
+    def sample(*shape: int, name: str = "", dtype: torch.dtype = torch.int64, **options: Any) -> Sample:
+        classes = shape[min(1, len(shape) - 1)]
+        target = make.index(classes, *shape[:-1][:1], *shape[2:], ignore=options.get("ignore_index"), dtype=dtype)
+        third = (make.constant(make.uniform(classes, low=0.1)),) if prior else ()
+        return Sample((draw(*shape), target, *third), {**options, **shared}, name)
+
+    for reduction in REDUCTIONS:
+        yield sample(5, 7, reduction=reduction)
+        yield sample(3, 7, 4, reduction=reduction, ignore_index=-100, name="ignored")
+    yield sample(2, 3, 4, 5, ignore_index=1)
+    yield sample(6, 5, dtype=torch.int32, name="int32")
+    yield sample(6, 5, ignore_index=255, dtype=torch.uint8, name="uint8")
+    yield sample(5, name="unbatched")
+    yield sample(4, 1, name="one class")
+    # more classes than a tile has rows: vectors run along the classes
+    yield sample(3, 130, reduction="sum", ignore_index=-100, name="many classes")
+    yield sample(0, 4, reduction="sum", name="empty")
+    ignored = sample(3, 4)
+    for reduction in ("sum", "mean"):
+        args = (ignored.args[0], torch.full_like(ignored.args[1], -100), *ignored.args[2:])
+        yield Sample(args, {"reduction": reduction, **shared}, "all ignored", smooth=reduction == "sum")
+
+
+def focal_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, make.normal)
+    for gamma in (0.0, 0.5, 1.0, 3.7):
+        weight = make.constant(make.uniform(7, low=0.1))
+        x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
+        yield Sample((x, t, weight), {"gamma": gamma}, "weight, ignored")
+        x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
+        yield Sample((x, make.index(3, 4)), {"gamma": gamma, "reduction": "none"}, "extremes", smooth=False)
+
+
+def pc_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, make.normal, prior=True)
+    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
+    prior = make.constant(make.tensor([1e-6, 0.25, 0.75]))
+    yield Sample((x, make.index(3, 4), prior), {"reduction": "none"}, "extremes", smooth=False)
+
+
+def row_errors(op: str, make: Maker, *extra: Tensor, input: str = "input") -> Iterator[ErrorSample]:
+    """What every loss of class indices refuses; ``extra`` are further required tensors."""
     x, t = make.normal(4, 3), make.index(3, 4)
-    yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
-    yield ErrorSample((make.normal(), t), f"{op}: expected input of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]")
-    message = f"{op}: expected target of shape \\[4\\] for input of shape \\[4, 3\\], got \\[3\\]"
-    yield ErrorSample((x, make.index(3, 3)), message)
+    yield ErrorSample((x, t, *extra), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
+    yield ErrorSample((x.long(), t, *extra), f"{op}: expected {input} of dtype float64, .* got int64")
+    message = f"{op}: expected {input} of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]"
+    yield ErrorSample((make.normal(), t, *extra), message)
+    message = f"{op}: expected target of shape \\[4\\] for {input} of shape \\[4, 3\\], got \\[3\\]"
+    yield ErrorSample((x, make.index(3, 3), *extra), message)
     message = f"{op}: expected target of dtype int64, int32 or uint8, got bool"
-    yield ErrorSample((x, make.index(2, 4).bool()), message)
-    message = f"{op}: expected weight of one entry a class, \\[3\\], got \\[4\\]"
-    yield ErrorSample((x, t, make.constant(make.normal(4))), message)
-    yield ErrorSample((make.normal(4, 0), t), f"{op}: expected input of at least one class, got \\[4, 0\\]")
+    yield ErrorSample((x, make.index(2, 4).bool(), *extra), message)
+    yield ErrorSample((make.normal(4, 0), t, *extra), f"{op}: expected {input} of at least one class, got \\[4, 0\\]")
     message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
-    yield ErrorSample((x, t + 7), f"{message} [789]", values=True)
-    yield ErrorSample((x, t - 7), f"{message} -[567]", values=True)
+    yield ErrorSample((x, t + 7, *extra), f"{message} [789]", values=True)
+    yield ErrorSample((x, t - 7, *extra), f"{message} -[567]", values=True)
+
+
+def class_errors(op: str, name: str, make: Maker) -> Iterator[ErrorSample]:
+    """What every tensor of one entry a class refuses."""
+    x, t = make.normal(4, 3), make.index(3, 4)
+    message = f"{op}: expected {name} of one entry a class, \\[3\\], got \\[4\\]"
+    yield ErrorSample((x, t, make.constant(make.uniform(4))), message)
 
 
 def nll_errors(make: Maker) -> Iterator[ErrorSample]:
-    yield from errors("nll_loss", make)
+    yield from row_errors("nll_loss", make)
+    yield from class_errors("nll_loss", "weight", make)
     x = make.normal(4, 3)
     yield ErrorSample((x, make.uniform(4, 3)), "nll_loss: expected target of dtype int64, int32 or uint8, got float")
 
 
 def cross_entropy_errors(make: Maker) -> Iterator[ErrorSample]:
-    yield from errors("cross_entropy", make)
+    yield from row_errors("cross_entropy", make)
+    yield from class_errors("cross_entropy", "weight", make)
     x, t = make.normal(4, 3), make.index(3, 4)
     message = "cross_entropy: expected target of the shape of input, got \\[4, 3\\] and \\[4\\]"
     yield ErrorSample((x, make.uniform(4)), message)
     for value in (-0.1, 1.5, float("nan")):
         message = "cross_entropy: expected label_smoothing in \\[0, 1\\], got"
         yield ErrorSample((x, t), message, {"label_smoothing": value}, True)
+
+
+def focal_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from row_errors("softmax_focal_loss", make)
+    yield from class_errors("softmax_focal_loss", "weight", make)
+    x, t = make.normal(4, 3), make.index(3, 4)
+    for value in (-0.1, float("inf"), float("nan")):
+        message = "softmax_focal_loss: expected finite gamma >= 0, got"
+        yield ErrorSample((x, t), message, {"gamma": value}, True)
+
+
+def pc_errors(make: Maker) -> Iterator[ErrorSample]:
+    prior = make.constant(make.uniform(3, low=0.1))
+    yield from row_errors("pc_softmax_cross_entropy", make, prior)
+    yield from class_errors("pc_softmax_cross_entropy", "class_prior", make)
+    x, t = make.normal(4, 3), make.index(3, 4)
+    for value in (0.0, -1.0, float("nan")):
+        message = "pc_softmax_cross_entropy: expected class_prior > 0, got"
+        yield ErrorSample((x, t, torch.where(prior == prior[1], value, prior)), message, values=True)
 
 
 def constants(args: Mapping[str, Any]) -> tuple[str, ...]:
@@ -149,6 +374,7 @@ register(
         samples=index_samples,
         errors=nll_errors,
         source="torch.nn.functional.nll_loss",
+        module="NLLLoss",
         native=native_nll_loss,
         spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
         indices=("target",),
@@ -163,10 +389,37 @@ register(
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
         source="torch.nn.functional.cross_entropy",
+        module="CrossEntropyLoss",
         native=native_cross_entropy,
         spellings=("torch.nn.functional.cross_entropy", "aten.cross_entropy_loss.default"),
         indices=("target",),
         constants=constants,
+        state=meta.per_row(1),
+    )
+)
+register(
+    Op(
+        "softmax_focal_loss",
+        reference=softmax_focal_loss,
+        shape=meta.rows("input", "target", weight="weight"),
+        samples=focal_samples,
+        errors=focal_errors,
+        source="arXiv 1708.02002",
+        indices=("target",),
+        state=meta.per_row(1),
+    )
+)
+register(
+    Op(
+        "pc_softmax_cross_entropy",
+        reference=pc_softmax_cross_entropy,
+        shape=meta.rows("input", "target", weight="class_prior"),
+        samples=pc_samples,
+        errors=pc_errors,
+        source="arXiv 1911.10688",
+        module="PCSoftmaxCrossEntropyLoss",
+        indices=("target",),
+        batch_dims={"class_prior": None},
         state=meta.per_row(1),
     )
 )

@@ -1,8 +1,9 @@
 """Negative log likelihoods of counts and normal variables, and the Kullback-Leibler divergence."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,35 @@ from ._common import REDUCTIONS, loss_errors, reduce
 
 
 def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str) -> Tensor:
+    """Negative log likelihood under a normal distribution, whose variance the model gives as well.
+
+    For regression that knows how sure it is.
+
+    Args:
+        input: expectation, any shape.
+        target: of a shape that broadcasts with that of ``input``.
+        var: variance >= 0: of the shape of ``input``, or with one dimension of 1 or the last one missing (a variance a
+            row); or one number for all. A negative one gives NaN at its place.
+        full: whether the constant log(2π)/2 is added.
+        eps: the least variance that is divided by; >= 0. What it changes is not differentiated.
+
+    Returns:
+        0-d, or of the broadcast shape with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: shapes that do not fit, eps < 0.
+
+    Formula:
+        (log v + (x − t)²/v)/2, v = max(var, eps)
+
+    Source:
+        torch.nn.functional.gaussian_nll_loss
+
+    Example:
+        >>> mean, log_var = torch.randn(8, 2, requires_grad=True), torch.zeros(8, 2, requires_grad=True)
+        >>> target = torch.randn(8, 2)  # a value for each mean
+        >>> opreg.functional.gaussian_nll_loss(mean, target, log_var.exp()).backward()
+    """
     if var.shape != input.shape and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
     # the clamp is not differentiated
@@ -24,7 +54,41 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, ep
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
+def one_for_all(var: Tensor | float, args: Mapping[str, Any]) -> Tensor:
+    return var if isinstance(var, Tensor) else torch.full_like(args["input"], var)
+
+
 def kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> Tensor:
+    """Kullback-Leibler divergence, element by element, from log-probabilities.
+
+    To bring one distribution near another, given one. Mind the order, the target's logarithm less the input's, and that
+    only ``"batchmean"`` and ``"sum"`` add up to the divergence.
+
+    Args:
+        input: log-probabilities, any shape.
+        target: probabilities >= 0, or log-probabilities with ``log_target``, of a shape that broadcasts with that of
+            ``input``.
+        reduction: ``"none"``, ``"mean"``, ``"sum"`` or ``"batchmean"``: the sum, divided by the size of the input's
+            first dimension.
+        log_target: whether ``target`` is logarithms.
+
+    Returns:
+        0-d, or of the broadcast shape with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, an unknown reduction.
+
+    Formula:
+        t·(log t − x), 0 where t = 0; with ``log_target`` eᵗ·(t − x)
+
+    Source:
+        torch.nn.functional.kl_div
+
+    Example:
+        >>> input = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
+        >>> target = torch.randn(8, 5).softmax(1)  # probabilities
+        >>> opreg.functional.kl_div(input, target, reduction="batchmean").backward()
+    """
     if log_target:
         loss = target.exp() * (target - input)
     else:
@@ -42,6 +106,34 @@ def native_kl_div(input: Tensor, target: Tensor, reduction: str, log_target: boo
 
 
 def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool, eps: float, reduction: str) -> Tensor:
+    """Negative log likelihood of counts under a Poisson distribution.
+
+    For targets that count: visits, clicks, photons.
+
+    Args:
+        input: logarithm of the expected count; without ``log_input`` the expected count itself, > 0. Any shape.
+        target: counts >= 0, of a shape that broadcasts with that of ``input``.
+        log_input: whether ``input`` is the logarithm.
+        full: whether Stirling's approximation of log t! is added, where t > 1.
+        eps: added within the logarithm where ``log_input`` is False; >= 0.
+
+    Returns:
+        0-d, or of the broadcast shape with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, eps < 0.
+
+    Formula:
+        eˣ − t·x; without ``log_input`` x − t·log(x + eps)
+
+    Source:
+        torch.nn.functional.poisson_nll_loss
+
+    Example:
+        >>> log_rate = torch.randn(8, requires_grad=True)
+        >>> target = torch.tensor([0.0, 3, 1, 0, 7, 2, 2, 1])  # counts
+        >>> opreg.functional.poisson_nll_loss(log_rate, target).backward()
+    """
     loss = input.exp() - target * input if log_input else input - target * torch.log(input + eps)
     if full:
         large = target > 1
@@ -133,6 +225,7 @@ register(
         samples=poisson_samples,
         errors=poisson_errors,
         source="torch.nn.functional.poisson_nll_loss",
+        module="PoissonNLLLoss",
         native=partial(F.poisson_nll_loss),
         spellings=("torch.nn.functional.poisson_nll_loss", "aten.poisson_nll_loss.default"),
     )
@@ -145,6 +238,8 @@ register(
         samples=gaussian_samples,
         errors=gaussian_errors,
         source="torch.nn.functional.gaussian_nll_loss",
+        accepts={"var": one_for_all},
+        module="GaussianNLLLoss",
         native=native_gaussian_nll_loss,
         spellings=("torch.nn.functional.gaussian_nll_loss",),
     )
@@ -157,6 +252,7 @@ register(
         samples=kl_samples,
         errors=kl_errors,
         source="torch.nn.functional.kl_div",
+        module="KLDivLoss",
         native=native_kl_div,
         spellings=("torch.nn.functional.kl_div", "aten.kl_div.default"),
     )

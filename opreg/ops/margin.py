@@ -15,11 +15,62 @@ from ._common import REDUCTIONS, loss_errors, reduce
 
 
 def soft_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """Logistic loss of a score and a target of 1 or −1.
+
+    For binary classification with signs for labels. Finite where exp(−t·x) is not.
+
+    Args:
+        input: scores, any shape.
+        target: 1 or −1, of a shape that expands to that of ``input``.
+
+    Returns:
+        0-d, or of the shape of ``input`` with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: a target that does not expand to the shape of ``input``.
+
+    Formula:
+        log(1 + e^(−t·x))
+
+    Source:
+        torch.nn.functional.soft_margin_loss
+
+    Example:
+        >>> input = torch.randn(4, requires_grad=True)
+        >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # signs, not 0 and 1
+        >>> opreg.functional.soft_margin_loss(input, target).backward()
+    """
     # native overflows where −target·input is large
     return reduce(-F.logsigmoid(target * input), reduction)
 
 
 def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float, reduction: str) -> Tensor:
+    """Of similar pairs the distance, of dissimilar ones what is missing to a margin.
+
+    For embeddings learnt from pairs; the input is a distance.
+
+    Args:
+        input: distances, any shape.
+        target: 1 for similar, −1 for dissimilar, of a shape that broadcasts with that of ``input``.
+        margin: how far dissimilar pairs shall be apart.
+
+    Returns:
+        0-d, or of the broadcast shape with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast; a margin that is NaN.
+
+    Formula:
+        x where t = 1, max(0, margin − x) where t = −1; for another t the sum of both
+
+    Source:
+        torch.nn.functional.hinge_embedding_loss
+
+    Example:
+        >>> distance = torch.rand(4, requires_grad=True)
+        >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # 1: similar
+        >>> opreg.functional.hinge_embedding_loss(distance, target).backward()
+    """
     # written out, as the next: native clamps in place, which run_decompositions refuses
     similar = torch.where(target != -1, input, 0.0)
     dissimilar = torch.where(target != 1, (margin - input).clamp(min=0), 0.0)
@@ -27,6 +78,33 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float, reduction
 
 
 def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float, reduction: str) -> Tensor:
+    """What is missing for the first score to lead the second by a margin, or the other way round.
+
+    For learning to rank from pairs.
+
+    Args:
+        input1: scores, any shape.
+        input2: scores, of a shape that broadcasts with that of ``input1``.
+        target: 1 where ``input1`` shall be the larger, −1 where ``input2``; of the same number of dimensions.
+        margin: by how much.
+
+    Returns:
+        0-d, or of the broadcast shape with reduction ``"none"``.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, or differ in the number of dimensions; a margin that is NaN.
+
+    Formula:
+        max(0, margin − t·(x₁ − x₂))
+
+    Source:
+        torch.nn.functional.margin_ranking_loss
+
+    Example:
+        >>> first, second = torch.randn(4, requires_grad=True), torch.randn(4)
+        >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # 1: the first shall rank higher
+        >>> opreg.functional.margin_ranking_loss(first, second, target, margin=0.1).backward()
+    """
     return reduce((margin - target * (input1 - input2)).clamp(min=0), reduction)
 
 

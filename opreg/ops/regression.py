@@ -52,6 +52,30 @@ register(
         samples=samples,
         errors=partial(loss_errors, "l1_loss"),
         source="torch.nn.functional.l1_loss",
+        doc="""Absolute difference.
+
+        For regression that outliers shall not rule; the median is its optimum. At a difference of 0 the gradient is 0.
+
+        Args:
+            input: any shape.
+            target: of a shape that broadcasts with that of ``input``.
+
+        Returns:
+            0-d, or of the broadcast shape with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not broadcast.
+
+        Formula:
+            |x − t|
+
+        Source:
+            torch.nn.functional.l1_loss
+
+        Example:
+            >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
+            >>> opreg.functional.l1_loss(input, target).backward()
+        """,
         native=broadcasting(F.l1_loss),
         spellings=("torch.nn.functional.l1_loss", "aten.l1_loss.default"),
     )
@@ -64,6 +88,31 @@ register(
         samples=samples,
         errors=partial(loss_errors, "mse_loss"),
         source="torch.nn.functional.mse_loss",
+        doc="""Squared difference.
+
+        For regression; the mean is its optimum.
+
+        Args:
+            input: any shape.
+            target: of a shape that broadcasts with that of ``input``.
+
+        Returns:
+            0-d, or of the broadcast shape with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not broadcast.
+
+        Formula:
+            (x − t)²
+
+        Source:
+            torch.nn.functional.mse_loss
+
+        Example:
+            >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
+            >>> opreg.functional.mse_loss(input, target).backward()
+        """,
+        module="MSELoss",
         native=broadcasting(F.mse_loss),
         spellings=("torch.nn.functional.mse_loss", "aten.mse_loss.default"),
     )
@@ -76,6 +125,31 @@ register(
         samples=partial(samples, beta=1.0),
         errors=partial(bounded, "smooth_l1_loss", "beta", -1.0, "beta >= 0"),
         source="torch.nn.functional.smooth_l1_loss; arXiv 1504.08083",
+        doc="""Quadratic near 0, linear with slope 1 from ``beta`` on.
+
+        For box regression, and regression with outliers: gradients are bounded by 1, and vanish towards the optimum.
+
+        Args:
+            input: any shape.
+            target: of a shape that broadcasts with that of ``input``.
+            beta: where the two meet; >= 0, and 0 is ``l1_loss``.
+
+        Returns:
+            0-d, or of the broadcast shape with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not broadcast, beta < 0.
+
+        Formula:
+            d²/(2·beta) where d = |x − t| < beta, else d − beta/2
+
+        Source:
+            torch.nn.functional.smooth_l1_loss; arXiv 1504.08083
+
+        Example:
+            >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
+            >>> opreg.functional.smooth_l1_loss(input, target, beta=0.5).backward()
+        """,
         native=broadcasting(F.smooth_l1_loss),
         spellings=("torch.nn.functional.smooth_l1_loss", "aten.smooth_l1_loss.default"),
     )
@@ -88,6 +162,31 @@ register(
         samples=partial(samples, delta=1.0),
         errors=partial(bounded, "huber_loss", "delta", 0.0, "delta > 0"),
         source="torch.nn.functional.huber_loss; Huber 1964",
+        doc="""Quadratic near 0, linear with slope ``delta`` from ``delta`` on.
+
+        For regression with outliers: delta·smooth_l1_loss with beta = delta.
+
+        Args:
+            input: any shape.
+            target: of a shape that broadcasts with that of ``input``.
+            delta: where the two meet; > 0.
+
+        Returns:
+            0-d, or of the broadcast shape with reduction ``"none"``.
+
+        Raises:
+            RuntimeError: shapes that do not broadcast, delta <= 0.
+
+        Formula:
+            d²/2 where d = |x − t| <= delta, else delta·(d − delta/2)
+
+        Source:
+            torch.nn.functional.huber_loss; Huber 1964
+
+        Example:
+            >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
+            >>> opreg.functional.huber_loss(input, target, delta=0.5).backward()
+        """,
         native=broadcasting(F.huber_loss),
         spellings=("torch.nn.functional.huber_loss", "aten.huber_loss.default"),
     )

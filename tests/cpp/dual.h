@@ -48,6 +48,15 @@ Dual<T> sqrt(Dual<T> x) {
   T y = sqrt(x.value);
   return Dual<T>(y, x.slope / (T(2) * y));
 }
+template <class T>
+Dual<T> atan2(Dual<T> y, Dual<T> x) {
+  return Dual<T>(atan2(y.value, x.value),
+                 (x.value * y.slope - y.value * x.slope) / (x.value * x.value + y.value * y.value));
+}
+template <class T>
+Dual<T> detached(Dual<T> x) {
+  return Dual<T>(x.value);
+}
 // A term whose factor is exactly 0 is left out: 0 * infinity at x = 0 is no derivative.
 template <class T>
 Dual<T> pow_unit(Dual<T> x, Dual<T> y) {

@@ -44,7 +44,7 @@ inline std::vector<std::string> option_names(const std::string& args) {
 // Outside and inside of what the options allow, with the values that choose a path of their own. make() refuses the
 // rest.
 inline std::vector<double> choices(double) {
-  return {-1, 0, 0.25, 0.5, 1, 2, 3.7};
+  return {-1, 0, 0.25, 0.5, 1, 2, 3, 3.7, 4};
 }
 inline std::vector<int64_t> choices(int64_t) {
   return {1, 2};

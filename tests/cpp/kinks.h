@@ -51,6 +51,21 @@ inline const std::vector<Kink> kinks = {
     {"hinge_embedding_loss", {1}, {1, 0}, {0}},
     {"margin_ranking_loss", {0}, {3, 3, 1}, {-1, 1, 0}},
     {"margin_ranking_loss", {0.5}, {1, 0.5, 1}, {-1, 1, -0.5}},
+
+    // coordinates of input, then of target: identical boxes, half of each slope cancels the other; points; an edge in
+    // common, which belongs to the slope of the intersection
+    {"iou_loss", {0}, {0, 0, 2, 2, 0, 0, 2, 2}, {0, 0, 0, 0, 0, 0, 0, 0}},
+    {"iou_loss", {0}, {1, 1, 1, 1, 1, 1, 1, 1}, {0, 0, 0, 0, 0, 0, 0, 0}},
+    {"iou_loss", {0}, {0, 0, 2, 1, 2, 0, 3, 1}, {0, 0, -1. / 3, 0, 1. / 3, 0, 0, 0}},
+    {"giou_loss", {0}, {0, 0, 2, 2, 0, 0, 2, 2}, {0, 0, 0, 0, 0, 0, 0, 0}},
+    {"ciou_loss", {0.5}, {1, 1, 1, 1, 1, 1, 1, 1}, {0, 0, 0, 0, 0, 0, 0, 0}},
+    // iou = 0, where iou^(alpha - 1) may be infinite
+    {"alpha_iou_loss", {0.5, 0}, {0, 0, 2, 1, 2, 0, 3, 1}, {0, 0, 0, 0, 0, 0, 0, 0}},
+    // the same centre: no slope through the angle
+    {"siou_loss",
+     {1, 0},
+     {1, 1, 3, 3, 0, 0, 4, 4},
+     {0.20081633, 0.20081633, -0.20081633, -0.20081633, -0.10040817, -0.10040817, 0.10040817, 0.10040817}},
 };
 
 // Whole regions where grad is no derivative of value by input k: outside of what the formula is for, or by a decision.

@@ -89,6 +89,14 @@ void test_log1p_unit() {
   r.nan(NAN, log1p_unit(NAN));
 }
 
+void test_one_minus_exp() {
+  Report r("one_minus_exp");
+  each_float(FLT_MIN, FLT_MAX, kStride, [&](float u) { r.near(u, one_minus_exp(u), -std::expm1(-double(u)), 1.5e-7); });
+  r.same(0, one_minus_exp(0.f), 0);
+  for (float u : {18.f, 86.5f, 86.7f, 1000.f, FLT_MAX, kInf}) r.same(u, one_minus_exp(u), 1);
+  r.nan(NAN, one_minus_exp(NAN));
+}
+
 void test_pow_unit() {
   Report r("pow_unit");
   for (float y :
@@ -119,6 +127,23 @@ void test_sigmoid() {
   for (float x : {-89.f, -1000.f, -FLT_MAX, -kInf}) r.same(x, sigmoid(x), 0);
   for (float x : {1000.f, FLT_MAX, kInf}) r.same(x, sigmoid(x), 1);
   r.nan(NAN, sigmoid(NAN));
+}
+
+// Along rays: y every slope's worth of x, in every octant; and the axes.
+void test_atan2() {
+  Report r("atan2");
+  for (float x : {1e-30f, 0.3f, 1.f, 7.f, 1e4f, 1e30f})
+    for (float signed_x : {x, -x}) {
+      each_float(1e-6f, 1e6f, 8 * kStride + 1, [&](float slope) {
+        for (float y : {slope * x, -slope * x})
+          r.near(slope, atan2(y, signed_x), std::atan2(double(y), signed_x), 3e-7);
+      });
+      r.near(x, atan2(0.f, signed_x), std::atan2(0., signed_x), 3e-7);
+      r.near(x, atan2(signed_x, 0.f), std::atan2(double(signed_x), 0.), 3e-7);
+      r.nan(x, atan2(NAN, signed_x));
+      r.nan(x, atan2(signed_x, NAN));
+    }
+  r.same(0, atan2(0.f, 0.f), 0);
 }
 
 // The comment says finite and accurate. In numbers: 4e-7 relative, and 0 below -86.6 where exp is.
@@ -202,9 +227,11 @@ int main() {
   test_exp();
   test_log();
   test_log1p_unit();
+  test_one_minus_exp();
   test_pow_unit();
   test_sigmoid();
   test_softplus();
+  test_atan2();
   test_comparisons();
   test_format<Float16>("Float16", {5, 10});
   test_format<BFloat16>("BFloat16", {8, 7});

@@ -1,0 +1,110 @@
+#pragma once
+// Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the coordinates of a box next to
+// each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied.
+#include "boxwise.h"
+#include "cpu_tiles.h"
+
+namespace lossreg::cpu {
+
+constexpr int64_t kBoxTile = 256;
+constexpr int64_t kBoxChunk = 1 << 12;
+
+template <class T, class S>
+LOSSREG_CLONES void widen_boxes(const S* from, int64_t stride, int64_t coordinate, T* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < 4; c++) to[4 * i + c] = widen<T>(from[i * stride + c * coordinate]);
+}
+template <class T, class S>
+LOSSREG_CLONES void narrow_boxes(const T* from, S* to, int64_t stride, int64_t coordinate, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < 4; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[4 * i + c]);
+}
+
+template <class T, class Body>
+LOSSREG_CLONES void box_map_loop(Body body, const T* input, const T* target, T third, T* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4];
+    for (int c = 0; c < 4; c++) a[c] = input[4 * i + c], b[c] = target[4 * i + c];
+    out[i] = body.value(a, b, third);
+  }
+}
+template <class T, class Body>
+LOSSREG_CLONES T box_sum_loop(Body body, const T* input, const T* target, T third, int64_t n) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4];
+    for (int c = 0; c < 4; c++) a[c] = input[4 * i + c], b[c] = target[4 * i + c];
+    sum += body.value(a, b, third);
+  }
+  return sum;
+}
+// One gradient or both: what is not stored costs nothing.
+template <class T, bool Input, bool Target, class Body>
+LOSSREG_CLONES void box_grad_loop(Body body, const T* input, const T* target, T third, const T* grad_output, T scale,
+                                  T* grad_input, T* grad_target, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4], da[4], db[4];
+    for (int c = 0; c < 4; c++) a[c] = input[4 * i + c], b[c] = target[4 * i + c];
+    body.grad(a, b, third, da, db);
+    T factor = grad_output[i] * scale;
+    for (int c = 0; c < 4; c++) {
+      if constexpr (Input) grad_input[4 * i + c] = factor * da[c];
+      if constexpr (Target) grad_target[4 * i + c] = factor * db[c];
+    }
+  }
+}
+
+// Where the boxes [begin, begin + n) of operand k lie in memory as a tile does; null where they don't.
+template <class T>
+T* boxes_in_place(const Boxes& boxes, Boxes::Role k, int64_t begin) {
+  const Operand& o = boxes.it.operand[k];
+  bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == 4));
+  return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + 4 * begin : nullptr;
+}
+template <class T>
+const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, T* buffer) {
+  if (const T* there = boxes_in_place<T>(boxes, k, begin)) return there;
+  const Operand& o = boxes.it.operand[k];
+  int64_t coordinate = boxes.coordinate[k];
+  walk(boxes.it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+    with_storage(o.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      const S* from = static_cast<const S*>(o.data) + offset;
+      if (coordinate == 1 && stride == 4) widen_all<T, S>(from, 1, buffer + 4 * done, 4 * length);
+      else widen_boxes<T, S>(from, stride, coordinate, buffer + 4 * done, length);
+    });
+  });
+  return buffer;
+}
+// The tile for results: in memory, or the buffer, which write_boxes takes there.
+template <class T>
+T* result_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, T* buffer) {
+  T* there = boxes.it.operand[k].data ? boxes_in_place<T>(boxes, k, begin) : nullptr;
+  return there ? there : buffer;
+}
+template <class T>
+void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
+  const Operand& o = boxes.it.operand[k];
+  if (!o.data || tile != buffer) return;  // not asked for, or there already
+  int64_t coordinate = boxes.coordinate[k];
+  walk(boxes.it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+    with_floating_storage(o.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      S* to = static_cast<S*>(o.data) + offset;
+      if (coordinate == 1 && stride == 4) narrow_all<T, S>(buffer + 4 * done, to, 1, 4 * length);
+      else narrow_boxes<T, S>(buffer + 4 * done, to, stride, coordinate, length);
+    });
+  });
+}
+
+// The value of an operand that holds one number for all pairs; 1 where there is none.
+template <class T>
+T one_number(const Operand& o) {
+  T value = T(1);
+  return o.data ? *load(o.dtype, o.data, 0, 1, &value, 1) : value;
+}
+
+}  // namespace lossreg::cpu

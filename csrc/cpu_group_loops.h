@@ -1,0 +1,170 @@
+#pragma once
+// The vector loops of the CPU's group kernels: across groups, one member at a time, and along the members of one group.
+#include "cpu_tiles.h"
+#include "groupwise.h"
+
+namespace lossreg::cpu {
+
+constexpr int64_t kGroupTile = 512;  // groups taken together, at most
+
+// What is known of a tile's groups: one entry a group.
+template <class T, class F>
+struct GroupArrays {
+  alignas(64) T max[kMostMaxima][kGroupTile];
+  alignas(64) T sum[F::sums][kGroupTile];
+  alignas(64) T coefficient[F::coefficients][kGroupTile];
+  alignas(64) T label[kGroupTile];
+  alignas(64) T factor[kGroupTile];       // the gradient that comes in; 0 for an ignored group
+  alignas(64) int32_t index[kGroupTile];  // the member of the class index; -1 where there is none
+  alignas(64) int32_t valid[kGroupTile];  // not ignored
+};
+
+// ---- vectors across groups: n groups, one member at a time
+
+template <class T, int Mode, class F>
+LOSSREG_CLONES void raise_maxima(const F& f, GroupArrays<T, F>& g, const T* const* members, int32_t c, int64_t n) {
+  constexpr int K = F::maxima(Mode);
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T x[F::members];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][i];
+    auto candidate = body.candidates(x, has_hits<F> && g.index[i] == c);
+    for (int k = 0; k < K; k++) g.max[k][i] = candidate.of[k] > g.max[k][i] ? candidate.of[k] : g.max[k][i];
+  }
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void add_terms(const F& f, GroupArrays<T, F>& g, const T* const* members, int32_t c, int64_t n) {
+  constexpr int K = F::maxima(Mode);
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T x[F::members], max[kMostMaxima];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][i];
+    for (int k = 0; k < K; k++) max[k] = g.max[k][i];
+    auto term = body.terms(max, x, has_hits<F> && g.index[i] == c);
+    for (int k = 0; k < F::sums; k++) g.sum[k][i] += term.of[k];
+  }
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_members(const F& f, const GroupArrays<T, F>& g, const T* const* members, T* const* out,
+                                 int64_t count, int32_t c, int64_t n) {
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  T* to[F::gradients];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+  for (int k = 0; k < F::gradients; k++) to[k] = out[k];
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T x[F::members];
+    Coefficients<T, F::coefficients> k;
+    for (int j = 0; j < F::members; j++) x[j] = at[j][i];
+    for (int j = 0; j < F::coefficients; j++) k.of[j] = g.coefficient[j][i];
+    k.members = T(count);
+    auto grad = body.grad(k, x, has_hits<F> && g.index[i] == c);
+    const T factor = g.factor[i];
+    // an ignored group stays 0 whatever it holds
+    for (int j = 0; j < F::gradients; j++) to[j][i] = factor == T(0) ? T(0) : factor * grad.of[j];
+  }
+}
+
+// ---- vectors along the n members of one group, of which `hit` is the class index's
+
+template <class T, int Mode, class F>
+LOSSREG_CLONES void maxima_along(const F& f, const T* const* members, int64_t hit, T (&max)[kMostMaxima], int64_t n) {
+  constexpr int K = F::maxima(Mode);
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+  T m0 = max[0], m1 = max[1], m2 = max[2];
+#pragma omp simd reduction(max : m0, m1, m2)
+  for (int64_t c = 0; c < n; c++) {
+    T x[F::members];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][c];
+    auto candidate = body.candidates(x, has_hits<F> && c == hit);
+    m0 = candidate.of[0] > m0 ? candidate.of[0] : m0;
+    if constexpr (K > 1) m1 = candidate.of[1] > m1 ? candidate.of[1] : m1;
+    if constexpr (K > 2) m2 = candidate.of[2] > m2 ? candidate.of[2] : m2;
+  }
+  max[0] = m0, max[1] = m1, max[2] = m2;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void terms_along(const F& f, const T* const* members, int64_t hit, const T (&max)[kMostMaxima],
+                                double (&sum)[kMostSums], int64_t n) {
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+  T m[kMostMaxima];
+  for (int k = 0; k < kMostMaxima; k++) m[k] = max[k];
+  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2, s3)
+  for (int64_t c = 0; c < n; c++) {
+    T x[F::members];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][c];
+    auto term = body.terms(m, x, has_hits<F> && c == hit);
+    s0 += term.of[0];
+    if constexpr (F::sums > 1) s1 += term.of[1];
+    if constexpr (F::sums > 2) s2 += term.of[2];
+    if constexpr (F::sums > 3) s3 += term.of[3];
+  }
+  sum[0] += double(s0), sum[1] += double(s1), sum[2] += double(s2), sum[3] += double(s3);
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_along(const F& f, const Coefficients<T, F::coefficients>& coefficients, T factor,
+                               const T* const* members, int64_t hit, T* const* out, int64_t n) {
+  const MemberBody<F, Mode> body{f};
+  const T* at[F::members];
+  T* to[F::gradients];
+  for (int k = 0; k < F::members; k++) at[k] = members[k];
+  for (int k = 0; k < F::gradients; k++) to[k] = out[k];
+  const Coefficients<T, F::coefficients> k = coefficients;
+#pragma omp simd
+  for (int64_t c = 0; c < n; c++) {
+    T x[F::members];
+    for (int j = 0; j < F::members; j++) x[j] = at[j][c];
+    auto grad = body.grad(k, x, has_hits<F> && c == hit);
+    for (int j = 0; j < F::gradients; j++) to[j][c] = factor * grad.of[j];
+  }
+}
+
+// ---- a tile's groups, from maxima and sums
+
+template <class T, class F>
+HD Group<T> group_at(const GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {
+  Group<T> one = empty;
+  for (int k = 0; k < kMostMaxima; k++) one.max[k] = g.max[k][i];
+  for (int k = 0; k < F::sums; k++) one.sum[k] = g.sum[k][i];
+  one.label = g.label[i];
+  return one;
+}
+// The values; returns their sum. Ignored groups count 0.
+template <class T, int Mode, class F>
+LOSSREG_CLONES double finish_groups(const F& f, const GroupArrays<T, F>& g, const Group<T>& empty, T* value,
+                                    int64_t n) {
+  const F h = f;
+  const Group<T> e = empty;
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; i++) {
+    T v = ModesOf<F>::template value<Mode, T>(h, group_at(g, e, i));
+    value[i] = g.valid[i] ? v : T(0);
+    total += double(value[i]);
+  }
+  return total;
+}
+template <class T, int Mode, class F>
+LOSSREG_CLONES void find_group_coefficients(const F& f, GroupArrays<T, F>& g, const Group<T>& empty, int64_t n) {
+  const F h = f;
+  const Group<T> e = empty;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    auto c = h.template coefficients_of<Mode>(group_at(g, e, i));
+    for (int k = 0; k < F::coefficients; k++) g.coefficient[k][i] = c.of[k];
+  }
+}
+
+}  // namespace lossreg::cpu

@@ -1,0 +1,103 @@
+#pragma once
+#include "../formula.h"
+
+namespace lossreg {
+
+// T^2 sum_c p_c (log p_c - log q_c), q = softmax(x/T) of the student, p = softmax(t/T) of the teacher, const;
+// arXiv 1503.02531. With u = (x - max x)/T, v = (t - max t)/T it is
+// T^2 (sum_c e^v (v - u) / sum_c e^v + log sum_c e^u - log sum_c e^v), where nothing large cancels.
+struct DistillationLoss {
+  static constexpr auto name = "distillation_loss";
+  static constexpr auto args = "Tensor input, Tensor target, float temperature=2.0, str reduction=\"mean\"";
+  static constexpr int inputs = 2, members = 2, gradients = 1, least_classes = 1;
+  static constexpr Along along = Along::classes;
+  static constexpr bool keeps_state = true;
+  double temperature;
+
+  static DistillationLoss make(double temperature, Reduction) {
+    expect(temperature > 0 && temperature < INFINITY, name, "a finite temperature > 0", temperature);
+    return {temperature};
+  }
+
+  static constexpr int sums = 3, coefficients = 4;
+  static constexpr int maxima(int) { return 2; }
+  template <int Mode, class T>
+  HD Values<T, 2> candidates(T x, T t) const {
+    return {x, t};
+  }
+  template <int Mode, class T>
+  HD Values<T, 3> terms(const T* max, T x, T t) const {
+    T u = (x - max[0]) * T(1 / temperature), v = (t - max[1]) * T(1 / temperature), p = exp(v);
+    return {exp(u), p, p == T(0) ? T(0) : p * (v - u)};
+  }
+  template <class T>
+  HD T value(const Group<T>& g) const {
+    return T(temperature * temperature) * (g.sum[2] / g.sum[1] + log(g.sum[0]) - log(g.sum[1]));
+  }
+  template <int Mode, class T>
+  HD Coefficients<T, 4> coefficients_of(const Group<T>& g) const {
+    return {{g.max[0], T(temperature) / g.sum[0], g.max[1], T(temperature) / g.sum[1]}, g.members};
+  }
+  // T (q - p)
+  template <int Mode, class T>
+  HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, T t) const {
+    T u = (x - c.of[0]) * T(1 / temperature), v = (t - c.of[2]) * T(1 / temperature);
+    return {c.of[1] * exp(u) - c.of[3] * exp(v)};
+  }
+};
+
+// CE + lambda/2 sum_{c != y} (q_c - 1/(C-1)) log q_c, q = softmax over the other classes; Kobayashi, BMVC 2019. With
+// u = x - max of the others: CE = log(1 + e^(lse of the others - x_y)), which keeps its digits however far the target
+// leads, and the sum is E_q[u] - mean u, since its log-sum-exp cancels.
+struct LargeMarginSoftmaxLoss {
+  static constexpr auto name = "large_margin_softmax_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float lam=0.3, int ignore_index=-100, str reduction=\"mean\"";
+  static constexpr int inputs = 2, members = 1, gradients = 1, least_classes = 2;
+  static constexpr Along along = Along::classes;
+  static constexpr bool keeps_state = true;
+  double lam;
+  int64_t ignore_index;
+
+  static LargeMarginSoftmaxLoss make(double lam, int64_t ignore_index, Reduction) {
+    expect(lam >= 0 && lam < INFINITY, name, "a finite lam >= 0", lam);
+    return {lam, ignore_index};
+  }
+
+  static constexpr int sums = 4, coefficients = 4;
+  static constexpr int maxima(int) { return 1; }
+  template <int Mode, class T>
+  HD Values<T, 1> candidates(T x, bool hit) const {
+    return {hit ? T(-INFINITY) : x};
+  }
+  // of the others e^u, e^u u and u; of the target u
+  template <int Mode, class T>
+  HD Values<T, 4> terms(const T* max, T x, bool hit) const {
+    T u = x - max[0], e = hit ? T(0) : exp(u);
+    return {e, e == T(0) ? T(0) : e * u, hit ? T(0) : u, hit ? u : T(0)};
+  }
+  // log of the odds against the target
+  template <class T>
+  HD static T odds(const Group<T>& g) {
+    return log(g.sum[0]) - g.sum[3];
+  }
+  template <class T>
+  HD T value(const Group<T>& g) const {
+    T regulariser = g.sum[1] / g.sum[0] - g.sum[2] / (g.members - T(1));
+    return softplus(odds(g)) + T(lam / 2) * regulariser;
+  }
+  template <int Mode, class T>
+  HD Coefficients<T, 4> coefficients_of(const Group<T>& g) const {
+    return {{g.max[0], T(1) / g.sum[0], g.sum[1] / g.sum[0], sigmoid(odds(g))}, g.members};
+  }
+  template <int Mode, class T>
+  HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, bool hit) const {
+    T u = x - c.of[0], e = exp(u), q = e * c.of[1];
+    T spread = e == T(0) ? T(0) : q * (c.of[3] + T(lam / 2) * (T(1) + u - c.of[2]));
+    return {hit ? -c.of[3] : spread - T(lam / 2) / (c.members - T(1))};
+  }
+};
+
+using Ops = GroupOps<DistillationLoss, LargeMarginSoftmaxLoss>;
+
+}  // namespace lossreg

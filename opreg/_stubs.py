@@ -1,0 +1,99 @@
+"""functional.pyi and nn/__init__.pyi: what the registry makes at run time, as text for type checkers and editors."""
+
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator
+from inspect import Parameter
+from pathlib import Path
+from typing import Any
+
+from . import nn
+from ._functions import function, parameters
+from .nn._module import OpModule, native_class, options_of
+from .registry import of_namespace
+
+PACKAGE = Path(__file__).parent
+HEADER = "# Written by `python -m opreg stubs`: edit the declarations in opreg/ops instead.\n\n"
+
+
+def stubs() -> dict[Path, str]:
+    """The text of each stub file."""
+    return {PACKAGE / "functional.pyi": functional_stub(), PACKAGE / "nn/__init__.pyi": nn_stub()}
+
+
+def stub(*pieces: str) -> str:
+    body = "\n".join(pieces)
+    sequence = "from collections.abc import Sequence\n\n" if "Sequence[" in body else ""
+    return f"{HEADER}{sequence}import torch\nfrom torch import Tensor\n\n{body}"
+
+
+def functional_stub() -> str:
+    functions = []
+    for op in of_namespace():
+        face = function(op, "opreg.functional")
+        returns = "Tensor" if op.value._schema.returns else "None"
+        functions.append(definition(op.short, parameters(op), returns, face.__doc__))
+    return stub(*functions)
+
+
+def nn_stub() -> str:
+    classes = [getattr(nn, name) for name in vars(nn)["__all__"]]
+    derived = [cls for cls in classes if issubclass(cls, OpModule)]
+    written = sorted((cls.__module__.rsplit(".", 1)[1], cls.__name__) for cls in classes if cls not in derived)
+    own = [f"from .{module} import {name} as {name}" for module, name in written]
+    return stub(*own, "", *map(class_stub, derived))
+
+
+def class_stub(cls: type[OpModule]) -> str:
+    op, name = cls.op, cls.__name__
+    native = native_class(op)
+    this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    body = []
+    if native is None:
+        options = options_of(op)
+        body += [f"{p.name}: {annotation(p)}" for p in options]
+        body.append(definition("__init__", [this, *options], "None"))
+    tensors = list(inspect.signature(cls.forward).parameters.values())
+    body.append(definition("forward", tensors, "Tensor"))
+    base = f"torch.nn.{name}" if native is not None else "torch.nn.Module"
+    text = quoted(cls.__doc__) + "\n\n" + "\n".join(body)
+    return f"class {name}({base}):\n" + textwrap.indent(text, "    ") + "\n"
+
+
+def definition(name: str, arguments: Iterable[Parameter], returns: str, docstring: str | None = None) -> str:
+    """``def NAME(...) -> ...: ...``, as ruff formats it."""
+    texts = list(argument_texts(arguments))
+    line = f"def {name}({', '.join(texts)}) -> {returns}:"
+    # methods are indented once more
+    if len(line) + 4 * (texts[:1] == ["self"]) + 4 * (docstring is None) > 120:
+        line = f"def {name}(\n    " + ",\n    ".join(texts) + f",\n) -> {returns}:"
+    if docstring is None:
+        return f"{line} ..."
+    return f"{line}\n" + textwrap.indent(quoted(docstring) + "\n", "    ")
+
+
+def quoted(docstring: str | None) -> str:
+    return f'{"r" if chr(92) in str(docstring) else ""}"""{docstring}\n"""'
+
+
+def argument_texts(arguments: Iterable[Parameter]) -> Iterator[str]:
+    keyword_only = False
+    for p in arguments:
+        if p.kind is Parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            yield "*"
+        if p.annotation is Parameter.empty:
+            yield p.name
+        elif p.default is Parameter.empty:
+            yield f"{p.name}: {annotation(p)}"
+        else:
+            yield f"{p.name}: {annotation(p)} = {value(p.default)}"
+
+
+def annotation(p: Parameter) -> str:
+    text = inspect.formatannotation(p.annotation)
+    return text.replace("torch.Tensor", "Tensor").replace("collections.abc.", "")
+
+
+def value(default: Any) -> str:
+    return f'"{default}"' if isinstance(default, str) else repr(default)

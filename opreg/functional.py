@@ -1,0 +1,13 @@
+"""Every op as a function: ``opreg.functional.NAME``, with the arguments and defaults of its schema.
+
+They come from the registry: an op that is declared is here. ``functional.pyi`` says the same to type checkers and
+editors; ``python -m opreg stubs`` writes it.
+"""
+
+from . import ops as _families  # noqa: F401  registers every op
+from ._functions import function
+from .registry import of_namespace
+
+__all__ = [op.short for op in of_namespace()]
+
+globals().update({op.short: function(op, __name__) for op in of_namespace()})

@@ -1,0 +1,113 @@
+"""A module class over an op, from its declaration."""
+
+import inspect
+from inspect import Parameter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._docstrings import module_docstring
+from .._functions import converting, parameters
+from ..registry import Op
+
+
+class OpModule(torch.nn.Module):
+    """One op: its options are the constructor's arguments and the module's attributes, its tensors those of the call.
+
+    Options that are tensors (class weights, priors) are buffers. Where torch.nn has a class of the same name, that is
+    a base class: the constructor, the attributes and the state are its own.
+    """
+
+    op: ClassVar[Op]
+    options: ClassVar[tuple[str, ...]]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{n}={getattr(self, n)!r}" for n in self.options if n not in self._buffers)
+
+
+def class_name(op: Op) -> str:
+    return op.module or "".join(word.capitalize() for word in op.short.split("_"))
+
+
+def derivable(op: Op) -> bool:
+    """Not where the op returns nothing, nor where it takes a parameter: a tensor without a batch, with a gradient.
+
+    Those want a class that is written out.
+    """
+    if not op.value._schema.returns:
+        return False
+    required = {p.name for p in parameters(op) if p.default is Parameter.empty}
+    return not any(n in required and op.batch_dims.get(n, 0) is None for n in op.differentiable)
+
+
+def native_class(op: Op) -> type[torch.nn.Module] | None:
+    """torch.nn's class of this name."""
+    found: type[torch.nn.Module] | None = getattr(torch.nn, class_name(op), None)
+    return found
+
+
+def options_of(op: Op) -> list[Parameter]:
+    """What the constructor takes of the op's arguments: where torch.nn has the class, what that takes.
+
+    Else all that is not given anew in each call: numbers, flags, optional tensors and those without a batch.
+    """
+    known = {p.name: p for p in parameters(op) if p.kind is not Parameter.KEYWORD_ONLY}
+    native = native_class(op)
+    if native is not None:
+        return [known[n] for n in inspect.signature(native).parameters if n in known]
+
+    def in_call(p: Parameter) -> bool:
+        batched = op.batch_dims.get(p.name, 0) is not None
+        return p.name in op.tensor_arguments and p.default is Parameter.empty and batched
+
+    return [p for p in known.values() if not in_call(p)]
+
+
+def module_class(op: Op, module: str) -> type[OpModule]:
+    """The class over the op, as one of this module."""
+    name, native = class_name(op), native_class(op)
+    options = options_of(op)
+    names = tuple(p.name for p in options)
+    tensors = [p for p in parameters(op) if p.name in op.tensor_arguments and p.name not in names]
+    call = converting(op)
+
+    def forward(self: OpModule, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
+        return result
+
+    this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = inspect.Signature([this, *tensors], return_annotation=Tensor)  # type: ignore[attr-defined]
+    forward.__qualname__ = f"{name}.forward"
+    # code of its own, as in _functions.py
+    forward.__code__ = forward.__code__.replace(co_name=name)
+    taken = names if native is None else tuple(inspect.signature(native).parameters)
+    members: dict[str, Any] = {
+        "__module__": module,
+        "__doc__": module_docstring(op, name, taken, [p.name for p in tensors]),
+        "op": op,
+        "options": names,
+        "forward": forward,
+    }
+    if native is None:
+        members["__init__"] = constructor(op, name, options)
+    return type(name, (OpModule,) if native is None else (OpModule, native), members)
+
+
+def constructor(op: Op, name: str, options: list[Parameter]) -> Any:
+    this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([this, *options], return_annotation=None)
+
+    def __init__(self: OpModule, *args: Any, **kwargs: Any) -> None:
+        torch.nn.Module.__init__(self)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        for option, value in list(bound.arguments.items())[1:]:
+            if option in op.tensor_arguments:
+                self.register_buffer(option, value)
+            else:
+                setattr(self, option, value)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{name}.__init__"
+    return __init__

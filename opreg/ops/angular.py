@@ -1,0 +1,165 @@
+"""Losses over cosines, which give the target's angle a margin: ArcFace and the additive margin softmax."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import meta
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from .categorical import along_classes, class_axis, cross_entropy, row_errors, row_samples
+
+
+def with_target(cosine: Tensor, target: Tensor, own: Tensor) -> Tensor:
+    """``cosine`` with the values of ``own`` at the target classes."""
+    axis = class_axis(cosine)
+    target = target.reshape(()) if cosine.dim() == 1 else target
+    classes = torch.arange(cosine.shape[axis], device=cosine.device)
+    return torch.where(target.unsqueeze(axis) == along_classes(classes, cosine), own, cosine)
+
+
+def arcface_loss(
+    cosine: Tensor, target: Tensor, margin: float, scale: float, ignore_index: int, reduction: str
+) -> Tensor:
+    """Cross entropy over cosines whose target class must win by an angle.
+
+    For embeddings, as of faces: it draws the samples of a class together further than telling the classes apart needs.
+
+    Args:
+        cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        margin: the angle m, in [0, π].
+        scale: the factor s of all logits, > 0.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+
+    Returns:
+        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
+            (on a GPU its position is NaN).
+
+    Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
+    beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
+    arXiv 1801.07698.
+
+    Example:
+        >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
+        >>> cosine = F.normalize(features) @ F.normalize(centres).T
+        >>> loss = opreg.functional.arcface_loss(cosine, torch.randint(0, 1000, (32,)))
+    """
+    sine = ((1 - cosine) * (1 + cosine)).clamp(min=1e-7).sqrt()
+    hard = cosine * math.cos(margin) - sine * math.sin(margin)
+    easy = cosine - margin * math.sin(margin)
+    own = torch.where(cosine > -math.cos(margin), hard, easy)
+    return cross_entropy(scale * with_target(cosine, target, own), target, None, ignore_index, reduction, 0.0)
+
+
+def amsoftmax_loss(
+    cosine: Tensor, target: Tensor, margin: float, scale: float, ignore_index: int, reduction: str
+) -> Tensor:
+    """Cross entropy over cosines whose target class must win by a margin; also known as CosFace.
+
+    For embeddings, as of faces or speakers; simpler than ArcFace, with the margin in the cosine.
+
+    Args:
+        cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        margin: m, >= 0.
+        scale: the factor s of all logits, > 0.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+
+    Returns:
+        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
+            (on a GPU its position is NaN).
+
+    Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
+
+    Example:
+        >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
+        >>> cosine = F.normalize(features) @ F.normalize(centres).T
+        >>> loss = opreg.functional.amsoftmax_loss(cosine, torch.randint(0, 1000, (32,)))
+    """
+    logits = scale * with_target(cosine, target, cosine - margin)
+    return cross_entropy(logits, target, None, ignore_index, reduction, 0.0)
+
+
+def cosines(make: Maker, *shape: int) -> Tensor:
+    return make.uniform(*shape, low=-0.98, high=0.98)
+
+
+def arcface_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, lambda *shape: cosines(make, *shape))
+    for margin in (0.0, 1.3, math.pi):
+        yield Sample((cosines(make, 6, 4), make.index(4, 6)), {"margin": margin, "scale": 8.0, "reduction": "none"})
+    yield from kinks(make)
+
+
+def amsoftmax_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, lambda *shape: cosines(make, *shape))
+    yield Sample((cosines(make, 6, 4), make.index(4, 6)), {"margin": 0.0, "scale": 8.0, "reduction": "none"})
+    yield from kinks(make)
+
+
+def kinks(make: Maker) -> Iterator[Sample]:
+    """Angles of 0, of a right angle and of π, and what no cosine is."""
+    x = make.tensor([[1.0, 0.5, -1.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1e4, -1e4, 0.0]])
+    for classes in ([0, 1, 2, 0, 1], [2, 0, 1, 1, 0]):
+        target = torch.tensor(classes, device=make.device)
+        yield Sample((x, target), {"scale": 2.0, "reduction": "none"}, "kinks", smooth=False)
+
+
+def angular_errors(op: str, make: Maker) -> Iterator[ErrorSample]:
+    yield from row_errors(op, make, input="cosine")
+    x, t = make.normal(4, 3), make.index(3, 4)
+    for value in (0.0, -1.0, float("inf"), float("nan")):
+        yield ErrorSample((x, t), f"{op}: expected finite scale > 0, got", {"scale": value}, True)
+
+
+def arcface_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from angular_errors("arcface_loss", make)
+    for value in (-0.1, 3.2, float("nan")):
+        message = "arcface_loss: expected margin in \\[0, pi\\], got"
+        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"margin": value}, True)
+
+
+def amsoftmax_errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from angular_errors("amsoftmax_loss", make)
+    for value in (-0.1, float("inf"), float("nan")):
+        message = "amsoftmax_loss: expected finite margin >= 0, got"
+        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"margin": value}, True)
+
+
+register(
+    Op(
+        "arcface_loss",
+        reference=arcface_loss,
+        shape=meta.rows("cosine", "target"),
+        samples=arcface_samples,
+        errors=arcface_errors,
+        source="arXiv 1801.07698",
+        module="ArcFaceLoss",
+        indices=("target",),
+        state=meta.per_row(1),
+    )
+)
+register(
+    Op(
+        "amsoftmax_loss",
+        reference=amsoftmax_loss,
+        shape=meta.rows("cosine", "target"),
+        samples=amsoftmax_samples,
+        errors=amsoftmax_errors,
+        source="arXiv 1801.05599",
+        module="AMSoftmaxLoss",
+        indices=("target",),
+        state=meta.per_row(1),
+    )
+)

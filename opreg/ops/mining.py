@@ -1,0 +1,98 @@
+"""Losses of the hard examples of a batch."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .. import meta
+from ..registry import ErrorSample, Op, Sample, register
+from ..testing import Maker
+from ._common import REDUCTIONS
+from .categorical import cross_entropy, row_errors, row_samples
+
+
+def ohem_cross_entropy(
+    input: Tensor, target: Tensor, thresh: float, n_min: int, ignore_index: int, reduction: str
+) -> Tensor:
+    """Cross entropy of the hard examples alone: online hard example mining.
+
+    For dense prediction, where most positions are learnt soon and would drown the others in the mean. Which positions
+    count is decided over the whole batch, without a gradient.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        thresh: positions whose class has at most this probability are hard, in [0, 1].
+        n_min: at least so many are kept, or all: the least probable ones, of equal ones the first. Below 0: a sixteenth
+            of all positions.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none" (0 where a position is dropped), "mean" over the kept ones, "sum". The mean of none is NaN.
+
+    Returns:
+        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, thresh is outside of [0, 1], or on the CPU a class index is out of
+            range (on a GPU its position is NaN).
+
+    Formula: −log p_y with p = softmax(input) where p_y <= thresh, p_y in float32 (float64 for float64); if those are
+    fewer than n_min, where p_y is among the n_min smallest. Shrivastava et al., arXiv 1604.03540.
+
+    Example:
+        >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
+        >>> loss = opreg.functional.ohem_cross_entropy(logits, labels, thresh=0.7, n_min=2048, ignore_index=255)
+    """
+    nll = cross_entropy(input, target, None, ignore_index, "none", 0.0)
+    valid = target.reshape(nll.shape) != ignore_index
+    p = torch.exp(-nll.detach())
+    # a NaN is kept, and seen; what is ignored comes last
+    p = torch.where(valid, torch.where(p.isnan(), -1.0, p), 2.0)
+    hard = valid & (p <= thresh)
+    least = nll.numel() // 16 if n_min < 0 else n_min
+    place = p.flatten().sort(stable=True).indices.argsort().reshape(p.shape)
+    kept = hard | (valid & (place < least) & (hard.sum() < least))
+    loss = torch.where(kept, nll, 0.0)
+    if reduction == "mean":
+        return loss.sum() / kept.sum()
+    return loss.sum() if reduction == "sum" else loss
+
+
+def samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, make.normal, n_min=1)
+    x, t = make.normal(2, 3, 2, 5, scale=3), make.index(3, 2, 2, 5, ignore=-100)
+    for reduction in REDUCTIONS:
+        # none is hard; some are, but too few; enough are
+        for thresh, n_min in ((0.0, 7), (0.3, 12), (0.3, 2)):
+            yield Sample((x, t), {"thresh": thresh, "n_min": n_min, "reduction": reduction}, "n_min")
+    yield Sample((x, t), {"thresh": 0.0, "n_min": 1000, "reduction": "sum"}, "fewer than n_min")
+    yield Sample((x, t), {"thresh": 0.0, "n_min": 0, "reduction": "sum"}, "nothing kept")
+    yield Sample((x, t), {"thresh": 0.0, "n_min": 0}, "nothing kept", smooth=False)
+    equal = make.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    t = torch.tensor([0, 1, 1, 1, 0], device=make.device)
+    for thresh, n_min in ((0.5, 0), (0.0, 3)):
+        yield Sample((equal, t), {"thresh": thresh, "n_min": n_min, "reduction": "none"}, "ties", smooth=False)
+    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
+    yield Sample((x, make.index(3, 4)), {"n_min": 3, "reduction": "none"}, "extremes", smooth=False)
+
+
+def errors(make: Maker) -> Iterator[ErrorSample]:
+    yield from row_errors("ohem_cross_entropy", make)
+    for value in (-0.1, 1.1, float("nan")):
+        message = "ohem_cross_entropy: expected thresh in \\[0, 1\\], got"
+        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"thresh": value}, True)
+
+
+register(
+    Op(
+        "ohem_cross_entropy",
+        reference=ohem_cross_entropy,
+        shape=meta.rows("input", "target"),
+        samples=samples,
+        errors=errors,
+        source="arXiv 1604.03540",
+        module="OHEMCrossEntropyLoss",
+        indices=("target",),
+        state=meta.per_row(2),
+    )
+)

@@ -1,0 +1,59 @@
+"""The row losses once more, in float64 and written otherwise than their references: one-hot targets, angles, sums."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import opreg
+
+# the losses of class indices, with options under which each position's loss depends on its own row alone
+OPTIONS = {
+    "nll_loss": {},
+    "cross_entropy": {},
+    "softmax_focal_loss": {},
+    "pc_softmax_cross_entropy": {},
+    "arcface_loss": {"scale": 8.0},
+    "amsoftmax_loss": {"scale": 8.0},
+    "ohem_cross_entropy": {"thresh": 1.0},
+}
+NAMES = list(OPTIONS)
+ANGULAR = ("arcface_loss", "amsoftmax_loss")
+
+
+def prior_of(classes: int) -> Tensor:
+    weights = 1 + torch.arange(classes, dtype=torch.float64) % 7
+    return weights / weights.sum()
+
+
+def arguments(name: str, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """Input and target, and the class prior where there is one."""
+    classes = x.shape[min(1, x.dim() - 1)]
+    prior = (prior_of(classes).to(x.device, x.dtype),) if name == "pc_softmax_cross_entropy" else ()
+    return x, t, *prior
+
+
+def call(name: str, x: Tensor, t: Tensor, **options: object) -> Tensor:
+    result: Tensor = opreg.get(name).value(*arguments(name, x, t), **OPTIONS[name], **options)
+    return result
+
+
+def oracle(name: str, x: Tensor, t: Tensor) -> Tensor:
+    """Of scores (R, C) and valid classes (R): the loss of each row."""
+    x = x.double()
+    hot = F.one_hot(t, x.shape[1]).double()
+    if name == "nll_loss":
+        return -(hot * x).sum(1)
+    if name == "arcface_loss":
+        theta, m = x.acos(), 0.5
+        wide = torch.where(theta < torch.pi - m, (theta + m).cos(), x - m * torch.tensor(m).double().sin())
+        x = 8 * (hot * wide + (1 - hot) * x)
+    if name == "amsoftmax_loss":
+        x = 8 * (x - 0.35 * hot)
+    top = x.max(1, keepdim=True).values
+    weights = prior_of(x.shape[1]).to(x.device) if name == "pc_softmax_cross_entropy" else torch.ones_like(x[0])
+    others = (weights * (1 - hot) * (x - top).exp()).sum(1)
+    own = (weights * hot * (x - top).exp()).sum(1)
+    if name == "pc_softmax_cross_entropy":
+        return (own + others).log() - (hot * (x - top)).sum(1)
+    odds = others / own  # (1 - p) / p
+    return odds.log1p() * ((odds / (1 + odds)) ** 2 if name == "softmax_focal_loss" else 1)
