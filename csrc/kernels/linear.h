@@ -23,7 +23,11 @@ namespace linear {
 
 // What the scores of a chunk and their gradient may take together. Products of fewer rows are slower: with 512 features
 // and 32000 classes in float32, chunks of 64 rows take half as long again as chunks of 512.
+#if defined(LOSSREG_EMULATE)
+constexpr int64_t kChunkBytes = 128;  // so that the smallest test has several chunks
+#else
 constexpr int64_t kChunkBytes = 64 << 20;
+#endif
 
 // out = beta addend + a b, all of one dtype. Past the dispatcher, which has no way for a schema's Scalars.
 inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
