@@ -223,7 +223,7 @@ __device__ inline void write_partial(double* partial, double loss, double normal
 }
 
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_forward_across(F f, Rows r, double* partial) {
+__global__ void __launch_bounds__(kThreads) rows_forward_across(F f, const __grid_constant__ Rows r, double* partial) {
   double loss = 0, normaliser = 0;
   for (int64_t row = global_thread(); row < r.it.numel; row += all_threads()) {
     RowReader<T, S, Mode, F> reader(f, r, row);
@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward_across(F f, Rows r, dou
   write_partial(partial, loss, normaliser);
 }
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_forward_along(F f, Rows r, double* partial) {
+__global__ void __launch_bounds__(kThreads) rows_forward_along(F f, const __grid_constant__ Rows r, double* partial) {
   double loss = 0, normaliser = 0;
   for (int64_t row = blockIdx.x; row < r.it.numel; row += gridDim.x) {
     RowReader<T, S, Mode, F> reader(f, r, row);
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward_along(F f, Rows r, doub
 }
 
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_grad_across(F f, Rows r) {
+__global__ void __launch_bounds__(kThreads) rows_grad_across(F f, const __grid_constant__ Rows r) {
   for (int64_t row = global_thread(); row < r.it.numel; row += all_threads()) {
     RowReader<T, S, Mode, F> reader(f, r, row);
     T mass = T(0);
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads) rows_grad_across(F f, Rows r) {
   }
 }
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_grad_along(F f, Rows r) {
+__global__ void __launch_bounds__(kThreads) rows_grad_along(F f, const __grid_constant__ Rows r) {
   __shared__ T mass_of_block;
   for (int64_t row = blockIdx.x; row < r.it.numel; row += gridDim.x) {
     RowReader<T, S, Mode, F> reader(f, r, row);
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kThreads) rows_grad_along(F f, Rows r) {
   }
 }
 template <class T, class F>
-__global__ void __launch_bounds__(kThreads) rows_share_grad(F f, Rows r) {
+__global__ void __launch_bounds__(kThreads) rows_share_grad(F f, const __grid_constant__ Rows r) {
   double scale = r.mean ? 1.0 / *r.normaliser : 1.0;
   for (int64_t i = global_thread(); i < r.it.numel * r.classes; i += all_threads()) {
     int64_t c = i % r.classes;

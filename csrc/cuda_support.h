@@ -159,7 +159,7 @@ __device__ void gather(const Iteration<N>& it, Use use) {
 
 // S: the storage type of the fast path, or void.
 template <class T, class S, int I, int O, class Body>
-__global__ void __launch_bounds__(kThreads) map_kernel(Iteration<I + O> it, Body body) {
+__global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ Iteration<I + O> it, Body body) {
   if constexpr (std::is_void_v<S>) {
     gather<T, I>(it, [&](const T(&x)[I], const int64_t (&offset)[I + O]) {
       T y[O];
@@ -233,7 +233,7 @@ __device__ T block_sum_before(T value) {
 }
 
 template <class T, class S, int I, class Body>
-__global__ void __launch_bounds__(kThreads) sum_kernel(Iteration<I> it, Body body, double* partial) {
+__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Iteration<I> it, Body body, double* partial) {
   double total = 0;
   if constexpr (std::is_void_v<S>) {
     gather<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {
