@@ -66,7 +66,8 @@ struct RowFormula {
     return T(0);
   }
 
-  // With a margin the target class has a logit of its own, target_logit(x), and the others have logit(x) = scale x.
+  // With a margin the target class has a logit of its own, target_logit(x) with the derivative target_slope(x), and the
+  // others have logit(x) = scale x.
   static constexpr bool has_margin = false;
   template <class T>
   HD T logit(T x) const {
