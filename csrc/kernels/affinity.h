@@ -29,13 +29,11 @@ struct Images {
   }
   HD bool has_row(int64_t h) const { return h >= 0 && h < height; }
 
-  // Calls use(j, column) for the columns w + j, j < N, that are in the image, and skip(j) for the others.
-  template <int N, class Use, class Skip>
-  HD void columns(int64_t w, Use use, Skip skip) const {
+  // Calls use(j, column) for the columns w + j, j < N, that are in the image.
+  template <int N, class Use>
+  HD void columns(int64_t w, Use use) const {
     int first = int(w < 0 ? (-w < N ? -w : N) : 0), last = int(width - w < N ? (width - w > 0 ? width - w : 0) : N);
-    for (int j = 0; j < first; j++) skip(j);
     for (int j = first; j < last; j++) use(j, w + j);
-    for (int j = last; j < N; j++) skip(j);
   }
   // N scores of channel c from column w on; 0 outside of the image. Where they lie in memory as such, themselves.
   template <int N>
@@ -44,16 +42,17 @@ struct Images {
     if constexpr (L > 1 && std::is_same_v<S, T>)
       if (stride[3] == 1 && w >= 0 && w + N <= width) return row + w;
     const int64_t step = stride[3];
-    auto zero = [&](int j) { buffer[j] = T(0); };
-    if (step == 1) columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at]); }, zero);
-    else columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at * step]); }, zero);
+    for (int j = 0; j < N; j++) buffer[j] = T(0);
+    if (step == 1) columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at]); });
+    else columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at * step]); });
     return buffer;
   }
   // Labels from column w on; ignored ones outside of the image.
   template <int N>
   HD void read_labels(int64_t n, int64_t h, int64_t w, int64_t (&label)[N]) const {
     const int64_t* row = labels + (n * height + h) * width;
-    columns<N>(w, [&](int j, int64_t at) { label[j] = row[at]; }, [&](int j) { label[j] = ignore_index; });
+    for (int j = 0; j < N; j++) label[j] = ignore_index;
+    columns<N>(w, [&](int j, int64_t at) { label[j] = row[at]; });
   }
 };
 
@@ -405,7 +404,7 @@ struct Neighbourhood {
         high[r][j] = T(row[at]);
         low[r][j] = T(row[at] - double(high[r][j]));
       };
-      im.template columns<kWide>(a.w - 1, split, [](int) {});
+      im.template columns<kWide>(a.w - 1, split);
       for (int j = 0; j < kWide; j++) counts[r][j] = label[r][j] == im.ignore_index ? T(0) : T(1);
     }
   }
