@@ -108,8 +108,12 @@ def check(op: "Op", device: str = "cpu") -> None:
     """Tries every sample of an op in every way that follows from its declaration; raises at the first that fails.
 
     Value, gradient and result dtype against the reference, ``torch.library.opcheck``, first and second derivatives
-    against finite differences, ``torch.func``, float32 under autocast, the messages of the error samples.
+    against finite differences, ``torch.func``, float32 under autocast, the messages of the error samples. Of an op that
+    writes to its arguments: what it writes, opcheck, and the messages.
     """
+    if op.mutated:
+        check_update(op, device)
+        return check_errors(op, device)
     for sample in op.samples(Maker(torch.float64, device, requires_grad=True)):
         inputs = list(tensors_with_grad(op, sample).values())
         function = as_function(op, sample, op.value)
@@ -135,6 +139,19 @@ def check(op: "Op", device: str = "cpu") -> None:
             dtype = op.value(*sample.args, **sample.kwargs).dtype
         wanted = torch.float32 if op.is_loss else torch.bfloat16
         assert dtype == wanted, f"{op.short}: expected {wanted} under autocast, got {dtype}"
+    check_errors(op, device)
+
+
+def check_update(op: "Op", device: str) -> None:
+    for ours, same in zip(op.samples(Maker(device=device)), op.samples(Maker(device=device)), strict=True):
+        op.value(*ours.args, **ours.kwargs)
+        op.call_reference(*same.args, **same.kwargs)
+        torch.testing.assert_close(op.written(*ours.args, **ours.kwargs), op.written(*same.args, **same.kwargs))
+        if op.written(*ours.args, **ours.kwargs):
+            torch.library.opcheck(op.value, ours.args, ours.kwargs)
+
+
+def check_errors(op: "Op", device: str) -> None:
     for error in op.errors(Maker(torch.float64, device)):
         got = "no error"
         try:

@@ -143,6 +143,19 @@ def drive_repeat(op: Any, device: str) -> Found:
     return {"calls": len(chosen)}
 
 
+def drive_update(op: Any, device: str) -> Found:
+    """What writes to its arguments, whatever is asked: every sample, in every dtype."""
+    from opreg.testing import Maker
+
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    calls = [s for dtype in dtypes for s in op.samples(Maker(dtype, device)) if s.args[0]]
+    for s in calls:
+        op.value(*s.args, **s.kwargs)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"calls": len(calls)}
+
+
 def drive_benchmark(op: Any, device: str) -> Found:
     from opreg import bench
 
@@ -193,7 +206,7 @@ def drive(what: str, device: str, file: Path) -> None:
         found["copy bytes a second"] = copy_bandwidth(device)
     for op in ops:
         try:
-            found["ops"][op.short] = globals()[f"drive_{what}"](op, device)
+            found["ops"][op.short] = globals()[f"drive_{'update' if op.mutated else what}"](op, device)
         except Exception as e:
             found["ops"][op.short] = {"why": f"{type(e).__name__}: {e}".splitlines()[0]}
         file.write_text(json.dumps(found))

@@ -120,9 +120,9 @@ def test_autograd():
     assert a._version > version
 
 
-def test_opcheck():
-    averages, params, decay = lists(samples_of(OP)[1])
-    torch.library.opcheck(OP.value, (averages, params, decay))
+def test_by_its_declaration():
+    """Values, torch.library.opcheck, messages."""
+    opreg.testing.check(OP, DEVICE)
 
 
 class Net(nn.Module):

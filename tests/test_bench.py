@@ -13,7 +13,7 @@ from opreg import __main__ as cli
 from opreg import bench, report
 from opreg.testing import Maker
 
-NAMES = [op.name for op in opreg.registered()]
+NAMES = [op.name for op in opreg.registered() if not op.mutated]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,6 +23,12 @@ def test_inputs_of_every_op(name):
         assert case.args.get("reduction", "mean") == "mean"
         bench.check_values(case, torch.float32)
         assert bench.value_and_gradient(case, op.value)[1].abs().max() > 0
+
+
+def test_an_op_without_a_gradient_is_left_out():
+    report = bench.run(["ema_update_"], size="small", rounds=1)
+    assert not report["results"]
+    assert "ema_update_: expected an op with a gradient, got one that writes to averages" in report["left_out"].values()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if opreg.get(name).workload is None])

@@ -1,6 +1,7 @@
 """``python -m opreg ops | show | doctor | demo``: what they say is what the dispatcher says."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def test_show(name, capsys):
         assert line in out
     assert ("inlined" in out) == op.inline
     sample = next(op.samples(opreg.testing.Maker()))
-    assert f"sample          {', '.join(str(list(t.shape)) for t in sample.args)}" in out
+    texts = [str(list(a.shape)) if isinstance(a, torch.Tensor) else "" for a in sample.args]
+    assert f"sample          {', '.join(itertools.takewhile(bool, texts))}" in out
     assert "return" in out.split("reference:")[1]
 
 
