@@ -29,26 +29,30 @@ LOSSREG_CLONES void raise_maxima(const F& f, GroupArrays<T, F>& g, const T* cons
   for (int k = 0; k < F::members; k++) at[k] = members[k];
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    T x[F::members];
+    T x[F::members], y[K];
     for (int k = 0; k < F::members; k++) x[k] = at[k][i];
-    auto candidate = body.candidates(x, has_hits<F> && g.index[i] == c);
-    for (int k = 0; k < K; k++) g.max[k][i] = candidate.of[k] > g.max[k][i] ? candidate.of[k] : g.max[k][i];
+    body.candidates(x, g.index[i] == c, y);
+    for (int k = 0; k < K; k++) g.max[k][i] = y[k] > g.max[k][i] ? y[k] : g.max[k][i];
   }
+}
+// A function of its own: what goes through pointers inside of the loop, as the maxima do, keeps GCC from vectorising
+// it.
+template <class T, int Mode, class F>
+HD void add_terms_at(const MemberBody<F, Mode>& body, GroupArrays<T, F>& g, const T* const (&at)[F::members], int32_t c,
+                     int64_t i) {
+  T x[F::members], max[kMostMaxima], y[F::sums];
+  for (int k = 0; k < F::members; k++) x[k] = at[k][i];
+  for (int k = 0; k < kMostMaxima; k++) max[k] = k < F::maxima(Mode) ? g.max[k][i] : T(0);
+  body.terms(max, x, g.index[i] == c, y);
+  for (int k = 0; k < F::sums; k++) g.sum[k][i] += y[k];
 }
 template <class T, int Mode, class F>
 LOSSREG_CLONES void add_terms(const F& f, GroupArrays<T, F>& g, const T* const* members, int32_t c, int64_t n) {
-  constexpr int K = F::maxima(Mode);
   const MemberBody<F, Mode> body{f};
   const T* at[F::members];
   for (int k = 0; k < F::members; k++) at[k] = members[k];
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T x[F::members], max[kMostMaxima];
-    for (int k = 0; k < F::members; k++) x[k] = at[k][i];
-    for (int k = 0; k < K; k++) max[k] = g.max[k][i];
-    auto term = body.terms(max, x, has_hits<F> && g.index[i] == c);
-    for (int k = 0; k < F::sums; k++) g.sum[k][i] += term.of[k];
-  }
+  for (int64_t i = 0; i < n; i++) add_terms_at<T, Mode>(body, g, at, c, i);
 }
 template <class T, int Mode, class F>
 LOSSREG_CLONES void grad_members(const F& f, const GroupArrays<T, F>& g, const T* const* members, T* const* out,
@@ -60,15 +64,13 @@ LOSSREG_CLONES void grad_members(const F& f, const GroupArrays<T, F>& g, const T
   for (int k = 0; k < F::gradients; k++) to[k] = out[k];
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    T x[F::members];
-    Coefficients<T, F::coefficients> k;
-    for (int j = 0; j < F::members; j++) x[j] = at[j][i];
-    for (int j = 0; j < F::coefficients; j++) k.of[j] = g.coefficient[j][i];
-    k.members = T(count);
-    auto grad = body.grad(k, x, has_hits<F> && g.index[i] == c);
+    T x[F::members], coefficients[F::coefficients], y[F::gradients];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][i];
+    for (int k = 0; k < F::coefficients; k++) coefficients[k] = g.coefficient[k][i];
+    body.grad(coefficients, T(count), x, g.index[i] == c, y);
     const T factor = g.factor[i];
     // an ignored group stays 0 whatever it holds
-    for (int j = 0; j < F::gradients; j++) to[j][i] = factor == T(0) ? T(0) : factor * grad.of[j];
+    for (int k = 0; k < F::gradients; k++) to[k][i] = factor == T(0) ? T(0) : factor * y[k];
   }
 }
 
@@ -83,12 +85,12 @@ LOSSREG_CLONES void maxima_along(const F& f, const T* const* members, int64_t hi
   T m0 = max[0], m1 = max[1], m2 = max[2];
 #pragma omp simd reduction(max : m0, m1, m2)
   for (int64_t c = 0; c < n; c++) {
-    T x[F::members];
+    T x[F::members], y[K];
     for (int k = 0; k < F::members; k++) x[k] = at[k][c];
-    auto candidate = body.candidates(x, has_hits<F> && c == hit);
-    m0 = candidate.of[0] > m0 ? candidate.of[0] : m0;
-    if constexpr (K > 1) m1 = candidate.of[1] > m1 ? candidate.of[1] : m1;
-    if constexpr (K > 2) m2 = candidate.of[2] > m2 ? candidate.of[2] : m2;
+    body.candidates(x, c == hit, y);
+    m0 = y[0] > m0 ? y[0] : m0;
+    if constexpr (K > 1) m1 = y[1] > m1 ? y[1] : m1;
+    if constexpr (K > 2) m2 = y[2] > m2 ? y[2] : m2;
   }
   max[0] = m0, max[1] = m1, max[2] = m2;
 }
@@ -103,31 +105,32 @@ LOSSREG_CLONES void terms_along(const F& f, const T* const* members, int64_t hit
   T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
   for (int64_t c = 0; c < n; c++) {
-    T x[F::members];
+    T x[F::members], y[F::sums];
     for (int k = 0; k < F::members; k++) x[k] = at[k][c];
-    auto term = body.terms(m, x, has_hits<F> && c == hit);
-    s0 += term.of[0];
-    if constexpr (F::sums > 1) s1 += term.of[1];
-    if constexpr (F::sums > 2) s2 += term.of[2];
-    if constexpr (F::sums > 3) s3 += term.of[3];
+    body.terms(m, x, c == hit, y);
+    s0 += y[0];
+    if constexpr (F::sums > 1) s1 += y[1];
+    if constexpr (F::sums > 2) s2 += y[2];
+    if constexpr (F::sums > 3) s3 += y[3];
   }
   sum[0] += double(s0), sum[1] += double(s1), sum[2] += double(s2), sum[3] += double(s3);
 }
 template <class T, int Mode, class F>
-LOSSREG_CLONES void grad_along(const F& f, const Coefficients<T, F::coefficients>& coefficients, T factor,
-                               const T* const* members, int64_t hit, T* const* out, int64_t n) {
+LOSSREG_CLONES void grad_along(const F& f, const T (&coefficients)[F::coefficients], T factor, const T* const* members,
+                               int64_t count, int64_t hit, T* const* out) {
   const MemberBody<F, Mode> body{f};
   const T* at[F::members];
   T* to[F::gradients];
   for (int k = 0; k < F::members; k++) at[k] = members[k];
   for (int k = 0; k < F::gradients; k++) to[k] = out[k];
-  const Coefficients<T, F::coefficients> k = coefficients;
+  T k0[F::coefficients];
+  for (int k = 0; k < F::coefficients; k++) k0[k] = coefficients[k];
 #pragma omp simd
-  for (int64_t c = 0; c < n; c++) {
-    T x[F::members];
-    for (int j = 0; j < F::members; j++) x[j] = at[j][c];
-    auto grad = body.grad(k, x, has_hits<F> && c == hit);
-    for (int j = 0; j < F::gradients; j++) to[j][c] = factor * grad.of[j];
+  for (int64_t c = 0; c < count; c++) {
+    T x[F::members], y[F::gradients];
+    for (int k = 0; k < F::members; k++) x[k] = at[k][c];
+    body.grad(k0, T(count), x, c == hit, y);
+    for (int k = 0; k < F::gradients; k++) to[k][c] = factor * y[k];
   }
 }
 
@@ -141,6 +144,16 @@ HD Group<T> group_at(const GroupArrays<T, F>& g, const Group<T>& empty, int64_t 
   one.label = g.label[i];
   return one;
 }
+template <class T, int Mode, class F>
+HD T value_at(const F& f, const GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {
+  return ModesOf<F>::template value<Mode, T>(f, group_at(g, empty, i));
+}
+template <class T, int Mode, class F>
+HD void coefficients_at(const F& f, GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {
+  auto c = f.template coefficients_of<Mode>(group_at(g, empty, i));
+  for (int k = 0; k < F::coefficients; k++) g.coefficient[k][i] = c.of[k];
+}
+
 // The values; returns their sum. Ignored groups count 0.
 template <class T, int Mode, class F>
 LOSSREG_CLONES double finish_groups(const F& f, const GroupArrays<T, F>& g, const Group<T>& empty, T* value,
@@ -150,7 +163,7 @@ LOSSREG_CLONES double finish_groups(const F& f, const GroupArrays<T, F>& g, cons
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < n; i++) {
-    T v = ModesOf<F>::template value<Mode, T>(h, group_at(g, e, i));
+    T v = value_at<T, Mode>(h, g, e, i);
     value[i] = g.valid[i] ? v : T(0);
     total += double(value[i]);
   }
@@ -161,10 +174,7 @@ LOSSREG_CLONES void find_group_coefficients(const F& f, GroupArrays<T, F>& g, co
   const F h = f;
   const Group<T> e = empty;
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    auto c = h.template coefficients_of<Mode>(group_at(g, e, i));
-    for (int k = 0; k < F::coefficients; k++) g.coefficient[k][i] = c.of[k];
-  }
+  for (int64_t i = 0; i < n; i++) coefficients_at<T, Mode>(h, g, e, i);
 }
 
 }  // namespace lossreg::cpu

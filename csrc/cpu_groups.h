@@ -9,7 +9,7 @@ namespace lossreg::cpu {
 
 constexpr int64_t kFewMembers = 16;          // a vector along so few would stay half empty
 constexpr int64_t kGroupBlock = 64;          // members summed in T before they go into a double
-constexpr int64_t kGroupElements = 1 << 13;  // of a tile: they stay in L1 from the sums to the gradients
+constexpr int64_t kGroupElements = 1 << 13;  // of a tile: they stay in L1 from the maxima to the sums
 
 // One thread's work on a problem: its buffers, and the tiles of groups.
 template <class T, class F, int Mode>
@@ -65,12 +65,7 @@ class GroupWorker {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       Sums ignored;
       read_labels(n, offset, ignored);
-      if (operand(G::kState).data) {
-        for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
-      } else {
-        find_statistics(n, offset);
-        find_group_coefficients<T, Mode>(f_, a_, g_.template empty_group<T>(), n);
-      }
+      for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
       get(G::kResult, offset, 0, a_.factor, n);
       for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? T(double(a_.factor[i]) * scale) : T(0);
       if (across_) return grad_across(n, offset);
@@ -208,10 +203,9 @@ class GroupWorker {
     if (a_.factor[i] == T(0)) {  // ignored, too: it may hold anything
       for (T* o : out) std::fill(o, o + g_.members, T(0));
     } else {
-      Coefficients<T, F::coefficients> c;
-      for (int k = 0; k < F::coefficients; k++) c.of[k] = a_.coefficient[k][i];
-      c.members = T(g_.members);
-      grad_along<T, Mode>(f_, c, a_.factor[i], x, a_.index[i], out, g_.members);
+      T c[F::coefficients];
+      for (int k = 0; k < F::coefficients; k++) c[k] = a_.coefficient[k][i];
+      grad_along<T, Mode>(f_, c, a_.factor[i], x, g_.members, a_.index[i], out);
     }
     for (int j = 0; j < F::gradients; j++) {
       const Operand& o = operand(G::kGrad + j);

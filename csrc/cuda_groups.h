@@ -99,8 +99,9 @@ struct GroupReader {
       for (int k = 0; k < K; k++) s.max[k] = T(-INFINITY);
       for (int64_t c = lane(); c < g.members; c += Lanes) {
         load(c, x);
-        auto candidate = body.candidates(x, c == index);
-        for (int k = 0; k < K; k++) s.max[k] = candidate.of[k] > s.max[k] ? candidate.of[k] : s.max[k];
+        T y[K];
+        body.candidates(x, c == index, y);
+        for (int k = 0; k < K; k++) s.max[k] = y[k] > s.max[k] ? y[k] : s.max[k];
       }
       for (int k = 0; k < K; k++) s.max[k] = lanes_join<Lanes>(s.max[k], T(-INFINITY), Larger{});
     }
@@ -109,8 +110,9 @@ struct GroupReader {
       T sum[F::sums] = {};
       for (int64_t c = first; c < g.members && c < first + kLaneBlock * Lanes; c += Lanes) {
         load(c, x);
-        auto term = body.terms(s.max, x, c == index);
-        for (int k = 0; k < F::sums; k++) sum[k] += term.of[k];
+        T y[F::sums];
+        body.terms(s.max, x, c == index, y);
+        for (int k = 0; k < F::sums; k++) sum[k] += y[k];
       }
       for (int k = 0; k < F::sums; k++) total[k] += double(sum[k]);
     }
@@ -133,29 +135,20 @@ struct GroupReader {
     for (int k = 0; k < F::coefficients; k++)
       static_cast<T*>(state.data)[offset[G::kState] + k * g.member_stride[G::kState]] = c.of[k];
   }
-  __device__ Coefficients<T, F::coefficients> coefficients() const {
-    Coefficients<T, F::coefficients> c;
-    const Operand& state = g.it.operand[G::kState];
-    if constexpr (!F::keeps_state) {
-      c = f.template coefficients_of<Mode>(statistics());
-    } else {
-      for (int k = 0; k < F::coefficients; k++)
-        c.of[k] = static_cast<const T*>(state.data)[offset[G::kState] + k * g.member_stride[G::kState]];
-    }
-    c.members = T(g.members);
-    return c;
-  }
   __device__ void grad() const {
-    Coefficients<T, F::coefficients> k = coefficients();
+    const Operand& state = g.it.operand[G::kState];
+    T coefficients[F::coefficients];
+    for (int k = 0; k < F::coefficients; k++)
+      coefficients[k] = static_cast<const T*>(state.data)[offset[G::kState] + k * g.member_stride[G::kState]];
     double scale = g.mean ? 1.0 / g.template count<T>() : 1.0;
     T factor = valid ? T(double(read<T>(g.it.operand[G::kResult], offset[G::kResult])) * scale) : T(0);
     if (valid && !known) factor = T(NAN);
     for (int64_t c = lane(); c < g.members; c += Lanes) {
-      T x[F::members];
+      T x[F::members], y[F::gradients];
       load(c, x);
-      auto gradient = body.grad(k, x, c == index);
+      body.grad(coefficients, T(g.members), x, c == index, y);
       // an ignored group stays 0 whatever it holds
-      for (int j = 0; j < F::gradients; j++) store(G::kGrad + j, c, factor == T(0) ? T(0) : factor * gradient.of[j]);
+      for (int k = 0; k < F::gradients; k++) store(G::kGrad + k, c, factor == T(0) ? T(0) : factor * y[k]);
     }
   }
 };

@@ -9,7 +9,7 @@
 //   terms<Mode>(max, x...)    what the sums over the members are of
 //   value<Mode>(group), coefficients_of<Mode>(group)
 //   grad<Mode>(coefficients, x...)
-//   keeps_state               keep the coefficients for the backward pass, or find them again?
+// The coefficients are the state: the backward pass reads the members once.
 #include "formula.h"
 #include "tensor.h"
 
@@ -22,42 +22,51 @@ constexpr bool has_hits = F::along == Along::classes && (F::inputs > F::members)
 template <class F>
 constexpr bool has_label = F::along == Along::last && (F::inputs > F::members);
 
-// A formula's functions of one member, as the backends call them: arrays in.
+// A formula's functions of one member, as the backends call them: arrays in, arrays out. (A struct that comes back by
+// value inside of a vector loop keeps GCC from vectorising it.)
 template <class F, int Mode>
 struct MemberBody {
   F f;
   static constexpr auto kMembers = std::make_index_sequence<F::members>{};
 
-  template <class T>
-  HD auto candidates(const T (&x)[F::members], bool hit) const {
-    return candidates(x, hit, kMembers);
+  template <class T, int N>
+  HD void candidates(const T (&x)[F::members], bool hit, T (&y)[N]) const {
+    candidates(x, hit, y, kMembers);
   }
   template <class T>
-  HD auto terms(const T (&max)[kMostMaxima], const T (&x)[F::members], bool hit) const {
-    return terms(max, x, hit, kMembers);
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], bool hit, T (&y)[F::sums]) const {
+    terms(max, x, hit, y, kMembers);
   }
   template <class T>
-  HD auto grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], bool hit) const {
-    return grad(c, x, hit, kMembers);
+  HD void grad(const T (&c)[F::coefficients], T members, const T (&x)[F::members], bool hit,
+               T (&y)[F::gradients]) const {
+    Coefficients<T, F::coefficients> coefficients;
+    for (int k = 0; k < F::coefficients; k++) coefficients.of[k] = c[k];
+    coefficients.members = members;
+    grad(coefficients, x, hit, y, kMembers);
   }
 
  private:
-  template <class T, std::size_t... K>
-  HD auto candidates(const T (&x)[F::members], [[maybe_unused]] bool hit, std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) return f.template candidates<Mode>(x[K]..., hit);
-    else return f.template candidates<Mode>(x[K]...);
+  template <class T, int N, std::size_t... K>
+  HD void candidates(const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[N], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template candidates<Mode>(x[K]..., hit), y);
+    else put(f.template candidates<Mode>(x[K]...), y);
   }
   template <class T, std::size_t... K>
-  HD auto terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] bool hit,
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[F::sums],
                 std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) return f.template terms<Mode>(max, x[K]..., hit);
-    else return f.template terms<Mode>(max, x[K]...);
+    if constexpr (has_hits<F>) put(f.template terms<Mode>(max, x[K]..., hit), y);
+    else put(f.template terms<Mode>(max, x[K]...), y);
   }
   template <class T, std::size_t... K>
-  HD auto grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] bool hit,
-               std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) return f.template grad<Mode>(c, x[K]..., hit);
-    else return f.template grad<Mode>(c, x[K]...);
+  HD void grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] bool hit,
+               T (&y)[F::gradients], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template grad<Mode>(c, x[K]..., hit), y);
+    else put(f.template grad<Mode>(c, x[K]...), y);
+  }
+  template <class Result, class T, int N>
+  HD static void put(const Result& result, T (&y)[N]) {
+    for (int k = 0; k < N; k++) y[k] = result.of[k];
   }
 };
 
@@ -226,48 +235,23 @@ struct GroupCall {
 
 template <class F, class Backend>
 struct GroupKernel {
-  static constexpr bool keeps_state = F::keeps_state;
-  using State = std::optional<Tensor>;
+  static constexpr bool keeps_state = true;
 
   static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                       std::optional<ScalarType> dtype) {
-    return run(f, inputs, reduction, dtype).first;
+    std::optional<Tensor> no_state;
+    return run(f, inputs, reduction, dtype, false, no_state);
   }
-  // Result and state, the coefficients in the type that was computed in.
+  // Result and state, of the type that is computed in.
   static std::tuple<Tensor, Tensor> forward(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                                             std::optional<ScalarType> dtype) {
-    auto [out, state] = run(f, inputs, reduction, dtype);
+    std::optional<Tensor> state;
+    Tensor out = run(f, inputs, reduction, dtype, true, state);
     return {out, *state};
   }
+
   static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
-    return gradients(f, grad_output, state, inputs, reduction, mask);
-  }
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Inputs& inputs,
-                                  std::optional<Reduction> reduction, const std::vector<bool>& mask) {
-    return gradients(f, grad_output, std::nullopt, inputs, reduction, mask);
-  }
-
- private:
-  static std::pair<Tensor, State> run(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
-                                      std::optional<ScalarType> dtype) {
-    GroupCall<F> call(inputs);
-    typename Backend::Guard guard(call.tensors[0]);
-    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
-    bool reduced = reduction != Reduction::none;
-    Tensor out = new_empty(call.tensors[0], reduced ? Shape{} : call.group_shape, out_dtype);
-    State state;
-    in_compute_type(call.result, out_dtype, [&](auto zero) {
-      using T = decltype(zero);
-      if (F::keeps_state) state = new_empty(call.tensors[0], {call.state_size()}, dtype_of_storage<T>);
-      auto groups = call.problem(reduced ? nullptr : &out, state ? &*state : nullptr, nullptr, reduction);
-      with_mode(f, [&](auto mode) { Backend::template groups_forward<T, mode>(f, groups, out, out_dtype); });
-    });
-    return {out, state};
-  }
-
-  static std::vector<Tensor> gradients(const F& f, const Tensor& grad_output, const State& state, const Inputs& inputs,
-                                       std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     GroupCall<F> call(inputs);
     typename Backend::Guard guard(call.tensors[0]);
     Shape expected = reduction == Reduction::none ? call.group_shape : Shape{};
@@ -275,16 +259,13 @@ struct GroupKernel {
       fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
     expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
     expect_one_device(F::name, call.tensors[0], grad_output);
-    DType compute = dtype_of(F::name, "grad_output", grad_output, true);
-    if (state) {
-      expect_one_device(F::name, call.tensors[0], *state);
-      DType kept = dtype_of(F::name, "state", *state, true);
-      bool as_computed = kept == DType::float64 || (kept == DType::float32 && call.result != DType::float64);
-      if (!as_computed || shape_of(*state) != Shape{call.state_size()} || !state->is_contiguous())
-        fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
-             name_of(kept), " of ", shape_text(shape_of(*state)));
-      compute = kept;
-    }
+    expect_one_device(F::name, call.tensors[0], state);
+    dtype_of(F::name, "grad_output", grad_output, true);
+    DType computed = dtype_of(F::name, "state", state, true);
+    bool fits = computed == DType::float64 || (computed == DType::float32 && call.result != DType::float64);
+    if (!fits || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
+      fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
+           name_of(computed), " of ", shape_text(shape_of(state)));
 
     std::optional<Tensor> grads[F::gradients];
     for (int k = 0; k < F::gradients; k++) {
@@ -296,9 +277,9 @@ struct GroupKernel {
       DType wide = call.dtypes[k] == DType::float64 ? DType::float64 : DType::float32;
       grads[k] = shape_of(t) == call.shape ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
     }
-    in_compute_type(call.result, compute, [&](auto zero) {
+    in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
-      auto groups = call.problem(&grad_output, state ? &*state : nullptr, grads, reduction);
+      auto groups = call.problem(&grad_output, &state, grads, reduction);
       with_mode(f, [&](auto mode) { Backend::template groups_grad<T, mode>(f, groups); });
     });
     std::vector<Tensor> results;
@@ -309,6 +290,23 @@ struct GroupKernel {
       if (shape_of(t) != call.shape) torch::stable::copy_(results.back(), sum_to(*grads[k], shape_of(t)));
     }
     return results;
+  }
+
+ private:
+  static Tensor run(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                    std::optional<ScalarType> dtype, bool keep, std::optional<Tensor>& state) {
+    GroupCall<F> call(inputs);
+    typename Backend::Guard guard(call.tensors[0]);
+    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    bool reduced = reduction != Reduction::none;
+    Tensor out = new_empty(call.tensors[0], reduced ? Shape{} : call.group_shape, out_dtype);
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (keep) state = new_empty(call.tensors[0], {call.state_size()}, dtype_of_storage<T>);
+      auto groups = call.problem(reduced ? nullptr : &out, state ? &*state : nullptr, nullptr, reduction);
+      with_mode(f, [&](auto mode) { Backend::template groups_forward<T, mode>(f, groups, out, out_dtype); });
+    });
+    return out;
   }
 };
 

@@ -29,7 +29,8 @@ struct Norm {
     T r = d == m ? T(1) : ratio;  // 0 and infinity too
     // at p = 0 the differences other than 0 count, at p = +-infinity those that are m
     T counts = p == 0 ? (d == T(0) ? T(0) : T(1)) : (r == T(1) ? T(1) : T(0));
-    return p == 0 || abs(p) == INFINITY ? counts : pow_unit(r, T(abs(p)));
+    // the error of the logarithm, multiplied by |p|, is small beside the 1 that m adds to the sum
+    return p == 0 || abs(p) == INFINITY ? counts : exp(T(abs(p)) * log(r));
   }
   template <int Mode, class T>
   HD T value(T sum, T m) const {
@@ -70,7 +71,6 @@ struct TripletMarginLoss {
   static constexpr int inputs = 3, members = 3, gradients = 3;
   static constexpr Along along = Along::last;
   static constexpr Shapes shapes = Shapes::same_rank;
-  static constexpr bool keeps_state = false;
   double margin, eps;
   bool swap;
   Norm norm;
@@ -130,7 +130,7 @@ struct TripletMarginLoss {
     Coefficients<T, 6> c;
     for (int k = 0; k < 3; k++) {
       c.of[k] = weight[k] * share(g, k) * norm.factor<Mode>(g.sum[k] * share(g, k), g.max[k]);
-      c.of[3 + k] = g.max[k];
+      c.of[3 + k] = Mode == Norm::kAny ? g.max[k] : T(0);
     }
     return c;
   }
@@ -151,7 +151,6 @@ struct TripletSoftMarginLoss {
   static constexpr int inputs = 3, members = 3, gradients = 3;
   static constexpr Along along = Along::last;
   static constexpr Shapes shapes = Shapes::same;
-  static constexpr bool keeps_state = false;
 
   static TripletSoftMarginLoss make(Reduction) { return {}; }
 
@@ -185,7 +184,6 @@ struct CosineEmbeddingLoss {
   static constexpr int inputs = 3, members = 2, gradients = 2;
   static constexpr Along along = Along::last;
   static constexpr Shapes shapes = Shapes::same_rank;
-  static constexpr bool keeps_state = false;
   double margin;
 
   static CosineEmbeddingLoss make(double margin, Reduction) {

@@ -11,7 +11,6 @@ struct DistillationLoss {
   static constexpr auto args = "Tensor input, Tensor target, float temperature=2.0, str reduction=\"mean\"";
   static constexpr int inputs = 2, members = 2, gradients = 1, least_classes = 1;
   static constexpr Along along = Along::classes;
-  static constexpr bool keeps_state = true;
   double temperature;
 
   static DistillationLoss make(double temperature, Reduction) {
@@ -55,7 +54,6 @@ struct LargeMarginSoftmaxLoss {
       "Tensor input, Tensor target, float lam=0.3, int ignore_index=-100, str reduction=\"mean\"";
   static constexpr int inputs = 2, members = 1, gradients = 1, least_classes = 2;
   static constexpr Along along = Along::classes;
-  static constexpr bool keeps_state = true;
   double lam;
   int64_t ignore_index;
 

@@ -243,6 +243,7 @@ register(
         source="torch.nn.functional.triplet_margin_loss",
         native=F.triplet_margin_loss,
         spellings=("torch.nn.functional.triplet_margin_loss", "aten.triplet_margin_loss.default"),
+        state=meta.per_group(6),
         workload=triplet_workload,
     )
 )
@@ -254,6 +255,7 @@ register(
         samples=triplet_soft_samples,
         errors=triplet_soft_errors,
         source="arXiv 1703.07737",
+        state=meta.per_group(2),
         workload=triplet_workload,
     )
 )
@@ -267,6 +269,7 @@ register(
         source="torch.nn.functional.cosine_embedding_loss",
         native=F.cosine_embedding_loss,
         spellings=("torch.nn.functional.cosine_embedding_loss", "aten.cosine_embedding_loss.default"),
+        state=meta.per_group(3),
         workload=cosine_workload,
     )
 )
