@@ -89,7 +89,8 @@ struct Cpu {
                            [&](int64_t, int64_t begin, int64_t end) { cpu::each_loop(body, begin, end); });
   }
   // body(i, team) for every i < n, in any order: by one thread here, by a block of threads on a GPU. The team's threads
-  // share the work: for (k = team.rank(); k < m; k += team.size()).
+  // share the work: for (k = team.rank(); k < m; k += team.size()); or team.each(m, f) and team.sum(m, f), which call
+  // f(k) for every k < m in a vector loop here.
   template <class Body>
   static void teams(int64_t n, int64_t cost, Body body) {
     each_chunk<kLastFirst>(n, chunk_of(cost),

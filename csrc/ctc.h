@@ -150,8 +150,8 @@ struct Forward {
   }
 };
 
-// The gradient of the loss, at each step of each sample: the result's gradient times what the reduction makes of one
-// loss; 0 where there is none.
+// What the gradient of a sample's loss is multiplied with, at each step: the result's gradient times what the reduction
+// makes of one loss. 0 beyond the sample's steps and where the loss is infinite, NaN where it is NaN.
 template <class S>
 struct Scales {
   using T = Compute<S>;
@@ -169,7 +169,6 @@ struct Scales {
       total = Forward<S>::log_likelihood(alpha + (batch.steps + 1) * x.row + x.steps * x.width() + kBefore, x);
     double grad = get<double>(grad_output, n * grad_output.stride[0]);
     if (mean) grad /= double(batch.samples) * double(x.labels > 1 ? x.labels : 1);
-    // an infinite loss has no gradient
     T own = total == -INFINITY ? T(0) : T(total == total ? grad : total);
     int64_t samples = batch.samples, steps = x.valid ? x.steps : batch.steps;
     T* to = scale + n;
