@@ -1,5 +1,7 @@
 # Written by `python -m opreg stubs`: edit the declarations in opreg/ops instead.
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -77,6 +79,354 @@ def mish(input: Tensor) -> Tensor:
     Example:
         >>> x = torch.randn(2, 3)
         >>> y = opreg.functional.mish(x)
+    """
+
+def affinity_loss(
+    input: Tensor,
+    target: Tensor,
+    kernel_size: int = 3,
+    ignore_index: int = -100,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Local affinity loss: pixels of one window should score alike if and only if their labels are equal.
+
+    Trains the affinity of features or logits near each other, sharpest at the borders of segments, where a pixelwise
+    loss says nothing of how two pixels relate. Only equality of labels counts: they may be any integers.
+
+    Args:
+        input: scores or features of shape (N, C, H, W).
+        target: labels of shape (N, H, W), of dtype int64, int32 or uint8.
+        kernel_size: the side of the windows, odd, at most H and W.
+        ignore_index: a label whose pixels belong to no pair.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The mean over all pairs of all windows, of shape (); 0 where there is no pair.
+
+    Raises:
+        RuntimeError: shapes that do not fit; a kernel_size that is even, too small or too large.
+
+    With ⟨x_a, x_b⟩ the inner product over the channels, the loss is the mean of
+    binary_cross_entropy_with_logits(⟨x_a, x_b⟩, [y_a = y_b]) over every k × k window that fits and all ordered pairs
+    (a, b) of its pixels, a = b too. After Yu et al., arXiv 2004.01547, made local.
+
+    Source:
+        arXiv 2004.01547, local
+
+    Example:
+        >>> scores = torch.randn(2, 19, 64, 64, requires_grad=True)
+        >>> target = torch.randint(0, 19, (2, 64, 64))
+        >>> opreg.functional.affinity_loss(scores, target, kernel_size=3).backward()
+    """
+
+def affinity_field_loss(
+    input: Tensor,
+    target: Tensor,
+    kl_margin: float = 3.0,
+    lambda_edge: float = 1.0,
+    lambda_not_edge: float = 1.0,
+    ignore_index: int = -100,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Affinity field loss: neighbouring pixels should predict alike inside a segment, and unalike across its border.
+
+    Beside a pixelwise loss, it keeps thin structures and straightens the borders of a segmentation. Only equality of
+    labels counts: they may be any integers.
+
+    Args:
+        input: logits of shape (N, C, H, W).
+        target: labels of shape (N, H, W), of dtype int64, int32 or uint8.
+        kl_margin: how far apart two pixels of different labels should be, >= 0.
+        lambda_edge: the weight of neighbours of the same label, >= 0.
+        lambda_not_edge: the weight of neighbours of different labels, >= 0.
+        ignore_index: a label whose pixels belong to no pair.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The sum over all pairs over 8 times the number of valid pixels, of shape (); 0 where none is valid.
+
+    Raises:
+        RuntimeError: shapes that do not fit; a negative or NaN margin or weight.
+
+    For each pixel i and each of its 8 neighbours j in the image, D = KL(p_j ‖ p_i) with p the softmax over the
+    channels: lambda_edge · D where the labels are equal, else lambda_not_edge · max(0, kl_margin - D). At
+    D = kl_margin the gradient is half of each side's. After Ke et al., arXiv 1803.10335.
+
+    Example:
+        >>> logits = torch.randn(2, 19, 64, 64, requires_grad=True)
+        >>> target = torch.randint(0, 19, (2, 64, 64))
+        >>> opreg.functional.affinity_field_loss(logits, target).backward()
+    """
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Negative log likelihood of class indices, from log-probabilities.
+
+    Behind a ``log_softmax`` of one's own; from logits, ``cross_entropy`` does both in one pass.
+
+    Args:
+        input: log-probabilities (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk); int64, int32 or uint8.
+        weight: a factor for each class, (C). A constant.
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        0-d, or of the shape of ``target`` with reduction ``"none"``. The mean divides by the sum of the valid targets'
+        weights: NaN where all are ignored.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; a weight that requires grad; on the CPU a class index out of
+            range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −w_y·x_y
+
+    Source:
+        torch.nn.functional.nll_loss
+
+    Example:
+        >>> log_p = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.nll_loss(log_p, target).backward()
+    """
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy of logits with class indices or class probabilities.
+
+    For classes that exclude each other: classification, segmentation, language models.
+
+    Args:
+        input: logits (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
+            ``input``.
+        weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        0-d, or of the shape of class indices with reduction ``"none"``. For class indices the mean divides by the sum
+        of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
+            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+
+    Formula:
+        −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
+
+    Source:
+        torch.nn.functional.cross_entropy
+
+    Example:
+        >>> input = torch.randn(8, 5, requires_grad=True)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.cross_entropy(input, target, label_smoothing=0.1).backward()
+        >>> target = torch.randn(8, 5).softmax(1)  # or probabilities
+        >>> opreg.functional.cross_entropy(input, target).backward()
+    """
+
+def softmax_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy that fades where the model is right already.
+
+    For classes of very different frequency, as in dense prediction: the many easy positions no longer outweigh the few
+    hard ones.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        weight: a factor for each class, (C); a constant.
+        gamma: how fast it fades, >= 0. 0 is cross entropy.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored (their number, not their weights), "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, gamma < 0, or on the CPU a class index is out of range (on a GPU its
+            position is NaN).
+
+    Formula: −w_y · (1 − p_y)^γ · log p_y with p = softmax(input). Lin et al., Focal loss for dense object detection,
+    arXiv 1708.02002.
+
+    Example:
+        >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
+        >>> loss = opreg.functional.softmax_focal_loss(logits, labels, gamma=2.0, ignore_index=255)
+    """
+
+def pc_softmax_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    class_prior: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy whose softmax knows how frequent the classes are: each class counts by its prior.
+
+    For imbalanced data sets: what the logits learn is what the prior does not say already, so that at test time their
+    plain softmax treats the classes alike.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        class_prior: the frequency of each class, (C), > 0; a constant. It need not sum to 1.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss in the dtype that ``input`` and ``class_prior`` promote to: of the shape of ``target`` for "none", else
+        (). It may be negative.
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, or on the CPU a prior is not positive or a class index out of range
+            (on a GPU what depends on it is NaN).
+
+    Formula: −x_y + log Σ_c π_c e^{x_c}. Liu et al., arXiv 1911.10688.
+
+    Example:
+        >>> logits, labels = torch.randn(32, 10), torch.randint(0, 10, (32,))
+        >>> counts = torch.bincount(labels, minlength=10).clamp(min=1)
+        >>> loss = opreg.functional.pc_softmax_cross_entropy(logits, labels, counts / counts.sum())
+    """
+
+def arcface_loss(
+    cosine: Tensor,
+    target: Tensor,
+    margin: float = 0.5,
+    scale: float = 64.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy over cosines whose target class must win by an angle.
+
+    For embeddings, as of faces: it draws the samples of a class together further than telling the classes apart needs.
+
+    Args:
+        cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        margin: the angle m, in [0, π].
+        scale: the factor s of all logits, > 0.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
+            (on a GPU its position is NaN).
+
+    Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
+    beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
+    arXiv 1801.07698.
+
+    Example:
+        >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
+        >>> cosine = F.normalize(features) @ F.normalize(centres).T
+        >>> loss = opreg.functional.arcface_loss(cosine, torch.randint(0, 1000, (32,)))
+    """
+
+def amsoftmax_loss(
+    cosine: Tensor,
+    target: Tensor,
+    margin: float = 0.35,
+    scale: float = 30.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy over cosines whose target class must win by a margin; also known as CosFace.
+
+    For embeddings, as of faces or speakers; simpler than ArcFace, with the margin in the cosine.
+
+    Args:
+        cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        margin: m, >= 0.
+        scale: the factor s of all logits, > 0.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
+            (on a GPU its position is NaN).
+
+    Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
+
+    Example:
+        >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
+        >>> cosine = F.normalize(features) @ F.normalize(centres).T
+        >>> loss = opreg.functional.amsoftmax_loss(cosine, torch.randint(0, 1000, (32,)))
+    """
+
+def ema_update_(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
+    """Exponential moving average of many tensors, in place, in one call.
+
+    The average of a model's weights is often better than the weights; this is its step after each step of the
+    optimizer. Integers and bools, such as counters, are copied. Everything is checked before anything is written.
+
+    Args:
+        averages: the tensors to update: float64, float32, bfloat16, float16, integer or bool, of any strides, but
+            without memory in common. Outside of ``torch.no_grad()``, none may require grad.
+        params: as many tensors, each of the shape, dtype and device of its average. They are constants.
+        decay: in [0, 1], the average's part.
+
+    Returns:
+        Nothing.
+
+    Raises:
+        RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory or require grad, or ``decay``
+            is out of range.
+
+    Formula: average = decay * average + (1 - decay) * param, in float32 (float64). Source: Polyak and Juditsky 1992.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> averages = [p.detach().clone() for p in model.parameters()]
+        >>> opreg.functional.ema_update_(averages, list(model.parameters()), decay=0.999)
     """
 
 def binary_cross_entropy(
@@ -197,91 +547,417 @@ def focal_loss(
         >>> opreg.functional.focal_loss(scores, target, gamma=1.5).backward()
     """
 
-def nll_loss(
+def iou_loss(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
     reduction: str = "mean",
+    eps: float = 1e-07,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Negative log likelihood of class indices, from log-probabilities.
+    """How little two boxes overlap: 1 − IoU.
 
-    Behind a ``log_softmax`` of one's own; from logits, ``cross_entropy`` does both in one pass.
+    The measure that detections are judged by; without gradient where the boxes are apart (giou_loss and those after it have one).
 
     Args:
-        input: log-probabilities (C), or (N, C, d1 … dk).
-        target: class indices in [0, C), () or (N, d1 … dk); int64, int32 or uint8.
-        weight: a factor for each class, (C). A constant.
-        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
 
     Returns:
-        0-d, or of the shape of ``target`` with reduction ``"none"``. The mean divides by the sum of the valid targets'
-        weights: NaN where all are ignored.
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; a weight that requires grad; on the CPU a class index out of
-            range (on a GPU it gives NaN at its place).
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
 
-    Formula:
-        −w_y·x_y
+    Formula: 1 − iou, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
-    Source:
-        torch.nn.functional.nll_loss
+    Source: arXiv 1608.01471 (there as −log IoU).
 
     Example:
-        >>> log_p = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
-        >>> target = torch.randint(0, 5, (8,))  # a class index a row
-        >>> opreg.functional.nll_loss(log_p, target).backward()
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.iou_loss(predicted, target)
+        tensor(0.7500)
     """
 
-def cross_entropy(
+def giou_loss(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
     reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    eps: float = 1e-07,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cross entropy of logits with class indices or class probabilities.
+    """IoU with a penalty for the empty part of the enclosing box.
 
-    For classes that exclude each other: classification, segmentation, language models.
+    Boxes that are apart have a gradient too.
 
     Args:
-        input: logits (C), or (N, C, d1 … dk).
-        target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
-            ``input``.
-        weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
-        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+        eps: ≥ 0; added to every denominator.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
 
     Returns:
-        0-d, or of the shape of class indices with reduction ``"none"``. For class indices the mean divides by the sum
-        of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
-            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
 
-    Formula:
-        −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
+    Formula: 1 − iou + (E − U) / (E + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), E the area of the smallest box that encloses both.
 
-    Source:
-        torch.nn.functional.cross_entropy
+    Source: arXiv 1902.09630.
 
     Example:
-        >>> input = torch.randn(8, 5, requires_grad=True)
-        >>> target = torch.randint(0, 5, (8,))  # a class index a row
-        >>> opreg.functional.cross_entropy(input, target, label_smoothing=0.1).backward()
-        >>> target = torch.randn(8, 5).softmax(1)  # or probabilities
-        >>> opreg.functional.cross_entropy(input, target).backward()
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.giou_loss(predicted, target)
+        tensor(0.8611)
+    """
+
+def diou_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """IoU with a penalty for the distance of the centres.
+
+    Converges faster than giou_loss, which first grows the box.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: 1 − iou + ρ² / c², with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+
+    Source: arXiv 1911.08287.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.diou_loss(predicted, target)
+        tensor(0.8194)
+    """
+
+def ciou_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Distance-IoU with a penalty for another aspect ratio.
+
+    The usual choice for detectors' box regression.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: 1 − iou + ρ² / c² + α·v, v = 4/π² · (atan2(w_t, h_t) − atan2(w, h))², α = v / (1 − iou + v + eps) constant, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+
+    Source: arXiv 1911.08287.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.ciou_loss(predicted, target)
+        tensor(0.8198)
+    """
+
+def eiou_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Distance-IoU with penalties for another width and another height.
+
+    Unlike ciou_loss it has a gradient in the size where the aspect ratio is right.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: 1 − iou + ρ² / c² + (w − w_t)² / (cw² + eps) + (h − h_t)² / (ch² + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+
+    Source: arXiv 2101.08158.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.eiou_loss(predicted, target)
+        tensor(0.9306)
+    """
+
+def focal_eiou_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 0.5,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Efficient IoU with the weight on the pairs that overlap well.
+
+    Many poor boxes then don't drown the few good ones.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        gamma: γ ≥ 0; the greater, the more weight has a large overlap.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: iou^γ · eiou, iou^γ constant and eiou as in eiou_loss, with I the area of the intersection, U that of the union and iou = I / (U + eps).
+
+    Source: arXiv 2101.08158.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.focal_eiou_loss(predicted, target)
+        tensor(0.4653)
+    """
+
+def alpha_iou_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float = 3.0,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """1 − IoU to a power.
+
+    α > 1 stresses the pairs that overlap well already; α < 1 those that don't.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        alpha: α > 0.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: 1 − iou^α, with I the area of the intersection, U that of the union and iou = I / (U + eps).
+
+    Source: arXiv 2110.13675.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.alpha_iou_loss(predicted, target)
+        tensor(0.9844)
+    """
+
+def siou_loss(
+    input: Tensor,
+    target: Tensor,
+    theta: float = 4.0,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """IoU with costs for distance, by the angle between the centres, and for shape.
+
+    The angle lets a box move to the nearer axis of its target first.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        theta: θ > 0, how much a wrong shape costs; 2 to 6 in the paper.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: 1 − iou + (Δ + Ω) / 2; Δ = 2 − e^(−γ·(dx/(cw + eps))²) − e^(−γ·(dy/(ch + eps))²), γ = 2 − Λ, Λ = 2·s·√(1 − s²), s = min(|dx|, |dy|) / (√(dx² + dy²) + eps); Ω = Σ over w and h of (1 − e^(−|w − w_t| / (max(w, w_t) + eps)))^θ, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, (dx, dy) the difference of the centres.
+
+    Source: arXiv 2205.12740.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.siou_loss(predicted, target)
+        tensor(0.8320)
+    """
+
+def wiou_loss(
+    input: Tensor,
+    target: Tensor,
+    iou_mean: Tensor | None = None,
+    alpha: float = 1.9,
+    delta: float = 3.0,
+    reduction: str = "mean",
+    eps: float = 1e-07,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """IoU weighted by the distance of the centres and, with a running mean, by how ordinary the pair is.
+
+    Neither the easy pairs nor the outliers, often wrong labels, get the largest gradient.
+
+    Args:
+        input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
+        target: the box that each of them is to become, of the same shape; any real dtype.
+        iou_mean: running mean of 1 − iou over past batches, a 0-d tensor of any real dtype; without gradient.
+        alpha: α > 0.
+        delta: δ > 0; β = δ has weight 1.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: ≥ 0; added to every denominator.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
+
+    Raises:
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+
+    Formula: R · (1 − iou), R = e^(ρ² / c²), c² constant (v1); with iou_mean times β / (δ·α^(β − δ)), β = (1 − iou) / max(iou_mean, eps), constant (v3), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+
+    Source: arXiv 2301.10051.
+
+    Example:
+        >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        >>> target = torch.tensor([[1.0, 0.0, 3.0, 3.0]])  # corners, in any unit; not centre and size
+        >>> opreg.functional.wiou_loss(predicted, target)
+        tensor(0.8039)
+    """
+
+def coord_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution that also sees the row and the column of each element.
+
+    For tasks in which the place matters, which an ordinary convolution can't see. Two channels come before the
+    input's: the row and the column, each from -1 at the first to 1 at the last; a single one is at -1. They are padded
+    with zeros as the others are. With one group their part is computed once for the whole batch.
+
+    Args:
+        input: (N, I, H, W) or (I, H, W).
+        weight: (O, (I + 2) / groups, kh, kw), rows first, then columns, then the input's channels.
+        bias: (O). All three have one dtype.
+        stride: (sh, sw), at least 1.
+        padding: (ph, pw) zeros on each side.
+        dilation: (dh, dw), at least 1.
+        groups: divides I + 2 and O.
+
+    Returns:
+        (N, O, H', W') or (O, H', W'), H' = (H + 2 ph - dh (kh - 1) - 1) // sh + 1; channels last where the input is.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or an option is out of range.
+
+    Formula: conv2d(cat(rows, columns, input), weight, bias). Source: arXiv 1807.03247.
+
+    Example:
+        >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(16, 3 + 2, 3, 3)
+        >>> y = opreg.functional.coord_conv2d(x, weight, padding=(1, 1))
+    """
+
+def dynamic_conv2d(
+    input: Tensor,
+    attention: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution with a kernel for each sample: the sum of K kernels, weighted by its attention.
+
+    More capacity at the cost of one convolution: the kernels are summed, not the K results. The attention, usually a
+    softmax of what a small branch makes of the input, is an argument.
+
+    Args:
+        input: (N, I, H, W) or (I, H, W).
+        attention: (N, K) or (K), any weights.
+        weight: (K, O, I / groups, kh, kw).
+        bias: (K, O), weighted likewise. All have one dtype.
+        stride: (sh, sw), at least 1.
+        padding: (ph, pw) zeros on each side.
+        dilation: (dh, dw), at least 1.
+        groups: divides I and O.
+
+    Returns:
+        (N, O, H', W') or (O, H', W'), H' = (H + 2 ph - dh (kh - 1) - 1) // sh + 1; channels last where the input is.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or an option is out of range.
+
+    Formula: conv2d(input[n], sum over k of attention[n, k] weight[k], sum over k of attention[n, k] bias[k]), each n.
+    Source: arXiv 1912.03458.
+
+    Example:
+        >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 16, 3, 3, 3)
+        >>> attention = torch.randn(2, 4).softmax(1)  # one weight a kernel, for each sample
+        >>> y = opreg.functional.dynamic_conv2d(x, attention, weight, padding=(1, 1))
     """
 
 def poisson_nll_loss(
@@ -407,6 +1083,211 @@ def kl_div(
         >>> opreg.functional.kl_div(input, target, reduction="batchmean").backward()
     """
 
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy of a linear layer's scores, without ever holding the (N, C) scores.
+
+    For large vocabularies and many classes, where the scores take more memory than the model: they exist for one chunk
+    of rows at a time, and the gradients are computed in the same pass. The scores have the dtype of ``input``, as those
+    of ``torch.nn.functional.linear``; losses and sums are float32 (float64).
+
+    Args:
+        input: (N, D) or (D) features.
+        linear_weight: (C, D), of the dtype of ``input``.
+        target: class indices (N) or (), int64, int32 or uint8, each in [0, C) or ``ignore_index``; or class
+            probabilities (N, C) or (C), floating.
+        linear_bias: (C), of the dtype of ``input``.
+        weight: (C), a factor for each class, without gradient where the targets are class indices.
+        ignore_index: the class index that does not count; of no meaning for class probabilities.
+        reduction: "none", "mean" (over the rows that count, by weight) or "sum".
+        label_smoothing: in [0, 1], the part of the target that all classes share evenly.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss: a scalar, or (N) or () where the reduction is "none".
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or an option or, on the CPU, a class index is out of range.
+
+    Formula: cross_entropy(input @ linear_weight.T + linear_bias, target). Source:
+    ``torch.nn.functional.linear_cross_entropy``.
+
+    Example:
+        >>> hidden, head = torch.randn(6, 8), torch.randn(100, 8)
+        >>> target = torch.randint(100, (6,))  # one class index a row
+        >>> loss = opreg.functional.linear_cross_entropy(hidden, head, target)
+    """
+
+def dice_loss(
+    input: Tensor,
+    target: Tensor,
+    p: float = 1.0,
+    smooth: float = 1.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    batch: bool = False,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """One minus the soft Dice coefficient of σ(input) and the target, all classes of a sample together.
+
+    For segmentation with few foreground pixels: it weighs overlap, not pixels. Also known as generalized soft Dice, or
+    with ``batch=True`` as batch soft Dice.
+
+    L = 1 − (2·Σ_c w_c·Σ s·y + smooth) / (Σ_c w_c·Σ (s^p + y^p) + smooth), s = σ(input), y the one-hot target. Where the
+    fraction is 0/0, which takes smooth = 0, the loss is 0.
+
+    Args:
+        input: logits (N, C, d1 … dk), k ≥ 0.
+        target: class indices (N, d1 … dk), int64, int32 or uint8; or probabilities in [0, 1] of the shape of ``input``,
+            in which the loss is then differentiable too.
+        p: exponent in the denominator, ≥ 1.
+        smooth: added to numerator and denominator, ≥ 0.
+        weight: (C,), one a class, not differentiated.
+        ignore_index: pixels of this class index leave both sums.
+        batch: sums over the whole batch in place of one sample: one value, whatever the reduction.
+        reduction: "none", "mean" or "sum" over the samples.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (N) for "none" without ``batch``, else ().
+
+    Raises:
+        RuntimeError: shapes that do not fit, p < 1, smooth < 0; on the CPU, a class index outside [0, C) that is not
+            ignored. On a GPU such an index makes its sample NaN.
+
+    Source: V-Net, arXiv 1606.04797 (p = 2).
+
+    Example:
+        >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
+        >>> loss = opreg.functional.dice_loss(logits, target)
+    """
+
+def generalized_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    eps: float = 1e-05,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Dice loss of softmax(input), each class weighted by one over the square of its number of pixels in the sample.
+
+    For classes of very different sizes: each counts about alike. A class that is absent from a sample takes the largest
+    weight of the present ones; where none is present, the weights are 1. The weights depend on the target alone.
+
+    L = 1 − (2·Σ_c w_c·Σ r·p + eps) / (Σ_c w_c·Σ (r + p) + eps), p = softmax(input), r the one-hot target,
+    w_c = 1/(Σ r_c)². Where the fraction is 0/0, which takes eps = 0, the loss is 0.
+
+    Args:
+        input: logits (N, C, d1 … dk), k ≥ 0.
+        target: class indices (N, d1 … dk), int64, int32 or uint8.
+        eps: added to numerator and denominator, ≥ 0. The weighted sums are about 1/pixels: it counts.
+        ignore_index: pixels of this class index leave all sums.
+        reduction: "none", "mean" or "sum" over the samples.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (N) for "none", else ().
+
+    Raises:
+        RuntimeError: shapes that do not fit, eps < 0; on the CPU, a class index outside [0, C) that is not ignored.
+            On a GPU such an index makes its sample NaN.
+
+    Source: Sudre et al., arXiv 1707.03237.
+
+    Example:
+        >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
+        >>> loss = opreg.functional.generalized_dice_loss(logits, target)
+    """
+
+def lovasz_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    classes: str = "present",
+    per_image: bool = False,
+    ignore_index: int = -100,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The Lovász extension of the Jaccard loss (1 − IoU) on softmax(input), the mean over classes.
+
+    Optimises mean IoU itself, of the batch or of each image; commonly after or beside cross entropy.
+
+    For each class c, the errors |1[target = c] − softmax(input)_c| of the valid pixels, sorted downwards (ties in the
+    order of the pixels), dot the steps of the Jaccard loss as pixel after pixel turns wrong.
+
+    Args:
+        input: logits (N, C, d1 … dk), k ≥ 0.
+        target: class indices (N, d1 … dk), int64, int32 or uint8.
+        classes: "present", the mean over the classes that the target holds, or "all".
+        per_image: the mean over images of the loss of each, in place of that of all pixels of the batch. An image
+            without valid pixels counts as 0.
+        ignore_index: pixels of this class index are left out.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (), 0 where there is no valid pixel.
+
+    Raises:
+        RuntimeError: shapes that do not fit, other ``classes``; on the CPU, a class index outside [0, C) that is not
+            ignored. On a GPU such an index makes the loss, and the gradient at its pixel, NaN.
+
+    Source: Berman, Triki, Blaschko, arXiv 1705.08790.
+
+    Example:
+        >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
+        >>> loss = opreg.functional.lovasz_softmax_loss(logits, target, per_image=True)
+    """
+
+def lovasz_hinge_loss(
+    input: Tensor,
+    target: Tensor,
+    per_image: bool = True,
+    ignore_index: int = -100,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The Lovász extension of the Jaccard loss (1 − IoU) of the foreground, on the hinge errors of binary logits.
+
+    Optimises the IoU of one foreground class, of each image or of the batch.
+
+    The errors 1 − input·(2y − 1), y = 1[target = 1], of the valid pixels, sorted downwards, their positive part dot the
+    steps of the Jaccard loss as pixel after pixel turns wrong.
+
+    Args:
+        input: logits (N, d1 … dk), k ≥ 0.
+        target: of the shape of ``input``, of any real dtype: 1 is foreground, anything else background.
+        per_image: the mean over images of the loss of each, in place of that of all pixels of the batch. An image
+            without valid pixels counts as 0.
+        ignore_index: pixels of this value are left out.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (), 0 where there is no valid pixel.
+
+    Raises:
+        RuntimeError: shapes that do not fit.
+
+    Source: Berman, Triki, Blaschko, arXiv 1705.08790.
+
+    Example:
+        >>> logits, target = torch.randn(2, 8, 8), torch.randint(0, 2, (2, 8, 8))  # 0 or 1 a pixel
+        >>> loss = opreg.functional.lovasz_hinge_loss(logits, target)
+    """
+
 def soft_margin_loss(
     input: Tensor,
     target: Tensor,
@@ -516,6 +1397,154 @@ def margin_ranking_loss(
         >>> first, second = torch.randn(4, requires_grad=True), torch.randn(4)
         >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # 1: the first shall rank higher
         >>> opreg.functional.margin_ranking_loss(first, second, target, margin=0.1).backward()
+    """
+
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-06,
+    swap: bool = False,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Triplet margin loss: the positive is to lie nearer to the anchor than the negative does, by a margin.
+
+    For embeddings of faces, products or patches, where classes are many and a class has few examples.
+
+    Args:
+        anchor: vectors (..., D), floating.
+        positive: vectors of the anchor's class, of the same number of dimensions; they broadcast.
+        negative: vectors of another class, the same.
+        margin: greater than 0.
+        p: the degree of the norm, 2 for Euclidean distance; any number or infinity.
+        eps: added to each difference inside of the norm.
+        swap: take the negative's distance to the positive where that is less than its distance to the anchor.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (...) for ``"none"``, else a scalar: max(0, margin + d(a, p) − d(a, n)), d(x, y) = ‖x − y + eps‖_p. The gradient
+        of a distance is 0 where the distance is 0.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, margin ≤ 0, NaN as margin, p or eps.
+
+    ``torch.nn.functional.triplet_margin_loss``; swap: Balntas et al., BMVC 2016.
+
+    Example:
+        >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
+        >>> loss = opreg.functional.triplet_margin_loss(anchor, positive, negative, margin=0.5, swap=True)
+    """
+
+def triplet_soft_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Triplet loss with a soft margin: log(1 + exp(d(a, p) − d(a, n))), d the Euclidean distance.
+
+    Like ``triplet_margin_loss`` with no margin to choose: triplets that are already in order still pull, ever less.
+
+    Args:
+        anchor: vectors (..., D), floating.
+        positive: vectors of the anchor's class, of the same shape.
+        negative: vectors of another class, of the same shape.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (...) for ``"none"``, else a scalar. The gradient of a distance is 0 where the distance is 0.
+
+    Raises:
+        RuntimeError: shapes that differ.
+
+    arXiv 1703.07737.
+
+    Example:
+        >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
+        >>> loss = opreg.functional.triplet_soft_margin_loss(anchor, positive, negative)
+    """
+
+def cosine_embedding_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0.0,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cosine embedding loss: pairs that belong together are to point the same way, others not.
+
+    For similarity of embeddings whose length means nothing.
+
+    Args:
+        input1: vectors (N, D), or one (D), floating.
+        input2: the same; the two broadcast.
+        target: (N), or () for one pair: 1 where the pair belongs together, −1 where it does not; others count 0.
+        margin: what the cosine of a pair that does not belong together may be; from −1 to 1, 0 to 0.5 is usual.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (N) for ``"none"``, else a scalar: 1 − cos where the target is 1, max(0, cos − margin) where it is −1;
+        cos = Σ x₁x₂ / √((Σ x₁² + 1e-12)(Σ x₂² + 1e-12)).
+
+    Raises:
+        RuntimeError: shapes that do not fit, NaN as margin, a target that requires grad.
+
+    ``torch.nn.functional.cosine_embedding_loss``.
+
+    Example:
+        >>> target = torch.tensor([1, -1, 1])  # not 0 and 1
+        >>> loss = opreg.functional.cosine_embedding_loss(torch.randn(3, 128), torch.randn(3, 128), target)
+    """
+
+def ohem_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    thresh: float = 0.7,
+    n_min: int = -1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy of the hard examples alone: online hard example mining.
+
+    For dense prediction, where most positions are learnt soon and would drown the others in the mean. Which positions
+    count is decided over the whole batch, without a gradient.
+
+    Args:
+        input: logits, (C) or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        thresh: positions whose class has at most this probability are hard, in [0, 1].
+        n_min: at least so many are kept, or all: the least probable ones, of equal ones the first. Below 0: a sixteenth
+            of all positions.
+        ignore_index: positions of this target count for nothing.
+        reduction: "none" (0 where a position is dropped), "mean" over the kept ones, "sum". The mean of none is NaN.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+
+    Raises:
+        RuntimeError: shapes or dtypes do not fit, thresh is outside of [0, 1], or on the CPU a class index is out of
+            range (on a GPU its position is NaN).
+
+    Formula: −log p_y with p = softmax(input) where p_y <= thresh, p_y in float32 (float64 for float64); if those are
+    fewer than n_min, where p_y is among the n_min smallest. Shrivastava et al., arXiv 1604.03540.
+
+    Example:
+        >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
+        >>> loss = opreg.functional.ohem_cross_entropy(logits, labels, thresh=0.7, n_min=2048, ignore_index=255)
     """
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, dtype: torch.dtype | None = None) -> Tensor:
@@ -644,4 +1673,126 @@ def huber_loss(
     Example:
         >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
         >>> opreg.functional.huber_loss(input, target, delta=0.5).backward()
+    """
+
+def ctc_loss(
+    log_probs: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor | Sequence[int] | int,
+    target_lengths: Tensor | Sequence[int] | int,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Minus the log of the probability of a label sequence, over all its alignments with a longer input sequence.
+
+    For speech and handwriting, where it is known what was said but not when. ``targets[n]`` is a sequence of labels: no
+    blanks, no one-hot rows, repeated labels as they are. The gradient presumes log-probabilities, as torch's does: take
+    ``log_softmax`` of logits first. There is no second derivative.
+
+    Args:
+        log_probs: (T, N, C), or (T, C) for a single sequence: logarithms of probabilities over the C classes.
+        targets: class indices, int64, int32 or uint8: (N, S), each row filled up with anything; or all sequences one
+            after the other, (sum of target_lengths).
+        input_lengths: (N), or () for a single sequence, integers in [0, T]: how many steps of each sequence count.
+            For ``log_probs`` on a GPU they are there too, or on the CPU: nothing waits for them.
+        target_lengths: likewise, integers in [0, S]: how many labels of each row count.
+        blank: the class that stands between labels.
+        reduction: ``"none"``, ``"mean"`` (each loss divided by its target length, at least 1, then averaged) or
+            ``"sum"``.
+        zero_infinity: a loss of 0 in place of infinity, for targets that no alignment fits into the input.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        (N), or () for a single sequence or with a reduction.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
+            second derivative.
+
+    L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
+    removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,
+    "Connectionist Temporal Classification", ICML 2006.
+
+    Source:
+        torch.nn.functional.ctc_loss
+
+    Example:
+        >>> log_probs = torch.randn(50, 2, 28).log_softmax(-1)
+        >>> targets = torch.tensor([[3, 1, 20, 0], [4, 15, 7, 19]])  # "cat", "dogs"; 0 is the blank and the filling
+        >>> opreg.functional.ctc_loss(log_probs, targets, torch.tensor([50, 41]), torch.tensor([3, 4]))
+    """
+
+def distillation_loss(
+    input: Tensor,
+    target: Tensor,
+    temperature: float = 2.0,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Knowledge distillation: the divergence of a student's softened class probabilities from a teacher's.
+
+    To train a small network by a large one, usually together with the cross entropy of the labels.
+
+    Args:
+        input: the student's logits (C) or (N, C, d1 ... dk), floating.
+        target: the teacher's logits, of the same shape; constants, no gradient flows into the teacher.
+        temperature: what both are divided by, greater than 0; the higher, the more the unlikely classes count.
+        reduction: ``"none"``, ``"mean"`` (over positions) or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        () or (N, d1 ... dk) for ``"none"``, else a scalar: T² Σ_c p_c (log p_c − log q_c), p = softmax(target / T),
+        q = softmax(input / T). The factor T² keeps the size of the gradient whatever the temperature.
+
+    Raises:
+        RuntimeError: shapes that differ, a temperature that is not a finite number above 0.
+
+    arXiv 1503.02531.
+
+    Example:
+        >>> student, teacher = torch.randn(16, 10, requires_grad=True), torch.randn(16, 10)  # logits, both
+        >>> loss = opreg.functional.distillation_loss(student, teacher, temperature=4.0)
+    """
+
+def large_margin_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    lam: float = 0.3,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cross entropy with a large-margin regulariser: the classes beside the target are to be alike.
+
+    For classification where classes should be told apart by a margin in the logits.
+
+    Args:
+        input: logits (C) or (N, C, d1 ... dk) of at least two classes, floating.
+        target: class indices () or (N, d1 ... dk), int64, int32 or uint8.
+        lam: weight of the regulariser, at least 0.
+        ignore_index: positions of this target count nothing and get no gradient.
+        reduction: ``"none"``, ``"mean"`` (over positions that are not ignored) or ``"sum"``.
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        () or (N, d1 ... dk) for ``"none"``, else a scalar: −log softmax(x)_y + λ/2 Σ_{c≠y} (q_c − 1/(C−1)) log q_c,
+        q = softmax of the logits without the target's.
+
+    Raises:
+        RuntimeError: shapes that do not fit, fewer than two classes, lam that is not a finite number from 0 on; on the
+            CPU a class index that is none. On a GPU that position's loss and gradient are NaN.
+
+    Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019.
+
+    Source:
+        Kobayashi, BMVC 2019
+
+    Example:
+        >>> logits, target = torch.randn(16, 10, requires_grad=True), torch.randint(0, 10, (16,))  # class indices
+        >>> loss = opreg.functional.large_margin_softmax_loss(logits, target, lam=0.3)
     """

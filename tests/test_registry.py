@@ -55,7 +55,8 @@ def test_declaration(op):
 
 def test_schema_conventions(op):
     names = op.arguments
-    assert names[0] in ("input", "input1")
+    # the standard terms of each kind of op
+    assert names[0] in ("input", "input1", "anchor", "cosine", "log_probs", "averages")
     if op.reduces:
         assert op.value._schema.arguments[names.index("reduction")].default_value == "mean"
         assert op.is_loss
