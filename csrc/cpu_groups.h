@@ -33,9 +33,10 @@ class GroupWorker {
 
   // Groups of a tile; a chunk of work is one, so that sums do not depend on the threads.
   static int64_t tile_groups(const G& g) {
-    int64_t n = kGroupElements / std::max<int64_t>(1, g.members * M);
-    if (g.across(kFewMembers)) n = std::max<int64_t>(16, n / 16 * 16);
-    return std::min(kGroupTile, std::max<int64_t>(1, n));
+    int64_t members = std::max<int64_t>(1, g.members);
+    // one at a time: what matters is to go on through memory for a while
+    if (!g.across(kFewMembers)) return std::min(kGroupTile, std::max<int64_t>(1, kChunk / members));
+    return std::min(kGroupTile, std::max<int64_t>(16, kGroupElements / (members * M) / 16 * 16));
   }
 
   struct Sums {
