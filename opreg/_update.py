@@ -22,7 +22,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
 
     def update(*args: Any, **kwargs: Any) -> None:
         if transform_active():
-            return op.call_reference(*args, **kwargs)
+            return op.write_reference(*args, **kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in op.written(*args, **kwargs)):
             raise RuntimeError(
                 f"{op.short}: expected {' and '.join(op.mutated)} without gradient, for they are changed in place, "
@@ -42,4 +42,4 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
     torch.library.register_fake(op.qualname, fake)
     lib.impl(op.short, update, "Autograd")
     lib.impl(op.short, noticed, "ADInplaceOrView")
-    lib.impl(op.short, op.call_reference, VMAP_KEY)
+    lib.impl(op.short, op.write_reference, VMAP_KEY)

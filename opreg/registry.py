@@ -202,13 +202,9 @@ class Op:
         constants = self.constants(args)
         return [n for n in self.differentiable if n not in constants]
 
-    def call_reference(self, *args: Any, **kwargs: Any) -> Any:
+    def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
         """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype."""
         bound = bind(self.value, args, kwargs)
-        if self.mutated:
-            for t, new in zip(self.written(**bound), self.reference(**bound), strict=True):
-                t.copy_(new)
-            return None
         dtype = result_dtype(bound)
         compute = torch.promote_types(dtype, torch.float32)
         bound.pop("dtype", None)
@@ -216,7 +212,14 @@ class Op:
             t = bound[name]
             if t is not None and (t.is_floating_point() or name not in self.indices):
                 bound[name] = t.to(compute)
-        return self.reference(**bound).to(dtype)
+        result: Tensor = self.reference(**bound).to(dtype)
+        return result
+
+    def write_reference(self, *args: Any, **kwargs: Any) -> None:
+        """Writes what the reference gives, where the op writes to its arguments."""
+        bound = bind(self.value, args, kwargs)
+        for t, new in zip(self.written(**bound), self.reference(**bound), strict=True):
+            t.copy_(new)
 
 
 _ops: dict[str, Op] = {}
@@ -302,5 +305,5 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """Every op to plain ATen: ``exported_program.run_decompositions(opreg.decompositions())``."""
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
     for op in registered():
-        table[op.value] = op.call_reference
+        table[op.value] = op.write_reference if op.mutated else op.call_reference
     return table

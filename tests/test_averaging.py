@@ -51,7 +51,7 @@ def test_reference(number):
     averages, params, decay = lists(sample)
     others, _, _ = lists(sample)
     ema_update_(averages, params, decay)
-    OP.call_reference(others, params, decay)
+    OP.write_reference(others, params, decay)
     torch.testing.assert_close(averages, others)
 
 

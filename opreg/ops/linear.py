@@ -104,7 +104,8 @@ def shape(op: str, args: Arguments) -> Sequence[int]:
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
     """The gradients that the forward pass keeps, flat, and the mean's denominator."""
-    x, w, mask = args["input"], args["linear_weight"], args["output_mask"]
+    x: Tensor = args["input"]
+    w, mask = args["linear_weight"], args["output_mask"]
     in_input, in_weight, in_target, in_bias, in_class_weight = mask
     size = 1
     if args["reduction"] != "none" and not in_target and not in_class_weight:
