@@ -344,7 +344,7 @@ class RegionWorker {
   std::vector<T> plane_;
   std::vector<const T*> scores_;
   alignas(64) T x_[kMost], y_[kMost], out_[kMost], out_y_[kMost], max_[kMost], sum_[kMost];
-  alignas(64) int32_t label_[kMost], known_[kMost];
+  alignas(64) int32_t label_[kMost], known_[kMost];  // known_: labels of pixels that are not ignored
 };
 
 struct RegionKernels {

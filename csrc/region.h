@@ -143,9 +143,7 @@ struct RegionCall {
     Shape own = shape_of(target);
     soft = takes_soft && is_floating(target_dtype);
     bool index = target_dtype == DType::int64 || target_dtype == DType::int32 || target_dtype == DType::uint8;
-    if (soft) {
-      if (own != shape) fail(op, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(own));
-    } else if (!scored) {
+    if (soft || !scored) {
       if (own != shape) fail(op, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(own));
     } else if (!index) {
       fail(op, "target of dtype int64, int32 or uint8, got ", name_of(target_dtype));
@@ -188,7 +186,6 @@ struct RegionCall {
     return r;
   }
 
-  // Result, state and gradient: what every op of regions asks of them.
   void check_grad(const Tensor& grad_output, const Shape& expected, const std::vector<bool>& mask,
                   size_t gradients) const {
     if (shape_of(grad_output) != expected)

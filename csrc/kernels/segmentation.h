@@ -79,7 +79,7 @@ struct CloseGeneralizedDice {
 };
 // The state times the gradient of the loss, as the pass over the pixels computes.
 template <class T>
-struct Coefficients2 {
+struct ScaleState {
   const double* state;
   Operand grad;
   double scale;
@@ -174,8 +174,8 @@ struct OverlapLoss {
       Tensor coefficients = new_empty(c.input, state_shape(c), dtype_of_storage<T>);
       auto* k = static_cast<T*>(coefficients.mutable_data_ptr());
       Backend::each(state_shape(c)[0], 1,
-                    Coefficients2<T>{static_cast<const double*>(state.const_data_ptr()), operand_of(grad_output),
-                                     scale(c), 2 * p.slots, k});
+                    ScaleState<T>{static_cast<const double*>(state.const_data_ptr()), operand_of(grad_output), scale(c),
+                                  2 * p.slots, k});
       if constexpr (Op::softmax) {
         Backend::Regions::template grad_softmax<T, false>(p, k, nullptr);
       } else {
