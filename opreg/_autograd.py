@@ -162,7 +162,8 @@ def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) 
     wanted = [n for n, m in zip(op.differentiable, mask, strict=True) if m]
 
     def of_wanted(*tensors: Tensor) -> Tensor:
-        return op.call_reference(**{**bound, **dict(zip(wanted, tensors, strict=True))}).to(grad_output.dtype)
+        result: Tensor = op.call_reference(**{**bound, **dict(zip(wanted, tensors, strict=True))})
+        return result.to(grad_output.dtype)
 
     pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
     return list(pullback(grad_output))

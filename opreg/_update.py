@@ -22,7 +22,8 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
 
     def update(*args: Any, **kwargs: Any) -> None:
         if transform_active():
-            return op.write_reference(*args, **kwargs)
+            op.write_reference(*args, **kwargs)
+            return
         if torch.is_grad_enabled() and any(t.requires_grad for t in op.written(*args, **kwargs)):
             raise RuntimeError(
                 f"{op.short}: expected {' and '.join(op.mutated)} without gradient, for they are changed in place, "

@@ -111,7 +111,8 @@ def state(shape: Sequence[int], args: Arguments) -> Tensor:
     if args["reduction"] != "none" and not in_target and not in_class_weight:
         size += in_input * x.numel() + in_weight * w.numel() + in_bias * w.shape[0]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((size,), dtype=dtype)
+    kept: Tensor = x.new_empty((size,), dtype=dtype)
+    return kept
 
 
 def samples(make: Maker) -> Iterator[Sample]:
