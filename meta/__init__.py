@@ -4,7 +4,9 @@ from .fakes import register_fakes as register_fakes
 from .rules import Rule as Rule
 from .rules import State as State
 from .rules import broadcast as broadcast
+from .rules import class_sums as class_sums
 from .rules import images as images
+from .rules import margin_rows as margin_rows
 from .rules import per_row as per_row
 from .rules import rows as rows
 from .rules import same as same
