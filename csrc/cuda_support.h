@@ -233,7 +233,8 @@ __device__ T block_sum_before(T value) {
 }
 
 template <class T, class S, int I, class Body>
-__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Iteration<I> it, Body body, double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(const __grid_constant__ Iteration<I> it, Body body, double* partial) {
   double total = 0;
   if constexpr (std::is_void_v<S>) {
     gather<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {

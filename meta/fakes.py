@@ -101,7 +101,7 @@ def register_fakes(name: str, rule: Rule, *, state: State | None = None) -> None
         bound = bound_to("_backward", args, kwargs)
         inputs = [n for n in bound if n not in ("grad_output", "state")]
         operands = {n: a for n, a in bound.items() if n in inputs}
-        full = rule(short, operands) if hasattr(rule, "elementwise") else None
+        full = rule.elements(short, operands) if hasattr(rule, "elements") else None
         return backward_fake(bound, full, inputs)
 
     torch.library.register_fake(name, value)

@@ -191,6 +191,53 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
     return rule
 
 
+def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bool = False) -> Rule:
+    """One value a row of ``input`` (C) or (N, C); ``target`` has a class index a row, or a list of the row's size."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, t = args[input], args[target]
+        if x.dim() > 2:
+            raise fail(op, f"{input} of shape (C) or (N, C)", shape_text(x))
+        classes = x.shape[-1] if x.dim() else 1
+        if classes == 0:
+            raise fail(op, f"{input} of at least one class", shape_text(x))
+        if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+        result = x.shape[:1] if x.dim() == 2 else x.shape[:0]
+        if lists:
+            # one class may come without a dimension
+            if (tuple(t.shape) or (1,)) != (tuple(x.shape) or (1,)):
+                raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+        else:
+            if t.shape != result and not (t.shape in ((), (1,)) and (x.dim() < 2 or x.shape[0] == 1)):
+                expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
+                raise fail(op, expected, shape_text(t))
+            result = t.shape
+        w = None if weight is None else args[weight]
+        if w is not None and (w.dim() != 1 or w.shape[0] != classes):
+            raise fail(op, f"{weight} of one entry a class, [{classes}]", shape_text(w))
+        return tuple(result)
+
+    return rule
+
+
+def class_sums(input: str, *others: str) -> Rule:
+    """Broadcast operands, an optional one among the others, summed over the dimension that is the last of ``input``."""
+
+    def elements(op: str, args: Arguments) -> Sequence[int]:
+        if args[input].dim() == 0:
+            raise fail(op, f"{input} of at least one dimension", shape_text(args[input]))
+        present = [n for n in others if args[n] is not None]
+        return broadcast(input, *present)(op, args)
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        shape, axis = elements(op, args), args[input].dim() - 1
+        return (*shape[:axis], *shape[axis + 1 :])
+
+    rule.elements = elements  # type: ignore[attr-defined]
+    return rule
+
+
 def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> Rule:
     """One value a vector along the last dimension: tensors (…, D) of one shape, or of one rank and broadcast, give (…).
 
@@ -251,7 +298,7 @@ def regions(input: str, target: str, *, weight: str | None = None, soft: bool = 
 
 
 def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
-    """One value for all images: ``input`` (N, C, H, W), ``target`` (N, H, W) labels; a window of ``kernel_size`` fits."""
+    """One value for all images: ``input`` (N, C, H, W), ``target`` (N, H, W), into which ``kernel_size`` fits."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, t = args[input], args[target]
@@ -263,7 +310,9 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
             raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
         expected = (x.shape[0], *x.shape[2:])
         if t.shape != expected:
-            raise fail(op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t))
+            raise fail(
+                op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t)
+            )
         if kernel_size is None:
             return ()
         k = args[kernel_size]

@@ -177,9 +177,9 @@ template <class Im>
 struct Pairs {
   using T = typename Im::Compute;
   static constexpr int L = Im::kLanes, kRun = 5, kWide = L + kRun - 1;  // a kernel of size 3 has runs of 5
-  T dot[kRun][L];     // <x_a, x_b>
-  T sign[kRun][L];    // -1 for equal labels: the binary cross entropy is softplus(sign dot)
-  int times[kRun][L]; // the windows that hold the pair; 0 where it has an ignored pixel, or one outside
+  T dot[kRun][L];                                                       // <x_a, x_b>
+  T sign[kRun][L];     // -1 for equal labels: the binary cross entropy is softplus(sign dot)
+  int times[kRun][L];  // the windows that hold the pair; 0 where it has an ignored pixel, or one outside
 
   HD void find(const Im& im, const Strip& a, const int64_t (&label)[L], int64_t k, int64_t dy, int64_t dx) {
     for (int r = 0; r < kRun; r++)

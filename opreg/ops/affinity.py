@@ -1,4 +1,4 @@
-"""Losses over pairs of neighbouring pixels: whether two pixels are alike should follow from whether their labels are."""
+"""Losses over pairs of neighbouring pixels: two should be alike if and only if their labels are equal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -195,7 +195,12 @@ def field_errors(make: Maker) -> Iterator[ErrorSample]:
             yield ErrorSample((x, t), message, {name: value}, values=True)
 
 
-IMAGES = {"small": (1, 19, 32, 32), "usual": (2, 19, 128, 128), "large": (8, 19, 512, 512), "huge": (16, 19, 1024, 1024)}
+IMAGES = {
+    "small": (1, 19, 32, 32),
+    "usual": (2, 19, 128, 128),
+    "large": (8, 19, 512, 512),
+    "huge": (16, 19, 1024, 1024),
+}
 
 
 def workload(make: Maker, size: str) -> Iterator[Sample]:
