@@ -1547,6 +1547,108 @@ def ohem_cross_entropy(
         >>> loss = opreg.functional.ohem_cross_entropy(logits, labels, thresh=0.7, n_min=2048, ignore_index=255)
     """
 
+def multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Multi-class margin loss: the score of the target class should lead every other one by a margin.
+
+    The hinge loss of a multi-class support vector machine: what leads by the margin has no gradient.
+
+    Args:
+        input: scores of shape (C) or (N, C).
+        target: class indices in [0, C) of shape () or (N), of dtype int64, int32 or uint8.
+        p: the power of the hinge, 1 or 2.
+        margin: the lead that costs nothing.
+        weight: one factor a class, of shape (C); a row takes that of its target class.
+        reduction: "none", "mean" or "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss, of shape () or of the shape of target for "none".
+
+    Raises:
+        RuntimeError: shapes that do not fit; p other than 1 and 2; on the CPU a class index outside [0, C), which gives
+            NaN on a GPU.
+
+    Σ_{c ≠ y} w_y · max(0, margin - x_y + x_c)^p / C. Equals torch.nn.functional.multi_margin_loss, but that a NaN score
+    gives NaN.
+
+    Example:
+        >>> target = torch.tensor([2, 0])  # one class index a row
+        >>> opreg.functional.multi_margin_loss(torch.randn(2, 5, requires_grad=True), target).backward()
+    """
+
+def multilabel_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Multi-label margin loss: the score of every target class should lead that of every other class by 1.
+
+    For rows that have several classes at once, given as lists.
+
+    Args:
+        input: scores of shape (C) or (N, C).
+        target: of the shape of input and dtype int64, int32 or uint8: each row lists its class indices in [0, C) and
+            then, if there is room, -1; what follows the first -1 is ignored.
+        reduction: "none", "mean" or "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss, of shape (), or (N) for "none" of (N, C).
+
+    Raises:
+        RuntimeError: shapes that do not fit; on the CPU a listed class index outside [0, C), which gives NaN on a GPU.
+
+    Σ_{y listed} Σ_{c not listed} max(0, 1 - x_y + x_c) / C, a class that is listed twice counted twice. Equals
+    torch.nn.functional.multilabel_margin_loss in eager mode, but that a NaN score gives NaN.
+
+    Example:
+        >>> target = torch.tensor([[3, 0, -1, -1, -1], [1, -1, -1, -1, -1]])  # classes 3 and 0; class 1
+        >>> opreg.functional.multilabel_margin_loss(torch.randn(2, 5, requires_grad=True), target).backward()
+    """
+
+def multilabel_soft_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Multi-label soft margin loss: binary cross entropy with logits of every class, averaged over the classes.
+
+    For rows that have several classes at once, given as a 0 or 1 for each class.
+
+    Args:
+        input: logits of shape (..., C).
+        target: what broadcasts with input, in [0, 1], 1 for the classes of the row.
+        weight: what broadcasts with both: a factor for each class, (C), or for each logit.
+        reduction: "none", "mean" or "sum".
+        dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
+
+    Returns:
+        The loss, of shape (), or without the dimension C for "none".
+
+    Raises:
+        RuntimeError: shapes that do not broadcast; an input without dimensions.
+
+    -Σ_c w_c (t_c log σ(x_c) + (1 - t_c) log σ(-x_c)) / C. Equals torch.nn.functional.multilabel_soft_margin_loss.
+
+    Example:
+        >>> target = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # classes 0 and 3; class 1
+        >>> opreg.functional.multilabel_soft_margin_loss(torch.randn(2, 4, requires_grad=True), target).backward()
+    """
+
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, dtype: torch.dtype | None = None) -> Tensor:
     """Absolute difference.
 

@@ -1427,6 +1427,108 @@ class OHEMCrossEntropyLoss(torch.nn.Module):
     ) -> None: ...
     def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
 
+class MultiMarginLoss(torch.nn.MultiMarginLoss):
+    """Multi-class margin loss: the score of the target class should lead every other one by a margin.
+
+    The hinge loss of a multi-class support vector machine: what leads by the margin has no gradient.
+
+    The module over ``opreg.functional.multi_margin_loss``.
+
+    Args:
+        p: the power of the hinge, 1 or 2.
+        margin: the lead that costs nothing.
+        weight: one factor a class, of shape (C); a row takes that of its target class.
+        size_average: deprecated, as in torch.nn.
+        reduce: deprecated, as in torch.nn.
+        reduction: "none", "mean" or "sum".
+
+    Call:
+        input: scores of shape (C) or (N, C).
+        target: class indices in [0, C) of shape () or (N), of dtype int64, int32 or uint8.
+
+    Returns:
+        The loss, of shape () or of the shape of target for "none".
+
+    Raises:
+        RuntimeError: shapes that do not fit; p other than 1 and 2; on the CPU a class index outside [0, C), which gives
+            NaN on a GPU.
+
+    Σ_{c ≠ y} w_y · max(0, margin - x_y + x_c)^p / C. Equals torch.nn.functional.multi_margin_loss, but that a NaN score
+    gives NaN.
+
+    Example:
+        >>> target = torch.tensor([2, 0])  # one class index a row
+        >>> opreg.nn.MultiMarginLoss()(torch.randn(2, 5, requires_grad=True), target).backward()
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
+
+class MultilabelMarginLoss(torch.nn.Module):
+    """Multi-label margin loss: the score of every target class should lead that of every other class by 1.
+
+    For rows that have several classes at once, given as lists.
+
+    The module over ``opreg.functional.multilabel_margin_loss``.
+
+    Args:
+        reduction: "none", "mean" or "sum".
+
+    Call:
+        input: scores of shape (C) or (N, C).
+        target: of the shape of input and dtype int64, int32 or uint8: each row lists its class indices in [0, C) and
+            then, if there is room, -1; what follows the first -1 is ignored.
+
+    Returns:
+        The loss, of shape (), or (N) for "none" of (N, C).
+
+    Raises:
+        RuntimeError: shapes that do not fit; on the CPU a listed class index outside [0, C), which gives NaN on a GPU.
+
+    Σ_{y listed} Σ_{c not listed} max(0, 1 - x_y + x_c) / C, a class that is listed twice counted twice. Equals
+    torch.nn.functional.multilabel_margin_loss in eager mode, but that a NaN score gives NaN.
+
+    Example:
+        >>> target = torch.tensor([[3, 0, -1, -1, -1], [1, -1, -1, -1, -1]])  # classes 3 and 0; class 1
+        >>> opreg.nn.MultilabelMarginLoss()(torch.randn(2, 5, requires_grad=True), target).backward()
+    """
+
+    reduction: str
+    def __init__(self, reduction: str = "mean") -> None: ...
+    def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
+
+class MultilabelSoftMarginLoss(torch.nn.Module):
+    """Multi-label soft margin loss: binary cross entropy with logits of every class, averaged over the classes.
+
+    For rows that have several classes at once, given as a 0 or 1 for each class.
+
+    The module over ``opreg.functional.multilabel_soft_margin_loss``.
+
+    Args:
+        weight: what broadcasts with both: a factor for each class, (C), or for each logit.
+        reduction: "none", "mean" or "sum".
+
+    Call:
+        input: logits of shape (..., C).
+        target: what broadcasts with input, in [0, 1], 1 for the classes of the row.
+
+    Returns:
+        The loss, of shape (), or without the dimension C for "none".
+
+    Raises:
+        RuntimeError: shapes that do not broadcast; an input without dimensions.
+
+    -Σ_c w_c (t_c log σ(x_c) + (1 - t_c) log σ(-x_c)) / C. Equals torch.nn.functional.multilabel_soft_margin_loss.
+
+    Example:
+        >>> target = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # classes 0 and 3; class 1
+        >>> opreg.nn.MultilabelSoftMarginLoss()(torch.randn(2, 4, requires_grad=True), target).backward()
+    """
+
+    weight: Tensor | None
+    reduction: str
+    def __init__(self, weight: Tensor | None = None, reduction: str = "mean") -> None: ...
+    def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
+
 class L1Loss(torch.nn.L1Loss):
     """Absolute difference.
 
