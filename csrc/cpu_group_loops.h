@@ -5,6 +5,7 @@
 
 namespace lossreg::cpu {
 
+constexpr int kLanes = 16;            // partial sums along a group
 constexpr int64_t kGroupTile = 512;  // groups taken together, at most
 
 // What is known of a tile's groups: one entry a group.
@@ -94,6 +95,23 @@ LOSSREG_CLONES void maxima_along(const F& f, const T* const* members, int64_t hi
   }
   max[0] = m0, max[1] = m1, max[2] = m2;
 }
+// The sum of 2 * Half lanes, by halves.
+template <int Half, class T>
+HD T folded(const T* lanes) {
+  T half[Half];
+  for (int j = 0; j < Half; j++) half[j] = lanes[j] + lanes[Half + j];
+  if constexpr (Half > 1) return folded<Half / 2>(half);
+  return half[0];
+}
+// The terms of member c into lane j of each sum.
+template <class T, int Mode, class F>
+HD void add_to_lane(const MemberBody<F, Mode>& body, const T* const (&at)[F::members], const T (&max)[kMostMaxima],
+                    int64_t hit, int64_t c, T (&lanes)[F::sums][kLanes], int j) {
+  T x[F::members], y[F::sums];
+  for (int k = 0; k < F::members; k++) x[k] = at[k][c];
+  body.terms(max, x, c == hit, y);
+  for (int k = 0; k < F::sums; k++) lanes[k][j] += y[k];
+}
 template <class T, int Mode, class F>
 LOSSREG_CLONES void terms_along(const F& f, const T* const* members, int64_t hit, const T (&max)[kMostMaxima],
                                 double (&sum)[kMostSums], int64_t n) {
@@ -102,18 +120,15 @@ LOSSREG_CLONES void terms_along(const F& f, const T* const* members, int64_t hit
   for (int k = 0; k < F::members; k++) at[k] = members[k];
   T m[kMostMaxima];
   for (int k = 0; k < kMostMaxima; k++) m[k] = max[k];
-  T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-  for (int64_t c = 0; c < n; c++) {
-    T x[F::members], y[F::sums];
-    for (int k = 0; k < F::members; k++) x[k] = at[k][c];
-    body.terms(m, x, c == hit, y);
-    s0 += y[0];
-    if constexpr (F::sums > 1) s1 += y[1];
-    if constexpr (F::sums > 2) s2 += y[2];
-    if constexpr (F::sums > 3) s3 += y[3];
+  alignas(64) T lanes[F::sums][kLanes] = {};
+  int64_t whole = n / kLanes * kLanes;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; j++) add_to_lane<T, Mode>(body, at, m, hit, c + j, lanes, j);
   }
-  sum[0] += double(s0), sum[1] += double(s1), sum[2] += double(s2), sum[3] += double(s3);
+#pragma omp simd
+  for (int j = 0; j < int(n - whole); j++) add_to_lane<T, Mode>(body, at, m, hit, whole + j, lanes, j);
+  for (int k = 0; k < F::sums; k++) sum[k] += double(folded<kLanes / 2>(lanes[k]));
 }
 template <class T, int Mode, class F>
 LOSSREG_CLONES void grad_along(const F& f, const T (&coefficients)[F::coefficients], T factor, const T* const* members,
