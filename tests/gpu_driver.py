@@ -47,17 +47,36 @@ def combined(parts: Sequence[Any], combine: Callable[..., Tensor]) -> Any:
     return dataclasses.replace(parts[0], args=args, kwargs=kwargs)
 
 
-def grown(parts: Sequence[Any], rows: int) -> Any:
-    """A sample of so many rows, those of the parts in turn; what has no dimension of rows stays."""
-    before = parts[0].args[0].shape[0]
+def rows_of(op: Any, sample: Any) -> int:
+    dim = op.batch_dims.get(op.arguments[0], 0)
+    return sample.args[0].shape[dim] if sample.args[0].dim() > dim else 0
 
-    def grow(*of: Tensor) -> Tensor:
-        if of[0].shape[:1] != (before,):
-            return of[0]
-        all_rows = torch.cat(of)
-        return all_rows[torch.arange(rows, device=all_rows.device) % len(all_rows)]
 
-    return combined(parts, grow)
+def grown(op: Any, parts: Sequence[Any], rows: int) -> Any:
+    """A sample of so many rows, those of the parts in turn; what has no rows stays, and so does a whole sample whose
+    call the op refuses at that size."""
+    before = rows_of(op, parts[0])
+
+    def grow(name: str, of: Sequence[Any]) -> Any:
+        dim = op.batch_dims.get(name, 0)
+        first = of[0]
+        if not isinstance(first, Tensor) or dim is None or first.dim() <= dim or first.shape[dim] != before:
+            return first
+        all_rows = torch.cat([t.detach() for t in of], dim)
+        index = torch.arange(rows, device=all_rows.device) % all_rows.shape[dim]
+        return all_rows.index_select(dim, index).requires_grad_(first.requires_grad)
+
+    args = tuple(grow(n, of) for n, of in zip(op.arguments, zip(*(p.args for p in parts), strict=True), strict=False))
+    kwargs = {name: grow(name, [p.kwargs[name] for p in parts]) for name in parts[0].kwargs}
+    sample = dataclasses.replace(parts[0], args=args, kwargs=kwargs)
+    try:
+        with torch.no_grad():
+            op.value(*sample.args, **sample.kwargs)
+    except RuntimeError as error:
+        if not str(error).startswith(f"{op.short}: expected"):
+            raise
+        return parts[0]
+    return sample
 
 
 def misaligned(t: Tensor) -> Tensor:
@@ -97,7 +116,7 @@ def drive_memory(op: Any, device: str) -> Found:
     plain = [s for s in samples(op, torch.float32, device) if not s.name and has_rows(s)]
     for rows in ROWS:
         for layout in (torch.clone, misaligned, strided):
-            calls.extend(combined([grown([s], rows)], layout) for s in plain)
+            calls.extend(combined([grown(op, [s], rows)], layout) for s in plain)
     for sample in calls:
         run(op, sample)
     if device == "cuda":
@@ -136,7 +155,7 @@ def drive_repeat(op: Any, device: str) -> Found:
     chosen = [parts for parts in zip(*seeds, strict=True) if has_rows(parts[0])]
     for parts in chosen:
         x = parts[0].args[0]
-        large = grown(parts, elements * x.shape[0] // x.numel() + 1)
+        large = grown(op, parts, elements * rows_of(op, parts[0]) // x.numel() + 1)
         first = run(op, large)
         for _ in range(RUNS - 1):
             require_same_bits(f"{op.short} {large.name}".rstrip(), run(op, large), first)

