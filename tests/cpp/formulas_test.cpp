@@ -243,9 +243,13 @@ int check(BoxOps<Formulas...>) {
   (with_third<Formulas>(), ...);
   return sizeof...(Formulas);
 }
-// A row formula has an interface of its own.
+// Row and group formulas have interfaces of their own.
 template <class... Formulas>
 int check(RowOps<Formulas...>) {
+  return 0;
+}
+template <class... Formulas>
+int check(GroupOps<Formulas...>) {
   return 0;
 }
 template <class... Kinds>
