@@ -220,6 +220,11 @@ template <class... Formulas>
 int check(RowOps<Formulas...>) {
   return 0;
 }
+// A group formula too: groups_test.cpp.
+template <class... Formulas>
+int check(GroupOps<Formulas...>) {
+  return 0;
+}
 template <class... Kinds>
 int check(Family<Kinds...>) {
   return (0 + ... + check(Kinds{}));
