@@ -5,7 +5,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int kLanes = 16;            // partial sums along a group
+constexpr int kLanes = 16;           // partial sums along a group
 constexpr int64_t kGroupTile = 512;  // groups taken together, at most
 
 // What is known of a tile's groups: one entry a group.
