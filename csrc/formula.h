@@ -81,7 +81,7 @@ struct RowFormula {
 // Groups of members (groupwise.h): the vectors of an embedding, the scores of a position. A formula has, per member,
 // candidates for maxima over the group and, given these, terms of sums; the value and the coefficients are made of
 // both, and a member's gradient of the coefficients.
-constexpr int kMostMaxima = 3, kMostSums = 4, kMostCoefficients = 6;
+constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 4;
 template <class T, int N>
 struct Values {
   T of[N];
@@ -90,7 +90,7 @@ template <class T>
 struct Group {
   T max[kMostMaxima], sum[kMostSums];
   // How much of operand k's expanded members are its own: 1, or 1 / members where one member was expanded to all.
-  T own[kMostMaxima];
+  T own[kMostMembers];
   T label;    // the tensor that has no members, if there is one that is no class index
   T members;  // how many
 };

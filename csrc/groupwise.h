@@ -79,7 +79,7 @@ struct Groups {
   Iteration<kOperands> it;
   int64_t members = 0;
   int64_t member_stride[kOperands] = {};
-  double own[kMostMaxima] = {1, 1, 1};
+  double own[kMostMembers] = {1, 1, 1};
   bool reduced = false, mean = false;
   void* valid = nullptr;  // how many groups are not ignored: the last entry of the state, where there are class indices
 
@@ -94,7 +94,7 @@ struct Groups {
   template <class T>
   HD Group<T> empty_group() const {
     Group<T> g{};
-    for (int k = 0; k < kMostMaxima; k++) g.own[k] = T(own[k]);
+    for (int k = 0; k < kMostMembers; k++) g.own[k] = T(own[k]);
     g.members = T(members);
     return g;
   }

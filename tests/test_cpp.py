@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX", "g++")
@@ -38,6 +39,17 @@ def test_formulas(family: str, tmp_path: Path) -> None:
     text = (ROOT / "csrc" / "formulas" / f"{family}.h").read_text()
     scalar = "PointwiseOps<" in text or "BoxOps<" in text
     assert ("gradients compared" in report) if scalar else ("no scalar formulas" in report)
+
+
+GROUP_FAMILIES = [f for f in FAMILIES if "GroupOps<" in (ROOT / "csrc" / "formulas" / f"{f}.h").read_text()]
+
+
+@pytest.mark.parametrize("family", GROUP_FAMILIES)
+def test_groups(family: str, tmp_path: Path) -> None:
+    torch_headers = Path(torch.__file__).parent / "include"
+    flags = ["-O1", f'-DLOSSREG_FAMILY="formulas/{family}.h"', "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    report = build_and_run(tmp_path, "groups_test.cpp", *flags, "-isystem", str(torch_headers))
+    assert "gradients compared" in report
 
 
 # native: with fused multiply-add, as the vector loops have it on a new processor

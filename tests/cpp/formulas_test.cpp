@@ -243,7 +243,7 @@ int check(BoxOps<Formulas...>) {
   (with_third<Formulas>(), ...);
   return sizeof...(Formulas);
 }
-// Row and group formulas have interfaces of their own.
+// Row and group formulas have interfaces of their own; groups_test.cpp has those of the latter.
 template <class... Formulas>
 int check(RowOps<Formulas...>) {
   return 0;
