@@ -10,6 +10,9 @@ from . import meta as meta  # noqa: E402
 from . import nn as nn  # noqa: E402
 from . import ops as _families  # noqa: E402,F401  registers every op
 from . import testing as testing  # noqa: E402
+from .passes import Report as Report  # noqa: E402
+from .passes import Rule as Rule  # noqa: E402
+from .passes import fuse as fuse  # noqa: E402
 from .registry import ErrorSample as ErrorSample  # noqa: E402
 from .registry import Op as Op  # noqa: E402
 from .registry import Sample as Sample  # noqa: E402

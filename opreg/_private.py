@@ -46,3 +46,23 @@ def names_in(namespace: str) -> list[str]:
     """The ops that the dispatcher knows in a namespace."""
     prefix = namespace + "::"
     return sorted(n.removeprefix(prefix) for n in torch._C._dispatch_get_all_op_names() if n.startswith(prefix))
+
+
+def without_fake_mode() -> AbstractContextManager[Any]:
+    """Tensors made inside are real ones, whatever traces outside."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    guard: AbstractContextManager[Any] = unset_fake_temporarily()
+    return guard
+
+
+def tensor_metadata(t: torch.Tensor) -> Any:
+    """What shape propagation writes on a node beside its value."""
+    from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
+    return _extract_tensor_metadata(t)
+
+
+def compile_with_inductor(module: Any, inputs: Any, mode: str | None, options: Any) -> Any:
+    """What ``torch.compile`` does for its own backend, options and modes included."""
+    return torch._TorchCompileInductorWrapper(mode, options, None)(module, inputs)

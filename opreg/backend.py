@@ -1,0 +1,34 @@
+"""``torch.compile(model, backend="opreg")``: Inductor, behind the rewrite of ``opreg.fuse``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import _private
+from .passes import Report
+from .passes._rewrite import Rewriter
+from .passes.rules import RULES
+
+# Of the last graph that the backend compiled; ``torch._dynamo`` has no place for one.
+last_report: Report | None = None
+
+
+def opreg(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Swaps losses and activations for ops in Dynamo's graph, then compiles it with Inductor.
+
+    Args:
+        module, example_inputs: from Dynamo.
+        mode, options: of ``torch.compile``, as Inductor takes them.
+    """
+    global last_report
+    last_report = Report()
+    Rewriter(module, RULES, last_report).run()
+    return _private.compile_with_inductor(module, example_inputs, mode, options)

@@ -1,0 +1,264 @@
+"""Tensor expressions in a normal form: polynomials, fully multiplied out, over atoms.
+
+Two programs that come to the same polynomial compute the same function over the reals, whatever the order of their
+operands, their brackets, and where they put a constant. Atoms are the leaves, and functions of polynomials:
+sigmoid(x), a power, a sum over dimensions. A handful of identities makes atoms unique too: sigmoid(−x) = 1 − sigmoid(x).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# (name, parts …): parts are polynomials and options
+Atom = tuple[Any, ...]
+# atoms with their exponents
+Monomial = frozenset[tuple[Atom, float]]
+ONE: Monomial = frozenset()
+
+# Products with more terms are not multiplied out: the expression is none that a rule would know.
+LARGEST = 200
+
+
+class TooLarge(Exception):
+    """An expression that grows beyond what any rule has."""
+
+
+def rounded(x: float) -> float:
+    """Twelve digits: 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not."""
+    if x == 0 or not math.isfinite(x):
+        return float(x)
+    return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
+
+
+@dataclass(frozen=True)
+class Poly:
+    """A sum of monomials with coefficients."""
+
+    terms: frozenset[tuple[Monomial, float]]
+
+    def __add__(self, other: "Poly") -> "Poly":
+        return collect([*self.terms, *other.terms])
+
+    def __mul__(self, other: "Poly") -> "Poly":
+        if len(self.terms) * len(other.terms) > LARGEST:
+            raise TooLarge
+        return collect((product(a, b), c * d) for a, c in self.terms for b, d in other.terms)
+
+    def __neg__(self) -> "Poly":
+        return self.scaled(-1)
+
+    def __sub__(self, other: "Poly") -> "Poly":
+        return self + -other
+
+    def scaled(self, factor: float) -> "Poly":
+        return collect((m, c * factor) for m, c in self.terms)
+
+    @property
+    def number(self) -> float | None:
+        """The value, where it is a constant."""
+        if not self.terms:
+            return 0.0
+        ((monomial, coefficient),) = self.terms if len(self.terms) == 1 else ((None, 0.0),)
+        return coefficient if monomial == ONE else None
+
+    def sign(self) -> int:
+        """Of a coefficient that the polynomial and its negative agree on: one of the two is the unique form."""
+        if not self.terms:
+            return 1
+        _, coefficient = min(self.terms, key=lambda term: repr_key(term[0]))
+        return 1 if coefficient > 0 else -1
+
+
+def repr_key(monomial: Monomial) -> str:
+    return "*".join(sorted(f"{atom_key(a)}^{e}" for a, e in monomial))
+
+
+def atom_key(atom: Any) -> str:
+    if isinstance(atom, Poly):
+        return "+".join(sorted(f"{c}{repr_key(m)}" for m, c in atom.terms))
+    if isinstance(atom, frozenset):
+        return "{" + ",".join(sorted(map(atom_key, atom))) + "}"
+    if isinstance(atom, tuple):
+        return "(" + ",".join(map(atom_key, atom)) + ")"
+    return str(atom)
+
+
+def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
+    found: dict[Monomial, float] = {}
+    for monomial, coefficient in terms:
+        found[monomial] = found.get(monomial, 0.0) + coefficient
+    if len(found) > LARGEST:
+        raise TooLarge
+    return Poly(frozenset((m, rounded(c)) for m, c in found.items() if rounded(c) != 0 and abs(c) > 1e-14))
+
+
+def product(a: Monomial, b: Monomial) -> Monomial:
+    exponents = dict(a)
+    for atom, e in b:
+        exponents[atom] = exponents.get(atom, 0) + e
+    return frozenset((atom, e) for atom, e in exponents.items() if e != 0)
+
+
+def constant(x: float) -> Poly:
+    return collect([(ONE, float(x))])
+
+
+def atom(name: str, *parts: Any) -> Poly:
+    return Poly(frozenset({(frozenset({((name, *parts), 1.0)}), 1.0)}))
+
+
+def single(p: Poly) -> tuple[Atom, float] | None:
+    """The atom and the coefficient of ``c · atom``."""
+    if len(p.terms) != 1:
+        return None
+    ((monomial, coefficient),) = p.terms
+    if len(monomial) != 1:
+        return None
+    ((found, exponent),) = monomial
+    return (found, coefficient) if exponent == 1 else None
+
+
+def power(p: Poly, exponent: float) -> Poly:
+    exponent = rounded(exponent)
+    number = p.number
+    if number is not None:
+        if number == 0 and exponent <= 0 or number < 0 and exponent != int(exponent):
+            raise TooLarge
+        return constant(number**exponent)
+    if exponent == 0:
+        return constant(1)
+    whole = exponent == int(exponent)
+    if whole and 1 <= exponent <= 4:
+        result = p
+        for _ in range(int(exponent) - 1):
+            result = result * p
+        return result
+    if exponent == -1:
+        z = exponential_plus_one(p)
+        if z is not None:
+            return sigmoid(-z)
+    if len(p.terms) == 1:
+        ((monomial, coefficient),) = p.terms
+        if whole:
+            return Poly(frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))}))
+    # one sign and scale for the base, so that (2a + 2b)^-1 is half of (a + b)^-1
+    _, scale = min(p.terms, key=lambda term: repr_key(term[0]))
+    if scale < 0 and not whole:
+        scale = -scale
+    base = p.scaled(1 / scale)
+    if len(base.terms) == 1:
+        ((monomial, coefficient),) = base.terms
+        if coefficient == 1 and len(monomial) == 1:
+            ((found, e),) = monomial
+            if e == 1:  # (x²)^½ is not x: other exponents stay inside
+                return Poly(frozenset({(frozenset({(found, exponent)}), rounded(scale**exponent))}))
+    return Poly(frozenset({(frozenset({(("sum of", base), exponent)}), rounded(scale**exponent))}))
+
+
+def exponential_plus_one(p: Poly) -> Poly | None:
+    """z where the polynomial is 1 + exp(z)."""
+    rest = p - constant(1)
+    found = single(rest)
+    if found is not None and found[0][0] == "exp" and found[1] == 1:
+        z: Poly = found[0][1]
+        return z
+    return None
+
+
+def sigmoid(z: Poly) -> Poly:
+    return constant(1) - atom("sigmoid", -z) if z.sign() < 0 else atom("sigmoid", z)
+
+
+def softplus(z: Poly) -> Poly:
+    found = single(z)
+    if found is not None and found[0][0] == "abs":  # log(1 + e^−|x|) = log(1 + eˣ) − max(x, 0)
+        inner: Poly = found[0][1].scaled(abs(found[1]))
+        return softplus(inner) - relu(inner) + (z if found[1] > 0 else constant(0))
+    return atom("softplus", -z) + z if z.sign() < 0 else atom("softplus", z)
+
+
+def absolute(z: Poly) -> Poly:
+    found = single(z)
+    if found is not None and found[1] not in (1, -1):
+        return absolute(z.scaled(1 / found[1])).scaled(abs(found[1]))
+    return atom("abs", -z if z.sign() < 0 else z)
+
+
+def relu(z: Poly) -> Poly:
+    return (z + absolute(z)).scaled(0.5)
+
+
+def exponential(z: Poly) -> Poly:
+    found = single(z)
+    if found is not None and found[0][0] == "log_softmax" and found[1] == 1:
+        return atom("softmax", *found[0][1:])
+    return atom("exp", z)
+
+
+def logarithm(p: Poly) -> Poly:
+    z = exponential_plus_one(p)
+    if z is not None:
+        return softplus(z)
+    found = single(p)
+    if found is not None and found[1] == 1 and found[0][0] == "sigmoid":
+        return -softplus(-found[0][1])
+    for_complement = single(constant(1) - p)
+    if for_complement is not None and for_complement[1] == 1 and for_complement[0][0] == "sigmoid":
+        return -softplus(for_complement[0][1])
+    return atom("log", p)
+
+
+def odd(name: str) -> Callable[[Poly], Poly]:
+    return lambda z: -atom(name, -z) if z.sign() < 0 else atom(name, z)
+
+
+def clamp(z: Poly, low: float | None, high: float | None) -> Poly:
+    if low == 0 and high is None:
+        return relu(z)
+    if low is None and high is None:
+        return z
+    return atom("clamp", z, low, high)
+
+
+def leaves(p: Poly) -> set[Any]:
+    """The leaves below a polynomial."""
+    found: set[Any] = set()
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Poly):
+            for monomial, _ in part.terms:
+                visit(monomial)
+        elif isinstance(part, frozenset):
+            for item in part:
+                visit(item)
+        elif isinstance(part, tuple):
+            if part and part[0] == "leaf":
+                found.add(part[1])
+            else:
+                for item in part:
+                    visit(item)
+
+    visit(p)
+    return found
+
+
+def names(p: Poly) -> set[str]:
+    """The names of the functions in a polynomial."""
+    found: set[str] = set()
+
+    def visit(part: Any) -> None:
+        if isinstance(part, Poly):
+            for monomial, _ in part.terms:
+                visit(monomial)
+        elif isinstance(part, frozenset):
+            for item in part:
+                visit(item)
+        elif isinstance(part, tuple) and part:
+            if isinstance(part[0], str) and part[0] != "leaf":
+                found.add(part[0])
+            for item in part:
+                visit(item)
+
+    visit(p)
+    return found

@@ -1,0 +1,193 @@
+"""What a node of an FX graph calls, in whatever dialect the graph is written.
+
+``F.silu(x)``, ``torch.nn.SiLU()(x)``, ``torch.ops.aten.silu_.default(x)`` and Dynamo's ``torch._C._nn.silu(x)`` are all
+the call "silu".
+"""
+
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import _private
+
+# Where functions with the meaning of their name live.
+_NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, torch._C._special, Tensor)
+_OPERATORS = {
+    operator.truediv: "div",
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.neg: "neg",
+    operator.pow: "pow",
+    operator.abs: "abs",
+    operator.getitem: "getitem",
+    operator.eq: "eq",
+    operator.gt: "gt",
+    operator.lt: "lt",
+    operator.ge: "ge",
+    operator.le: "le",
+    operator.matmul: "matmul",
+    operator.and_: "logical_and",
+}
+_IN_PLACE_OPERATORS = {
+    operator.iadd: "add",
+    operator.isub: "sub",
+    operator.imul: "mul",
+    operator.itruediv: "div",
+    operator.ipow: "pow",
+    operator.setitem: "setitem",
+}
+# One name for what torch calls by several.
+_ALIASES = {
+    "multiply": "mul",
+    "subtract": "sub",
+    "divide": "div",
+    "true_divide": "div",
+    "negative": "neg",
+    "absolute": "abs",
+    "clip": "clamp",
+    "expit": "sigmoid",
+    "special_expit": "sigmoid",
+    "logsigmoid": "log_sigmoid",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+    "view": "reshape",
+    "_unsafe_view": "reshape",
+    "_to_copy": "to",
+    "cross_entropy_loss": "cross_entropy",
+    "nll_loss_nd": "nll_loss",
+    "nll_loss2d": "nll_loss",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A tensor of a module, by its path from the root."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call by the name that torch's documentation has for it; the arguments are as in the graph."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    in_place: bool = False
+    # the function itself, where the signature of its arguments is to be had from it
+    target: Any = None
+
+    def inputs(self) -> Iterator[fx.Node]:
+        """The nodes among the arguments, those in lists too."""
+        found: list[fx.Node] = []
+        fx.node.map_arg((self.args, dict(self.kwargs)), found.append)
+        return iter(found)
+
+
+def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
+    """The call of a node; None where it is no call of a function of torch."""
+    if node.op == "call_module":
+        assert isinstance(node.target, str)
+        return _module_call(node, root)
+    if node.op == "call_method":
+        assert isinstance(node.target, str)
+        return _named(node.target, node.args, node.kwargs, None)
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    if target in _OPERATORS:
+        return Call(_OPERATORS[target], node.args, node.kwargs)
+    if target in _IN_PLACE_OPERATORS:
+        return Call(_IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=True)
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        return _named(name, node.args, node.kwargs, target) if namespace == "aten" else None
+    name = getattr(target, "__name__", "")
+    if any(getattr(space, name, None) is target for space in _NAMESPACES):
+        return _named(name, node.args, node.kwargs, target)
+    return None
+
+
+@cache
+def _inplace_index(target: Any) -> int | None:
+    """The place of the parameter ``inplace`` of a function in torch.nn.functional."""
+    if getattr(target, "__module__", None) != "torch.nn.functional":
+        return None
+    names = list(inspect.signature(target).parameters)
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _named(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any) -> Call:
+    in_place = name.endswith("_") and not name.endswith("__")
+    name = name.rstrip("_") if in_place else name
+    kwargs = dict(kwargs)
+    at = _inplace_index(target)
+    if at is not None and len(args) > at:
+        args, in_place = args[:at] + args[at + 1 :], bool(args[at]) or in_place
+    in_place = bool(kwargs.pop("inplace", False)) or in_place
+    return Call(_ALIASES.get(name, name), args, kwargs, in_place, target)
+
+
+def _module_call(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
+    if root is None:
+        return None
+    return module_call(root.get_submodule(str(node.target)), node.args, node.kwargs, f"{node.target}.")
+
+
+def module_call(
+    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, prefix: str = ""
+) -> Call | None:
+    """The call of a function that a module of torch.nn is, by its own forward; None where it is not one."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    kind = type(module)
+    if hooks or not kind.__module__.startswith("torch.nn.modules.") or "forward" in vars(module):
+        return None
+    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return None
+    graph = _trace(module)
+    if graph is None:
+        return None
+    calls = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
+    if len(calls) != 1 or graph.output_node().args[0] is not calls[0]:
+        return None
+    inner = resolve(calls[0], module)
+    if inner is None:
+        return None
+    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
+    given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+
+    def outer(a: Any) -> Any:
+        if not isinstance(a, fx.Node):
+            return a
+        return Attribute(f"{prefix}{a.target}") if a.op == "get_attr" else given.get(str(a.target))
+
+    new_args, new_kwargs = fx.node.map_aggregate((inner.args, dict(inner.kwargs)), outer)
+    return Call(inner.name, tuple(new_args), new_kwargs, inner.in_place, inner.target)
+
+
+def _trace(module: torch.nn.Module) -> fx.Graph | None:
+    with _private.without_fake_mode():
+        try:
+            return fx.Tracer().trace(module)
+        except Exception:  # whatever its forward does: it is opaque then
+            return None
+
+
+def value_of(node: fx.Node) -> Any:
+    """The fake tensor (or number) that tracing left on a node; None where there is none."""
+    for key in ("val", "example_value"):
+        if key in node.meta:
+            return node.meta[key]
+    return None

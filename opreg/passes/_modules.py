@@ -1,0 +1,152 @@
+"""Modules exchanged for modules, and the calls in those whose forward can be traced."""
+
+import inspect
+import re
+import types
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from .. import nn
+from ..nn._module import class_name
+from ..registry import Op
+from ._calls import Call, module_call
+from ._native import by_call, native_call
+from ._report import Left, Report, Swapped
+from ._rewrite import Rewriter
+from ._rule import Rule
+
+# What these return is a tensor of its own: an activation behind one in a Sequential may leave it as it is.
+_FRESH = (
+    torch.nn.Linear,
+    torch.nn.modules.conv._ConvNd,
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.GroupNorm,
+    torch.nn.LayerNorm,
+)
+
+
+def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report, activations: bool) -> torch.nn.Module:
+    """The module, changed in place, or another in its place where it is itself a loss or an activation."""
+    if is_native(module):
+        return exchanged(module, report, activations, type(module).__name__, fresh=False) or module
+    for path, parent in list(module.named_modules()):
+        before: torch.nn.Module | None = None
+        for name, child in list(parent.named_children()):
+            where = f"{path}.{name}".lstrip(".")
+            fresh = isinstance(parent, torch.nn.Sequential) and isinstance(before, _FRESH)
+            other = exchanged(child, report, activations, where, fresh=fresh) if is_native(child) else None
+            if other is not None:
+                setattr(parent, name, other)
+            before = child
+    for path, inner in list(module.named_modules()):
+        if not type(inner).__module__.startswith(("torch.nn.modules.", "opreg.")):
+            trace_and_fuse(inner, path, rules, report, activations)
+    return module
+
+
+def is_native(module: torch.nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.") and not any(True for _ in module.children())
+
+
+def exchanged(
+    module: torch.nn.Module, report: Report, activations: bool, where: str, *, fresh: bool
+) -> torch.nn.Module | None:
+    """Our module for one of torch's; None where it stays."""
+    call = module_call(module)
+    native = native_call(call, by_call()) if call is not None else None
+    if call is None or native is None or (native.op.inline and not activations):
+        return None
+    kind, reason = type(module), native.reason
+    if call.in_place and not fresh:
+        reason = "inplace=True writes to a tensor that others may see"
+    elif any(b.requires_grad for b in module.buffers()):
+        reason = f"a buffer requires grad, and is a constant of {native.op.short}"
+    if reason:
+        report.left.append(Left(f"torch.nn.{kind.__name__}", reason, where))
+        return None
+    report.swapped.append(Swapped(native.op.short, f"torch.nn.{kind.__name__}", where))
+    return twin(module, native.op, call)
+
+
+def twin(module: torch.nn.Module, op: Op, call: Call) -> torch.nn.Module:
+    """The module over the op, with the options and the buffers of this one."""
+    same_name = getattr(nn, type(module).__name__, None)
+    if same_name is not None and issubclass(same_name, type(module)):
+        new: torch.nn.Module = same_name.__new__(same_name)
+        new.__dict__.update(module.__dict__)
+        return new
+    new = getattr(nn, class_name(op))()
+    return new.train(module.training)
+
+
+def trace_and_fuse(
+    module: torch.nn.Module, path: str, rules: Sequence[Rule], report: Report, activations: bool
+) -> None:
+    """Rewrites the calls in the module's own forward, where tracing sees all that it does."""
+    candidates = mentioned(module)
+    try:
+        traced = traceable(module)
+    except _Untraceable as reason:
+        if candidates:
+            where = f"{path or 'the module itself'} ({type(module).__qualname__})"
+            why = f"{reason}: torch.compile(backend='opreg') and torch.export see through it"
+            report.left.append(Left(", ".join(candidates), why, where))
+        return
+    inner = Report()
+    Rewriter(traced, rules, inner, activations=activations).run()
+    at = path or "forward"
+    report.left.extend(Left(e.what, e.why, f"{e.where} in {at}") for e in inner.left)
+    if inner.swapped:
+        report.swapped.extend(Swapped(e.op, e.rule, f"{e.where} in {at}") for e in inner.swapped)
+        module.forward = types.MethodType(type(traced).forward, module)  # type: ignore[method-assign]
+
+
+class _Untraceable(Exception):
+    pass
+
+
+class _OneLevel(fx.Tracer):
+    """The forward of one module: those below it stay calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def traceable(module: torch.nn.Module) -> fx.GraphModule:
+    """The graph of the module's forward, if it is the same in training and evaluation and for any arguments."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if any(p.default is not p.empty or p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
+        raise _Untraceable("its forward has optional arguments")
+    if "forward" in vars(module):
+        raise _Untraceable("its forward was replaced")
+    found = []
+    flags = {m: m.training for m in module.modules()}
+    try:
+        for training in (False, True):
+            for m in flags:
+                m.training = training
+            found.append(fx.GraphModule(module, _OneLevel().trace(module)))
+    except Exception as error:  # whatever a forward does with a proxy
+        raise _Untraceable(f"its forward can't be traced ({type(error).__name__})") from None
+    finally:
+        for m, training in flags.items():
+            m.training = training
+    if found[0].code != found[1].code:
+        raise _Untraceable("its forward differs between training and evaluation")
+    return found[0]
+
+
+def mentioned(module: torch.nn.Module) -> list[str]:
+    """The native losses and activations that the text of its forward names."""
+    try:
+        text = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return []
+    names = {*by_call(), "CrossEntropyLoss", "BCEWithLogitsLoss", "MSELoss", "L1Loss", "NLLLoss"}
+    return sorted(n for n in names if re.search(rf"\b{n}\(", text))

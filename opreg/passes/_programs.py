@@ -1,0 +1,109 @@
+"""``fuse``: the rewrite of a whole program, of any of the kinds that torch has."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from ._modules import fuse_modules
+from ._report import Report
+from ._rewrite import Rewriter
+from ._rule import Rule
+from .rules import RULES
+
+Program = TypeVar("Program", bound="torch.nn.Module | ExportedProgram")
+
+
+def fuse(
+    program: Program,
+    *,
+    activations: bool = True,
+    rules: Sequence[Rule] = (),
+    example_inputs: Sequence[Any] | None = None,
+) -> tuple[Program, Report]:
+    """Puts ops in the place of native and hand-written losses and activations.
+
+    The result computes the same: what can't be proven to is left, and the report says why.
+
+    Args:
+        program: a ``torch.fx.GraphModule`` (traced symbolically, by Dynamo or by ``torch.export``), an
+            ``ExportedProgram``, or any other ``torch.nn.Module``: of that, modules are exchanged, and calls in the
+            forward of those that can be traced.
+        activations: False leaves native activations alone; those that are written out are swapped even so.
+        rules: rules of your own, tried before those of opreg.
+        example_inputs: for a graph without shapes and dtypes, one from ``torch.fx.symbolic_trace``: they are found by a
+            run on fake tensors. Without them, tensors are taken to be of a floating dtype, and what depends on shapes
+            is left.
+
+    Returns:
+        A new program of the same kind, which shares its parameters with the old one, and the report: ``swapped``,
+        ``left``; ``print`` shows it.
+
+    Raises:
+        TypeError: a program of another kind.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SiLU())
+        >>> fused, report = opreg.fuse(torch.export.export(model, (torch.randn(2, 3),)))
+        >>> report.swapped[0].op
+        'swish'
+    """
+    report = Report()
+    every = (*rules, *RULES)
+    if isinstance(program, ExportedProgram):
+        return _fuse_exported(program, every, report, activations), report  # type: ignore[return-value]
+    if isinstance(program, fx.GraphModule):
+        new = copy_sharing(program)
+        if example_inputs is not None:
+            propagate(new, example_inputs)
+        Rewriter(new, every, report, activations=activations).run()
+        return new, report  # type: ignore[return-value]
+    if isinstance(program, torch.nn.Module):
+        new_module = copy_sharing(program)
+        return fuse_modules(new_module, every, report, activations), report  # type: ignore[return-value]
+    raise TypeError(
+        "fuse: expected a torch.nn.Module, a torch.fx.GraphModule or a torch.export.ExportedProgram, "
+        f"got {type(program).__name__}"
+    )
+
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def copy_sharing(module: Module) -> Module:
+    """A copy with the same parameters and buffers: an optimizer of the old one trains the new one."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for m in module.modules():  # what a graph holds without being a buffer
+        tensors.extend(t for t in vars(m).values() if isinstance(t, torch.Tensor))
+    return copy.deepcopy(module, {id(t): t for t in tensors})
+
+
+def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
+    for node in module.graph.nodes:  # a graph of functions, not of ATen's calls
+        if "val" in node.meta:
+            node.meta["example_value"] = node.meta.pop("val")
+
+
+def _fuse_exported(
+    program: ExportedProgram, rules: Sequence[Rule], report: Report, activations: bool
+) -> ExportedProgram:
+    module = copy_sharing(program.graph_module)
+    Rewriter(module, rules, report, activations=activations).run()
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=program.state_dict,
+        range_constraints=copy.deepcopy(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )

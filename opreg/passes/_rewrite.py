@@ -1,0 +1,419 @@
+"""One graph, rewritten in place."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .. import _private
+from ..registry import Op, registered
+from ._calls import Attribute, Call, value_of
+from ._evaluate import NEVER, Order, sizes
+from ._native import ABSORBERS, Native, by_call, constants_with_grad, native_call
+from ._report import Left, Report, Swapped, where
+from ._rule import Match, Rule, matches
+
+_ARITHMETIC = frozenset("mul div add sub rsub neg pow cross_entropy".split())
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+class Refused(Exception):
+    """A place that is left as it is, and why."""
+
+
+class Rewriter:
+    """Rewrites the graph of one module in place; what it did is in the report."""
+
+    def __init__(
+        self, module: fx.GraphModule, rules: Sequence[Rule], report: Report, *, activations: bool = True
+    ) -> None:
+        self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
+        self.activations = activations
+        self.order = Order(self.graph, module)
+        # places that were refused, so that each is named once
+        self.refused: dict[str, Left] = {}
+
+    def run(self) -> None:
+        for child in self.module.children():
+            if isinstance(child, fx.GraphModule):
+                Rewriter(child, self.rules, self.report, activations=self.activations).run()
+        before = len(self.report.swapped)
+        self.compositions()
+        self.natives()
+        self.report.left.extend(self.refused.values())
+        if len(self.report.swapped) > before:
+            self.graph.lint()
+            self.module.recompile()
+
+    # compositions: hand-written formulas
+
+    def compositions(self) -> None:
+        for root in reversed(list(self.graph.nodes)):
+            call = self.order.calls.get(root)
+            if call is None or call.name not in _ARITHMETIC:
+                continue
+            for match in matches(self.rules, self.order, root, self.module):
+                try:
+                    self.compose(match)
+                except Refused as reason:
+                    self.leave(match.rule.name, str(reason), root)
+                    continue
+                self.refused.pop(root.name, None)
+                break
+
+    def compose(self, match: Match) -> None:
+        root, order = match.root, self.order
+        parts = (*match.interior, root)
+        reason = order.undisturbed(parts)
+        if not reason:
+            reason = self.mixed(match) or match.rule.condition(match.arguments)
+        if reason:
+            raise Refused(reason)
+        inside = set(parts)
+        if match.interior and not any(set(n.users) <= inside for n in match.interior):
+            raise Refused("all its parts are used elsewhere too: nothing would be saved")
+        for leaf in match.tensors.values():
+            self.unwritten(leaf, min(map(order.position.__getitem__, parts)), root)
+        traced = fx.Tracer().trace(match.rule.replacement)  # type: ignore[arg-type]
+        values: dict[fx.Node, Any] = {}
+        self.insert(
+            root,
+            lambda: self.copied(traced, {**match.tensors, **match.numbers}, values, match.reduction),
+            lambda new: Swapped(_name(new), match.rule.name, where(root)),
+        )
+
+    def mixed(self, match: Match) -> str:
+        """Why rounding or casts in between might matter."""
+        root = value_of(match.root)
+        if not isinstance(root, Tensor):
+            return ""
+        if root.dtype not in _FLOATING:
+            return f"it is of dtype {root.dtype}"
+        for node in match.interior:
+            t = value_of(node)
+            if isinstance(t, Tensor) and t.dtype not in (root.dtype, torch.int64, torch.int32, torch.bool):
+                return f"its parts are of two dtypes, {root.dtype} and {t.dtype}"
+        for name, node in match.tensors.items():
+            t = value_of(node)
+            if isinstance(t, Tensor) and t.dtype not in (root.dtype, torch.int64, torch.int32):
+                return f"{name} is of dtype {t.dtype}, the result of {root.dtype}"
+        return ""
+
+    def unwritten(self, leaf: fx.Node, since: int, root: fx.Node) -> None:
+        """The leaf still holds at the root what its users saw."""
+        position = self.order.position
+        for tensor, writes in self.order.writes.items():
+            if tensor is leaf or leaf in writes:
+                for w in writes:
+                    if max(since, position[leaf]) < position[w] <= position[root] and w is not leaf and w is not root:
+                        raise Refused("one of its tensors is written to between its parts")
+
+    # torch's own calls
+
+    def natives(self) -> None:
+        ops = by_call()
+        for node in list(self.graph.nodes):
+            call = self.order.calls.get(node)
+            if call is None:
+                continue
+            native = native_call(call, ops)
+            if native is None or (native.op.inline and not self.activations):
+                continue
+            try:
+                self.take_over(native, node)
+            except Refused as reason:
+                self.leave(call.name, str(reason), node)
+
+    def take_over(self, native: Native, node: fx.Node) -> None:
+        if native.reason:
+            raise Refused(native.reason)
+        for absorb in ABSORBERS:
+            wider = absorb(native, node, self.order)
+            if wider is None:
+                continue
+            inner = native.arguments["input"]
+            if set(self.order.current(inner, node).users) != {node}:
+                continue
+            if not self.order.undisturbed([self.order.current(inner, node), node]):
+                self.replace(wider, node, f"{absorb.__doc__}")
+                return
+        self.replace(native, node, f"torch's {self.order.calls[node].name}")  # type: ignore[union-attr]
+
+    def replace(self, native: Native, node: fx.Node, rule: str) -> None:
+        reason = constants_with_grad(native, self.order)
+        if reason:
+            raise Refused(reason)
+        op = native.op
+
+        def make() -> list[fx.Node]:
+            arguments = {n: self.attribute(a) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
+            arguments = {n: self.order.current(a, node) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
+            if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
+                from .. import functional
+
+                return [self.graph.call_function(getattr(functional, op.short), (), arguments)]
+            return [self.call(op, arguments)]
+
+        self.insert(node, make, lambda new: Swapped(op.short, rule, where(node)))
+
+    def call(self, op: Op, arguments: Mapping[str, Any]) -> fx.Node:
+        """A call of the op, positional as far as its arguments are given in order."""
+        args, names = [], list(op.value._schema.arguments)
+        rest = dict(arguments)
+        for a in names:
+            if a.kwarg_only or a.name not in rest:
+                break
+            args.append(rest.pop(a.name))
+        defaults = op.defaults
+        while args and len(args) > 1 and not isinstance(args[-1], fx.Node) and names[len(args) - 1].name in defaults:
+            if args[-1] != defaults[names[len(args) - 1].name]:
+                break
+            args.pop()
+        rest = {n: a for n, a in rest.items() if isinstance(a, fx.Node) or n not in defaults or a != defaults[n]}
+        return self.graph.call_function(op.value, tuple(args), rest)
+
+    def attribute(self, a: Attribute) -> fx.Node | None:
+        owner: Any = self.module
+        *path, last = a.path.split(".")
+        for step in path:
+            owner = getattr(owner, step)
+        return None if getattr(owner, last) is None else self.graph.get_attr(a.path)
+
+    # the surgery
+
+    def insert(
+        self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[fx.Node], Swapped]
+    ) -> None:
+        """Puts new nodes in the place of one; raises ``Refused``, and changes nothing, where they do not fit."""
+        call = self.order.calls[root]
+        assert call is not None
+        written = call.args[0] if call.in_place and call.args else None
+        if call.in_place:
+            if not isinstance(written, fx.Node) or self.order._aliased(written):
+                raise Refused("it writes in place to a tensor that others may see")
+        with self.graph.inserting_before(root):
+            new = make()
+        try:
+            last = new[-1]
+            self.annotate(new, root)
+            self.fits(last, root)
+        except Refused:
+            for n in reversed(new):
+                self.graph.erase_node(n)
+            raise
+        if isinstance(written, fx.Node):
+            later = [u for u in written.users if self.order.position.get(u, -1) > self.order.position[root]]
+            for u in later:
+                u.replace_input_with(written, last)
+        entry = swapped(last)
+        root.replace_all_uses_with(last)
+        name = root.name
+        self.graph.erase_node(root)
+        last.name = name
+        self.fold_reduction(last)
+        self.sweep()
+        self.order = Order(self.graph, self.module)
+        self.report.swapped.append(entry)
+
+    def annotate(self, new: Sequence[fx.Node], root: fx.Node) -> None:
+        """Metadata of the old node for the new ones, and what a fake run says of them."""
+        known = value_of(root) is not None
+        key = "val" if "val" in root.meta else "example_value"
+        for n in new:
+            n.meta = {k: v for k, v in root.meta.items() if k not in ("val", "example_value", "tensor_meta")}
+            if known:
+                n.meta[key] = self.fake(n)
+                if "tensor_meta" in root.meta and isinstance(n.meta[key], Tensor):
+                    n.meta["tensor_meta"] = _private.tensor_metadata(n.meta[key])
+
+    def fake(self, n: fx.Node) -> Any:
+        """What a fake run of a node gives."""
+        if n.op == "get_attr":
+            owner: Any = self.module
+            for step in str(n.target).split("."):
+                owner = getattr(owner, step)
+            return owner
+        args, kwargs = fx.node.map_aggregate((n.args, n.kwargs), lambda a: value_of(a) if isinstance(a, fx.Node) else a)
+        missing = any(a is None for a in pytree.tree_leaves([value_of(i) for i in n.all_input_nodes]))
+        if missing:
+            return None
+        try:
+            if isinstance(n.target, str):
+                return getattr(args[0], n.target)(*args[1:], **kwargs)
+            return n.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise Refused(str(error).splitlines()[0]) from None
+
+    def fits(self, new: fx.Node, root: fx.Node) -> None:
+        """Shape, dtype and device are those of the old value; the op has a kernel there, and takes the options."""
+        before, after = value_of(root), value_of(new)
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return
+        op = _op_of(new)
+        if before.device.type not in _DEVICES:
+            raise Refused(f"there is no kernel for {before.device.type}")
+        if op is not None and not _private.has_kernel(op.qualname, _DEVICES[before.device.type]):
+            raise Refused(f"{op.short} has no kernel for {before.device.type} in this library")
+        if before.dtype != after.dtype and op is not None and op.is_loss:
+            new.kwargs = {**new.kwargs, "dtype": before.dtype}
+            after = self.fake(new)
+            new.meta["val" if "val" in new.meta else "example_value"] = after
+        if (sizes(before), before.dtype, before.device) != (sizes(after), after.dtype, after.device):
+            raise Refused(
+                f"the op would give {after.dtype} of shape {list(after.shape)}, not {before.dtype} of {list(before.shape)}"
+            )
+        if op is not None:
+            self.rehearse(op, new)
+
+    def rehearse(self, op: Op, new: fx.Node) -> None:
+        """The kernel's own opinion of the options, asked with a few elements: fakes do not look at them."""
+        if op.kernels is not None:
+            return
+
+        def small(a: Any) -> Any:
+            t = value_of(a) if isinstance(a, fx.Node) else a
+            if not isinstance(t, Tensor):
+                return t if isinstance(t, bool | int | float | str | torch.dtype | list | tuple | None) else 1
+            shape = [min(d, 4) if isinstance(d, int) else 2 for d in t.shape]
+            return torch.full(shape, 0.5 if t.is_floating_point() else 0, dtype=t.dtype)
+
+        with _private.without_fake_mode(), torch.no_grad():
+            args, kwargs = fx.node.map_aggregate((new.args, new.kwargs), small)
+            try:
+                new.target(*args, **kwargs)  # type: ignore[operator]
+            except RuntimeError as error:
+                text = str(error).splitlines()[0]
+                if text.startswith(f"{op.short}: expected"):
+                    raise Refused(text) from None
+
+    def copied(
+        self, traced: fx.Graph, bound: Mapping[str, Any], values: dict[fx.Node, Any], reduction: str
+    ) -> list[fx.Node]:
+        """The calls of a traced replacement, in this graph, and a reduction of their result."""
+        new = []
+        for n in traced.nodes:
+            if n.op == "placeholder":
+                values[n] = bound[str(n.target)]
+            elif n.op == "output":
+                continue
+            else:
+                target = n.target.default if isinstance(n.target, torch._ops.OpOverloadPacket) else n.target
+                args, kwargs = fx.node.map_aggregate(
+                    (n.args, n.kwargs), lambda a: values[a] if isinstance(a, fx.Node) else a
+                )
+                values[n] = self.aten(n.op, target, args, dict(kwargs))
+                new.append(values[n])
+        if reduction:
+            op = _op_of(new[-1])
+            if op is not None and self.reducible(op, new[-1], reduction):
+                bound = dict(zip(op.arguments, new[-1].args, strict=False)) | dict(new[-1].kwargs)
+                self.graph.erase_node(new.pop())
+                new.append(self.call(op, {**bound, "reduction": reduction}))
+            else:
+                new.append(self.aten("call_function", getattr(torch, reduction), (new[-1],), {}))
+        return new
+
+    def aten(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A call in the graph's own dialect: ATen where the graph holds nothing else."""
+        plain = any("val" in n.meta for n in self.graph.nodes)
+        if plain and not isinstance(target, torch._ops.OpOverload):
+            name = target if isinstance(target, str) else target.__name__.replace("truediv", "div")
+            packet = getattr(torch.ops.aten, name)
+            second = args[1] if len(args) > 1 else None
+            overloads = packet.overloads()
+            preferred = "Tensor" if isinstance(second, fx.Node) or "Scalar" not in overloads else "Scalar"
+            target = getattr(packet, preferred if preferred in overloads else overloads[0])
+            op = "call_function"
+        return self.graph.create_node(op, target, args, kwargs)
+
+    def fold_reduction(self, new: fx.Node) -> None:
+        """The mean or the sum that follows, where the op can do it in its one pass."""
+        op, users = _op_of(new), list(new.users)
+        if op is None or len(users) != 1:
+            return
+        user = users[0]
+        call = self.order.calls.get(user)
+        if call is None or call.name not in ("mean", "sum") or call.in_place or len(call.args) != 1 or call.kwargs:
+            return
+        before, after = value_of(user), value_of(new)
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
+            return
+        if not self.reducible(op, new, call.name):
+            return
+        bound = dict(zip(op.arguments, new.args, strict=False)) | dict(new.kwargs)
+        with self.graph.inserting_before(user):
+            folded = self.call(op, {**bound, "reduction": call.name})
+        folded.meta = dict(user.meta)
+        user.replace_all_uses_with(folded)
+        name = user.name
+        self.graph.erase_node(user)
+        self.graph.erase_node(new)
+        folded.name = name
+
+    def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
+        """Is this reduction of the op's elements the op's own? Its mean may be one of positions that are not ignored."""
+        if not op.reduces or self.reduction(op, node) != "none":
+            return False
+        return reduction == "sum" or "ignore_index" not in op.arguments or self.ignores_nothing(op, node)
+
+    @staticmethod
+    def ignores_nothing(op: Op, node: fx.Node) -> bool:
+        bound = dict(zip(op.arguments, node.args, strict=False)) | dict(node.kwargs)
+        by_sample = op.short == "dice_loss" and bound.get("batch") is not True  # its mean is that of all samples
+        return by_sample or (bound.get("ignore_index") == NEVER and bound.get("weight") is None)
+
+    @staticmethod
+    def reduction(op: Op, node: fx.Node) -> str:
+        bound = dict(zip(op.arguments, node.args, strict=False)) | dict(node.kwargs)
+        return str(bound.get("reduction", op.defaults["reduction"]))
+
+    def sweep(self) -> None:
+        """Erases what nobody uses any more, in-place calls on tensors of their own too."""
+        changed = True
+        while changed:
+            changed = False
+            for node in reversed(list(self.graph.nodes)):
+                call = self.order.calls.get(node)
+                if node.users or call is None or call.name == "setitem":
+                    continue
+                if call.in_place:
+                    written = call.args[0] if call.args else None
+                    if not isinstance(written, fx.Node) or set(written.users) != {node} or self.order._aliased(written):
+                        continue
+                elif not _pure(call):
+                    continue
+                self.graph.erase_node(node)
+                changed = True
+
+    def leave(self, what: str, why: str, node: fx.Node) -> None:
+        self.refused.setdefault(node.name, Left(what, why, where(node)))
+
+
+def _pure(call: Call) -> bool:
+    """Has a call no effect but its result? Of torch's, all that a rewrite can have orphaned."""
+    from ._evaluate import _handlers
+
+    return call.name in _handlers or call.name in by_call() or call.name in ("broadcast_tensors", "getitem")
+
+
+def _op_of(node: fx.Node) -> Op | None:
+    return next((op for op in registered() if node.target is op.value), None)
+
+
+def _name(node: fx.Node) -> str:
+    op = _op_of(node)
+    if op is not None:
+        return op.short
+    for n in itertools.chain(node.all_input_nodes):
+        inner = _op_of(n)
+        if inner is not None:
+            return inner.short
+    return str(node.target)
+
+
+def graph_modules(module: torch.nn.Module) -> Iterable[fx.GraphModule]:
+    return (m for m in module.modules() if isinstance(m, fx.GraphModule))

@@ -1,0 +1,328 @@
+"""What a rewriting rule is, and how it is looked for: by normal form, not by spelling."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from . import _algebra as algebra
+from ._algebra import Poly, TooLarge
+from ._calls import value_of
+from ._evaluate import Evaluator, Opaque, Order, Value, leaf, number, over_all, sizes
+
+# Calls on the way to what a rule looks for; the first argument of one of them, or what that is made of by one-tensor
+# calls, is where an expression starts.
+_ANCHORS = frozenset(
+    "sigmoid exp tanh softplus log_sigmoid clamp clamp_min relu relu6 hardsigmoid hardtanh silu softmax log_softmax "
+    "cross_entropy binary_cross_entropy_with_logits sum mean where scatter one_hot".split()
+)
+# Calls that take boxes apart.
+_PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
+# The nodes that are looked at behind one that may be replaced.
+_CONE = 48
+_PERMUTED = 3
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a program says of a tensor; None where it does not."""
+
+    # one entry a dimension, a symbolic one as an expression; of unknown ones, equal for those that are the same
+    shape: tuple[Any, ...] | None
+    dtype: torch.dtype | None
+    device: torch.device | None
+    requires_grad: bool | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where a program computes ``pattern``, it may compute ``replacement``.
+
+    The pattern is found in whatever way it is written: order of operands, brackets, functions, methods, modules and
+    ATen calls, casts and views that change nothing. What is compared is the normal form of the formula.
+
+    Args:
+        name: for the report: ``"focal_loss of a sigmoid and its cross entropy"``.
+        pattern: a function of tensors (positional) and numbers (keyword-only), in plain torch, without branches. The
+            numbers are those of the program; a default is one that the program need not write.
+        replacement: a function of the same arguments.
+        condition: ``condition(arguments)`` says why the two are not equal there, or "" where they are: arguments by
+            name, numbers as they are, tensors as ``Argument``: shape, dtype, device and requires_grad, as far as the
+            program says.
+        numbers: what a number of the pattern may be, made of one that the program holds, where that is not the number
+            itself: ``{"margin": math.acos}`` for a program that holds its cosine.
+    """
+
+    name: str
+    pattern: Callable[..., Tensor]
+    replacement: Callable[..., Tensor]
+    condition: Callable[[Mapping[str, Any]], str] = lambda arguments: ""
+    numbers: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+
+    @cached_property
+    def parameters(self) -> tuple[list[str], list[str]]:
+        """The names of the tensors, and those of the numbers."""
+        kinds = inspect.signature(self.pattern).parameters.values()
+        tensors = [p.name for p in kinds if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        return tensors, [p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+    @cached_property
+    def whole(self) -> set[str]:
+        """The numbers that are integers, by their annotation."""
+        kinds = inspect.signature(self.pattern).parameters.values()
+        return {p.name for p in kinds if p.annotation in (int, "int")}
+
+    @cached_property
+    def unwritten(self) -> dict[str, float]:
+        """The defaults of the numbers: they need not be in the program."""
+        kinds = inspect.signature(self.pattern).parameters.values()
+        return {p.name: p.default for p in kinds if p.default is not p.empty}
+
+    @cached_property
+    def graph(self) -> fx.Graph:
+        names = [n for group in self.parameters for n in group]
+
+        def free(*values: Any) -> Any:  # without defaults, which tracing would fill in
+            return self.pattern(**dict(zip(names, values, strict=True)))
+
+        tracer = fx.Tracer()
+        tracer.graph = fx.Graph()
+        tracer.root, tracer.tensor_attrs = torch.nn.Module(), {}
+        proxies = [tracer.create_proxy("placeholder", n, (), {}) for n in names]
+        tracer.create_node("output", "output", (tracer.create_arg(free(*proxies)),), {})
+        return tracer.graph
+
+    @cached_property
+    def order(self) -> Order:
+        return Order(self.graph, None)
+
+    def normal_form(self, tensors: tuple[fx.Node, ...], given: tuple[float, ...]) -> Value | None:
+        """Of the pattern, over these leaves and with these numbers."""
+        names, number_names = self.parameters
+        leaves: dict[str, Any] = {n: leaf(t) for n, t in zip(names, tensors, strict=True)}
+        leaves |= {n: number(c) for n, c in zip(number_names, given, strict=True)}
+        bound = {p: leaves[str(p.target)] for p in self.graph.nodes if p.op == "placeholder"}
+        try:
+            result = Evaluator(self.order, bound, None).value(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        except (Opaque, TooLarge, ValueError, OverflowError, ZeroDivisionError):
+            return None
+        return result if isinstance(result, Value) else None
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule's pattern, found."""
+
+    rule: Rule
+    root: fx.Node
+    tensors: dict[str, fx.Node]
+    numbers: dict[str, float]
+    interior: tuple[fx.Node, ...]
+
+    evaluator: Evaluator
+    # what the root is of the pattern's value: itself (""), the mean or the sum of its elements
+    reduction: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What conditions are asked with."""
+        return {**{n: self.argument(t) for n, t in self.tensors.items()}, **self.numbers}
+
+    def argument(self, node: fx.Node) -> Argument:
+        value, requires_grad = value_of(node), self.evaluator.graph.requires_grad(node)
+        if isinstance(value, Tensor):
+            return Argument(sizes(value), value.dtype, value.device, requires_grad)
+        alike = next((group for group in self.evaluator.alike if node in group), None)
+        return Argument(None if alike is None else (alike,), None, None, requires_grad)
+
+
+def cone(order: Order, root: fx.Node) -> list[fx.Node]:
+    """The calls that a node is made of, nearest first."""
+    found: dict[fx.Node, None] = {root: None}
+    for node in found_so_far(found):
+        call = order.calls.get(node)
+        if call is None or len(found) > _CONE:
+            continue
+        for n in call.inputs():
+            found.setdefault(order.current(n, node), None)
+    return list(found)
+
+
+def found_so_far(found: dict[fx.Node, None]) -> Iterator[fx.Node]:
+    """The keys in order, those added meanwhile too."""
+    i = 0
+    while i < len(found):
+        yield next(itertools.islice(found, i, None))
+        i += 1
+
+
+def starts(order: Order, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Where expressions may start."""
+    found: dict[fx.Node, None] = {}
+    for node in nodes:
+        call = order.calls.get(node)
+        if call is None or call.name not in _ANCHORS:
+            continue
+        at = next(call.inputs(), None)
+        for _ in range(6):
+            if at is None:
+                break
+            at = order.current(at, node)
+            found[at] = None
+            call = order.calls.get(at)
+            inputs = list(call.inputs()) if call else []
+            at = inputs[0] if len(set(inputs)) == 1 else None
+    return list(found)
+
+
+def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn.Module | None) -> Iterator[Match]:
+    """The rules whose pattern a node computes."""
+    rules = list(rules)
+    nodes = cone(order, root)
+    if not any((c := order.calls.get(n)) is not None and c.name in _ANCHORS | _PARTS for n in nodes):
+        return
+    seen: set[tuple[Any, ...]] = set()
+    for start in (*starts(order, nodes), None):
+        if start is root:
+            continue
+        for cut in cuts(order, root, start, module):
+            value, evaluator = cut
+            if not isinstance(value, Value):
+                continue
+            found = sorted(algebra.leaves(value.poly), key=order.position.__getitem__)
+            if (value.poly, *found) in seen:
+                continue
+            seen.add((value.poly, *found))
+            literals = numbers_in(order, evaluator.interior)
+            for rule in rules:
+                match = matched(rule, root, value, found, literals, evaluator)
+                if match is not None:
+                    yield match
+
+
+def cuts(
+    order: Order, root: fx.Node, start: fx.Node | None, module: torch.nn.Module | None
+) -> Iterator[tuple[Any, Evaluator]]:
+    """The root's value over the start, and over the start and one of the nodes that do not depend on it."""
+    first = {} if start is None else {start: leaf(start)}
+    evaluator = Evaluator(order, first, module, open_ended=True)
+    yield evaluator.value(root), evaluator
+    if start is None:
+        return
+    depends: dict[fx.Node, bool] = {start: True}
+
+    def dependent(node: fx.Node) -> bool:
+        if node not in depends:
+            call = order.calls.get(node) if node in evaluator.interior else None
+            depends[node] = call is not None and any(dependent(order.current(n, node)) for n in call.inputs())
+        return depends[node]
+
+    boundary: dict[fx.Node, None] = {}
+    for node in evaluator.interior:
+        call = order.calls.get(node)
+        if call is not None and dependent(node):
+            others = (order.current(n, node) for n in call.inputs())
+            boundary.update((n, None) for n in others if n in evaluator.interior and not dependent(n))
+    for node in list(boundary)[:4]:
+        call = order.calls.get(node)
+        chain = [node, *(call.inputs() if call is not None else ())]
+        for candidate in chain:
+            if candidate is start:
+                continue
+            both = Evaluator(order, {**first, candidate: leaf(candidate)}, module, open_ended=True)
+            yield both.value(root), both
+
+
+def numbers_in(order: Order, nodes: Iterable[fx.Node]) -> list[float]:
+    """The numbers that calls hold, each once, and 1, which need not be written."""
+    found: dict[float, None] = {}
+
+    def visit(a: Any) -> None:
+        if isinstance(a, int | float) and not isinstance(a, bool):
+            found[float(a)] = None
+        elif isinstance(a, tuple | list):
+            for item in a:
+                visit(item)
+
+    for node in nodes:
+        call = order.calls.get(node)
+        if call is not None:
+            visit((*call.args, *call.kwargs.values()))
+    found[1.0] = None
+    return sorted(found, key=float.is_integer)[:12]  # indices last
+
+
+def matched(
+    rule: Rule, root: fx.Node, value: Value, found: list[fx.Node], literals: list[float], evaluator: Evaluator
+) -> Match | None:
+    names, number_names = rule.parameters
+    if len(found) != len(names) or len(found) > _PERMUTED:
+        return None
+    functions = algebra.names(value.poly)
+    for tensors in itertools.permutations(found):
+        choices = [candidates(rule, n, literals) for n in number_names]
+        first = rule.normal_form(tensors, tuple(c[0] for c in choices)) if all(choices) else None
+        if first is None or not functions >= algebra.names(first.poly) - {"sum of", "sum", "mean"}:
+            continue
+        for given in itertools.product(*choices):
+            form = rule.normal_form(tensors, given)
+            reduction = found_as(form, value) if form is not None else None
+            if reduction is not None:
+                interior = tuple(n for n in evaluator.interior if n is not root)
+                return Match(
+                    rule,
+                    root,
+                    dict(zip(names, tensors, strict=True)),
+                    {n: int(c) if n in rule.whole else c for n, c in zip(number_names, given, strict=True)},
+                    used(root, interior, evaluator.graph),
+                    evaluator,
+                    reduction,
+                )
+    return None
+
+
+def candidates(rule: Rule, name: str, literals: list[float]) -> list[float]:
+    made = rule.numbers.get(name)
+    result: dict[float, None] = {}
+    if name in rule.unwritten:
+        literals = [*literals, rule.unwritten[name]]
+    if name in rule.whole:
+        literals = [c for c in literals if c == int(c)]
+    for c in literals:
+        try:
+            result[c if made is None else made(c)] = None
+        except (ValueError, ZeroDivisionError, OverflowError):
+            continue
+    return list(result)
+
+
+def found_as(form: Value, value: Value) -> str | None:
+    """What a value is of the pattern's: itself, its mean, its sum, or (None) something else."""
+    if form.poly == value.poly and (form.shape is None or value.shape is None or form.shape == value.shape):
+        return ""
+    if value.shape == () and form.shape != ():
+        return next((name for name in ("mean", "sum") if over_all(form, name).poly == value.poly), None)
+    return None
+
+
+def used(root: fx.Node, interior: tuple[fx.Node, ...], order: Order) -> tuple[fx.Node, ...]:
+    """The interior nodes that the root is made of."""
+    inside, reached = set(interior), dict.fromkeys([root])
+    for node in found_so_far(reached):
+        call = order.calls.get(node)
+        if call is not None:
+            for n in call.inputs():
+                n = order.current(n, node)
+                if n in inside:
+                    reached.setdefault(n, None)
+    return tuple(n for n in reached if n is not root)
+
+
+def polynomial(p: Poly) -> str:
+    """For debugging and messages."""
+    return algebra.atom_key(p)
