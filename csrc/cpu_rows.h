@@ -58,6 +58,9 @@ class RowWorker {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       Sums ignored;
       read_targets(n, offset, ignored);
+      if constexpr (!F::softmax) {
+        if (r_.zeroed) return grad_of_targets(n, offset);
+      }
       if (r_.across_rows()) return grad_across(n, offset);
       if constexpr (F::uses_shares(Mode)) {
         std::fill(max_, max_ + n, T(0));
@@ -266,6 +269,11 @@ class RowWorker {
     else grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
     if (index_[i] >= 0) out[index_[i]] = F::has_margin ? hit_[i] : out[index_[i]] - hit_[i];
     if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
+  }
+  void grad_of_targets(int64_t n, const int64_t* offset) {
+    coefficients(n, offset);
+    for (int64_t i = 0; i < n; i++)
+      if (index_[i] >= 0) put(kGradInput, place(kGradInput, offset, i, index_[i]), -hit_[i]);
   }
   void share_grad_of_row(int64_t i, const int64_t* offset) {
     double lse = static_cast<const double*>(operand(kState).data)[place(kState, offset, i, 0)];

@@ -21,6 +21,8 @@ struct Cuda {
   static constexpr bool row_gradients_in_place = false;
 
   using Guard = cuda::Guard;
+  // False: the row kernel writes zeros and targets in one pass.
+  static bool zero(const Tensor&) { return false; }
   using Regions = cuda::RegionKernels;
 
   template <class T, int I, int O, class Body>

@@ -5,6 +5,10 @@ from ._library import library_path as library_path
 
 _library.load()
 
+from . import _inductor  # noqa: E402
+
+_inductor.tell_caches()
+
 from . import functional as functional  # noqa: E402
 from . import meta as meta  # noqa: E402
 from . import nn as nn  # noqa: E402

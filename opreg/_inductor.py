@@ -1,17 +1,32 @@
 """Inductor: an op that is declared inline is replaced by its reference when Inductor compiles."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import _private
 from ._autograd import reference_backward
+from ._library import library_path
 from .meta.schema import bind
 
 if TYPE_CHECKING:
     from .registry import Op
+
+
+def tell_caches() -> None:
+    """Makes this text of opreg part of the key of whatever torch.compile keeps on disk.
+
+    A cached graph holds what opreg put into it: inlined formulas, autograd, rewrites.
+    """
+    digest = hashlib.sha256(str(library_path().stat().st_size).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    _private.add_to_cache_keys(f"opreg {digest.hexdigest()[:16]}")
 
 
 def inline(op: "Op") -> None:

@@ -66,3 +66,17 @@ def tensor_metadata(t: torch.Tensor) -> Any:
 def compile_with_inductor(module: Any, inputs: Any, mode: str | None, options: Any) -> Any:
     """What ``torch.compile`` does for its own backend, options and modes included."""
     return torch._TorchCompileInductorWrapper(mode, options, None)(module, inputs)
+
+
+def fake_mode() -> Any:
+    """Tensors made inside have shape and dtype alone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def add_to_cache_keys(text: str) -> None:
+    """Compiled code on disk is told apart by this text too."""
+    import torch.compiler.config as config
+
+    config.cache_key_tag = " ".join(part for part in (config.cache_key_tag, text) if part)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from . import _private
@@ -31,4 +30,5 @@ def opreg(
     global last_report
     last_report = Report()
     Rewriter(module, RULES, last_report).run()
-    return _private.compile_with_inductor(module, example_inputs, mode, options)
+    compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, options)
+    return compiled

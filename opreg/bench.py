@@ -56,6 +56,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 PROVIDERS = ("ours", "eager", "inductor", "floor")
+# A case that takes longer than so many seconds has fewer rounds, but no fewer than these.
+LONGEST, FEWEST_ROUNDS = 30.0, 5
 PASSES = ("forward", "forward+backward")
 RATIOS = ("eager/ours", "inductor/ours", "ours/floor")
 SEEDS = 64  # of small samples, whose values the large inputs are drawn from
@@ -288,10 +290,13 @@ def measure(call: Call, repeats: int, device: str) -> float:
 
 def time_calls(calls: Mapping[str, Call], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of every provider in every round, interleaved."""
-    repeats = {}
+    repeats, seconds = {}, 0.0
     for name, call in calls.items():
         measure(call, 2, device)
-        repeats[name] = max(1, math.ceil(SHORTEST / min(measure(call, 1, device) for _ in range(3))))
+        shortest = min(measure(call, 1, device) for _ in range(3))
+        repeats[name] = max(1, math.ceil(SHORTEST / shortest))
+        seconds += shortest * repeats[name]
+    rounds = min(rounds, max(FEWEST_ROUNDS, int(LONGEST / seconds)))
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()

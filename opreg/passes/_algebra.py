@@ -2,7 +2,8 @@
 
 Two programs that come to the same polynomial compute the same function over the reals, whatever the order of their
 operands, their brackets, and where they put a constant. Atoms are the leaves, and functions of polynomials:
-sigmoid(x), a power, a sum over dimensions. A handful of identities makes atoms unique too: sigmoid(−x) = 1 − sigmoid(x).
+sigmoid(x), a power, a sum over dimensions. A handful of identities makes atoms unique too:
+sigmoid(−x) = 1 − sigmoid(x).
 """
 
 import math
@@ -123,7 +124,7 @@ def power(p: Poly, exponent: float) -> Poly:
     exponent = rounded(exponent)
     number = p.number
     if number is not None:
-        if number == 0 and exponent <= 0 or number < 0 and exponent != int(exponent):
+        if (number == 0 and exponent <= 0) or (number < 0 and exponent != int(exponent)):
             raise TooLarge
         return constant(number**exponent)
     if exponent == 0:
@@ -141,7 +142,9 @@ def power(p: Poly, exponent: float) -> Poly:
     if len(p.terms) == 1:
         ((monomial, coefficient),) = p.terms
         if whole:
-            return Poly(frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))}))
+            return Poly(
+                frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))})
+            )
     # one sign and scale for the base, so that (2a + 2b)^-1 is half of (a + b)^-1
     _, scale = min(p.terms, key=lambda term: repr_key(term[0]))
     if scale < 0 and not whole:

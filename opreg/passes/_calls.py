@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from .. import _private
 
 # Where functions with the meaning of their name live.
-_NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, torch._C._special, Tensor)
+_NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, Tensor)
 _OPERATORS = {
     operator.truediv: "div",
     operator.add: "add",
@@ -159,7 +159,7 @@ def module_call(
     graph = _trace(module)
     if graph is None:
         return None
-    calls = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
+    calls: list[fx.Node] = [n for n in graph.nodes if n.op in ("call_function", "call_method")]
     if len(calls) != 1 or graph.output_node().args[0] is not calls[0]:
         return None
     inner = resolve(calls[0], module)
@@ -185,8 +185,10 @@ def _trace(module: torch.nn.Module) -> fx.Graph | None:
             return None
 
 
-def value_of(node: fx.Node) -> Any:
+def value_of(node: Any) -> Any:
     """The fake tensor (or number) that tracing left on a node; None where there is none."""
+    if not isinstance(node, fx.Node):
+        return None
     for key in ("val", "example_value"):
         if key in node.meta:
             return node.meta[key]

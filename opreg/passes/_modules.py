@@ -13,37 +13,41 @@ from ..nn._module import class_name
 from ..registry import Op
 from ._calls import Call, module_call
 from ._native import by_call, native_call
+from ._order import FRESH_MODULES
 from ._report import Left, Report, Swapped
 from ._rewrite import Rewriter
 from ._rule import Rule
-
-# What these return is a tensor of its own: an activation behind one in a Sequential may leave it as it is.
-_FRESH = (
-    torch.nn.Linear,
-    torch.nn.modules.conv._ConvNd,
-    torch.nn.modules.batchnorm._NormBase,
-    torch.nn.GroupNorm,
-    torch.nn.LayerNorm,
-)
 
 
 def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report, activations: bool) -> torch.nn.Module:
     """The module, changed in place, or another in its place where it is itself a loss or an activation."""
     if is_native(module):
         return exchanged(module, report, activations, type(module).__name__, fresh=False) or module
+    left = Report()  # in-place activations, which tracing may yet find to be harmless
     for path, parent in list(module.named_modules()):
         before: torch.nn.Module | None = None
         for name, child in list(parent.named_children()):
-            where = f"{path}.{name}".lstrip(".")
-            fresh = isinstance(parent, torch.nn.Sequential) and isinstance(before, _FRESH)
-            other = exchanged(child, report, activations, where, fresh=fresh) if is_native(child) else None
+            where = joined(path, name)
+            fresh = isinstance(parent, torch.nn.Sequential) and isinstance(before, FRESH_MODULES)
+            other = None
+            if is_native(child):
+                found = Report()
+                other = exchanged(child, found, activations, where, fresh=fresh)
+                report.swapped.extend(found.swapped)
+                left.left.extend(found.left)
             if other is not None:
                 setattr(parent, name, other)
-            before = child
+            before = other or child
+    taken: set[str] = set()
     for path, inner in list(module.named_modules()):
         if not type(inner).__module__.startswith(("torch.nn.modules.", "opreg.")):
-            trace_and_fuse(inner, path, rules, report, activations)
+            taken |= {joined(path, name) for name in trace_and_fuse(inner, path, rules, report, activations)}
+    report.left.extend(entry for entry in left.left if entry.where not in taken)
     return module
+
+
+def joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def is_native(module: torch.nn.Module) -> bool:
@@ -83,8 +87,11 @@ def twin(module: torch.nn.Module, op: Op, call: Call) -> torch.nn.Module:
 
 def trace_and_fuse(
     module: torch.nn.Module, path: str, rules: Sequence[Rule], report: Report, activations: bool
-) -> None:
-    """Rewrites the calls in the module's own forward, where tracing sees all that it does."""
+) -> set[str]:
+    """Rewrites the calls in the module's own forward, where tracing sees all that it does.
+
+    Returns the modules that it no longer calls.
+    """
     candidates = mentioned(module)
     try:
         traced = traceable(module)
@@ -93,14 +100,20 @@ def trace_and_fuse(
             where = f"{path or 'the module itself'} ({type(module).__qualname__})"
             why = f"{reason}: torch.compile(backend='opreg') and torch.export see through it"
             report.left.append(Left(", ".join(candidates), why, where))
-        return
+        return set()
     inner = Report()
+    before = called(traced)
     Rewriter(traced, rules, inner, activations=activations).run()
     at = path or "forward"
     report.left.extend(Left(e.what, e.why, f"{e.where} in {at}") for e in inner.left)
     if inner.swapped:
         report.swapped.extend(Swapped(e.op, e.rule, f"{e.where} in {at}") for e in inner.swapped)
-        module.forward = types.MethodType(type(traced).forward, module)  # type: ignore[method-assign]
+        module.forward = types.MethodType(type(traced).forward, module)
+    return before - called(traced)
+
+
+def called(module: fx.GraphModule) -> set[str]:
+    return {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
 
 
 class _Untraceable(Exception):

@@ -11,8 +11,11 @@ from torch import Tensor, fx
 from torch.nn import _reduction
 
 from ..registry import Op, registered
-from ._calls import _ALIASES, Attribute, Call, value_of
-from ._evaluate import Order
+from ._algebra import rounded
+from ._calls import _ALIASES, Call, value_of
+from ._order import Order
+from ._rule import matches
+from .rules import MARGINS
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 
@@ -24,6 +27,10 @@ class Native:
     op: Op
     arguments: dict[str, Any]
     reason: str = ""
+    # what the op's result is multiplied with
+    factor: float = 1.0
+    # the division that must follow, and that the op does itself
+    divided_by: Any = None
 
 
 def by_call() -> dict[str, Op]:
@@ -137,7 +144,88 @@ def binary_cross_entropy_of_logits(native: Native, node: fx.Node, order: Order) 
     return Native(_op("binary_cross_entropy_with_logits"), arguments)
 
 
-ABSORBERS: tuple[Absorber, ...] = (cross_entropy_of_logits, binary_cross_entropy_of_logits)
+def scaled(order: Order, a: Any, user: fx.Node) -> tuple[Any, float]:
+    """A node and the number that it is multiplied with."""
+    found = argument_call(order, a, user)
+    if found is None or found[1].in_place or found[1].name not in ("div", "mul") or len(found[1].args) != 2:
+        return a, 1.0
+    left, right = found[1].args
+    if isinstance(left, int | float):
+        left, right = right, left
+        if found[1].name == "div":
+            return a, 1.0
+    if not isinstance(left, fx.Node) or not isinstance(right, int | float) or right == 0:
+        return a, 1.0
+    return left, 1 / right if found[1].name == "div" else float(right)
+
+
+def distillation(native: Native, node: fx.Node, order: Order) -> Native | None:
+    """distillation_loss, softmax and kl_div"""
+    arguments = native.arguments
+    if native.op.short != "kl_div" or arguments.get("reduction", "mean") not in ("sum", "batchmean"):
+        return None
+    logarithmic = arguments.get("log_target", False)
+    sides = []
+    for name, function in (("input", "log_softmax"), ("target", "log_softmax" if logarithmic else "softmax")):
+        found = argument_call(order, arguments.get(name), node)
+        if found is None or found[1].name != function or not uncast(found[1]):
+            return None
+        logits = given(found[1], 0, "input", "self")
+        if not over_classes(given(found[1], 1, "dim"), logits, rank_free=False):
+            return None
+        sides.append(scaled(order, logits, found[0]))
+    (student, factor), (teacher, same) = sides
+    t = value_of(student)
+    if factor != same or factor <= 0 or not isinstance(t, Tensor) or order.requires_grad(teacher) is not False:
+        return None
+    if t.dim() != 2:  # batchmean divides by the batch, the op's mean by the number of rows
+        return None
+    reduction = "sum" if arguments["reduction"] == "sum" else "mean"
+    call = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
+    return Native(_op("distillation_loss"), call, factor=factor**2)
+
+
+def batch_mean(native: Native, node: fx.Node, order: Order) -> Native | None:
+    """kl_div and its division by the batch"""
+    # F.kl_div(reduction="batchmean") is two calls in an exported graph
+    t = value_of(native.arguments.get("input")) if isinstance(native.arguments.get("input"), fx.Node) else None
+    if native.op.short != "kl_div" or native.arguments.get("reduction") != "sum" or not isinstance(t, Tensor):
+        return None
+    return Native(native.op, {**native.arguments, "reduction": "batchmean"}, divided_by=t.shape[0])
+
+
+def margin_loss(native: Native, node: fx.Node, order: Order) -> Native | None:
+    """cross_entropy of logits with a margin"""
+    arguments = native.arguments
+    if native.op.short != "cross_entropy" or arguments.get("weight") is not None or arguments.get("label_smoothing"):
+        return None
+    logits = arguments.get("input")
+    if not isinstance(logits, fx.Node):
+        return None
+    root = order.current(logits, node)
+    for name, rules in MARGINS.items():
+        for match in matches(rules, order, root, order.module):
+            if match.tensors["target"] is not order.current(arguments["target"], node):
+                continue
+            if not match.rule.condition(match.arguments) and not order.undisturbed((*match.interior, root, node)):
+                options: dict[str, Any] = {n: a for n, a in arguments.items() if n in ("ignore_index", "reduction")}
+                call: dict[str, Any] = {
+                    "cosine": match.tensors["cosine"],
+                    "target": arguments["target"],
+                    **match.numbers,
+                    **options,
+                }
+                return Native(_op(name), call)
+    return None
+
+
+ABSORBERS: tuple[Absorber, ...] = (
+    cross_entropy_of_logits,
+    binary_cross_entropy_of_logits,
+    distillation,
+    batch_mean,
+    margin_loss,
+)
 
 
 def _op(short: str) -> Op:
@@ -147,7 +235,8 @@ def _op(short: str) -> Op:
 def constants_with_grad(native: Native, order: Order) -> str:
     """An argument that the op does not differentiate, and that may require grad."""
     op, arguments = native.op, native.arguments
-    bound = {**dict.fromkeys(op.arguments), **{n: value_of(a) for n, a in arguments.items() if isinstance(a, fx.Node)}}
+    bound: dict[str, Any] = dict.fromkeys(op.arguments)
+    bound |= {n: value_of(a) for n, a in arguments.items() if isinstance(a, fx.Node)}
     known = all(bound[n] is not None for n in op.tensor_arguments if isinstance(arguments.get(n), fx.Node))
     # an unknown target may be class indices, beside which weights are constants
     differentiable = op.differentiable_in(bound) if known else [op.arguments[0]]

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from .. import _private
 from ._modules import fuse_modules
 from ._report import Report
 from ._rewrite import Rewriter
@@ -60,7 +61,7 @@ def fuse(
         if example_inputs is not None:
             propagate(new, example_inputs)
         Rewriter(new, every, report, activations=activations).run()
-        return new, report  # type: ignore[return-value]
+        return new, report
     if isinstance(program, torch.nn.Module):
         new_module = copy_sharing(program)
         return fuse_modules(new_module, every, report, activations), report  # type: ignore[return-value]
@@ -82,13 +83,22 @@ def copy_sharing(module: Module) -> Module:
 
 
 def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+    """Shapes and dtypes for every node that a run on fake tensors reaches."""
+    mode = _private.fake_mode()
 
-    FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*example_inputs)
-    for node in module.graph.nodes:  # a graph of functions, not of ATen's calls
-        if "val" in node.meta:
-            node.meta["example_value"] = node.meta.pop("val")
+    class Run(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            try:
+                result = super().run_node(n)
+            except Exception:  # a value that depends on data: this node stays unknown, and what is made of it
+                return None
+            if isinstance(result, torch.Tensor | tuple | list | int | float):
+                n.meta["example_value"] = result
+            return result
+
+    with mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in example_inputs]
+        Run(module).run(*fakes)
 
 
 def _fuse_exported(

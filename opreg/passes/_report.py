@@ -1,9 +1,11 @@
 """What a rewrite did, and what it left."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx
 
 
@@ -48,11 +50,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
 
 
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
 def where(node: fx.Node) -> str:
     """The user's line that a node comes from, and the module: as much as tracing kept."""
     modules = node.meta.get("nn_module_stack") or {}
     path = next((str(path) for path, _ in reversed(list(modules.values()))), "")
-    path = re.sub(r"^L\['?self'?\]\.?|_modules\['(\w+)'\]", r"\1", path)
+    path = re.sub(r"^L\['\w+'\]\.?|_modules\['(\w+)'\]", r"\1", path)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or node.stack_trace or "")
+    frames = [f for f in frames if not f[0].startswith(_TORCH)] or frames
     line = ":".join(frames[-1]) if frames else ""
     return " in ".join(part for part in (line, path) if part) or f"node {node.name}"

@@ -1,7 +1,9 @@
 """One graph, rewritten in place."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +12,16 @@ from torch.utils import _pytree as pytree
 
 from .. import _private
 from ..registry import Op, registered
+from ._algebra import rounded
 from ._calls import Attribute, Call, value_of
-from ._evaluate import NEVER, Order, sizes
-from ._native import ABSORBERS, Native, by_call, constants_with_grad, native_call
+from ._evaluate import handlers
+from ._native import ABSORBERS, Native, by_call, constants_with_grad, native_call, scaled
+from ._order import Order
 from ._report import Left, Report, Swapped, where
 from ._rule import Match, Rule, matches
+from ._values import NEVER, sizes, sizes_of
 
-_ARITHMETIC = frozenset("mul div add sub rsub neg pow cross_entropy".split())
+_ARITHMETIC = frozenset(["mul", "div", "add", "sub", "rsub", "neg", "pow", "cross_entropy"])
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -78,11 +83,10 @@ class Rewriter:
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
         for leaf in match.tensors.values():
             self.unwritten(leaf, min(map(order.position.__getitem__, parts)), root)
-        traced = fx.Tracer().trace(match.rule.replacement)  # type: ignore[arg-type]
-        values: dict[fx.Node, Any] = {}
+        bound = {**match.tensors, **match.numbers}
         self.insert(
             root,
-            lambda: self.copied(traced, {**match.tensors, **match.numbers}, values, match.reduction),
+            lambda: self.copied(match.rule.calls, bound, match.reduction),
             lambda new: Swapped(_name(new), match.rule.name, where(root)),
         )
 
@@ -133,15 +137,34 @@ class Rewriter:
             raise Refused(native.reason)
         for absorb in ABSORBERS:
             wider = absorb(native, node, self.order)
-            if wider is None:
-                continue
-            inner = native.arguments["input"]
-            if set(self.order.current(inner, node).users) != {node}:
-                continue
-            if not self.order.undisturbed([self.order.current(inner, node), node]):
-                self.replace(wider, node, f"{absorb.__doc__}")
-                return
+            if wider is not None and self.alone(native, node):
+                try:
+                    if self.absorbed(wider, node, absorb.__doc__ or ""):
+                        return
+                except Refused:  # what it would absorb stays; the call itself may yet be taken over
+                    continue
         self.replace(native, node, f"torch's {self.order.calls[node].name}")  # type: ignore[union-attr]
+
+    def alone(self, native: Native, node: fx.Node) -> bool:
+        """Nobody else uses what the call's argument computes, and nothing happens in between."""
+        inner = self.order.current(native.arguments[native.op.arguments[0]], node)
+        return set(inner.users) == {node} and not self.order.undisturbed([inner, node])
+
+    def absorbed(self, wider: Native, node: fx.Node, rule: str) -> bool:
+        """Replaces a call and the product or quotient that follows it, if the op computes that."""
+        users = list(node.users)
+        follower = users[0] if len(users) == 1 else None
+        number = follower_number(self.order, follower, node) if follower is not None else None
+        if wider.divided_by is not None:
+            if follower is None or not divides_by(self.order, follower, node, wider.divided_by):
+                return False
+            self.replace(wider, follower, rule)
+            return True
+        if wider.factor != 1 and follower is not None and number is not None and rounded(number * wider.factor) == 1:
+            self.replace(replace(wider, factor=1.0), follower, rule)
+            return True
+        self.replace(wider, node, rule)
+        return True
 
     def replace(self, native: Native, node: fx.Node, rule: str) -> None:
         reason = constants_with_grad(native, self.order)
@@ -151,14 +174,31 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             arguments = {n: self.attribute(a) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
-            arguments = {n: self.order.current(a, node) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
+            arguments = {n: self.operand(op, a, node) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
                 from .. import functional
 
                 return [self.graph.call_function(getattr(functional, op.short), (), arguments)]
-            return [self.call(op, arguments)]
+            new = [self.call(op, arguments)]
+            if native.factor != 1:
+                new.append(self.aten("call_function", operator.mul, (new[0], native.factor), {}))
+            return new
 
         self.insert(node, make, lambda new: Swapped(op.short, rule, where(node)))
+
+    def operand(self, op: Op, a: fx.Node, user: fx.Node) -> fx.Node:
+        """The tensor itself, where the graph broadcasts it first and the op does that too."""
+        a = self.order.current(a, user)
+        call = self.order.calls.get(a)
+        if call is None or call.name != "getitem" or not hasattr(op.shape, "elements"):
+            return a
+        of, index = call.args
+        broadcast = self.order.calls.get(of)
+        if broadcast is None or broadcast.name != "broadcast_tensors":
+            return a
+        tensors = broadcast.args[0] if isinstance(broadcast.args[0], list | tuple) else broadcast.args
+        found: fx.Node = tensors[index]
+        return found
 
     def call(self, op: Op, arguments: Mapping[str, Any]) -> fx.Node:
         """A call of the op, positional as far as its arguments are given in order."""
@@ -185,16 +225,13 @@ class Rewriter:
 
     # the surgery
 
-    def insert(
-        self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[fx.Node], Swapped]
-    ) -> None:
+    def insert(self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[fx.Node], Swapped]) -> None:
         """Puts new nodes in the place of one; raises ``Refused``, and changes nothing, where they do not fit."""
         call = self.order.calls[root]
         assert call is not None
         written = call.args[0] if call.in_place and call.args else None
-        if call.in_place:
-            if not isinstance(written, fx.Node) or self.order._aliased(written):
-                raise Refused("it writes in place to a tensor that others may see")
+        if call.in_place and (not isinstance(written, fx.Node) or self.order.aliased(written)):
+            raise Refused("it writes in place to a tensor that others may see")
         with self.graph.inserting_before(root):
             new = make()
         try:
@@ -244,7 +281,7 @@ class Rewriter:
         try:
             if isinstance(n.target, str):
                 return getattr(args[0], n.target)(*args[1:], **kwargs)
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return n.target(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
             raise Refused(str(error).splitlines()[0]) from None
 
@@ -263,9 +300,8 @@ class Rewriter:
             after = self.fake(new)
             new.meta["val" if "val" in new.meta else "example_value"] = after
         if (sizes(before), before.dtype, before.device) != (sizes(after), after.dtype, after.device):
-            raise Refused(
-                f"the op would give {after.dtype} of shape {list(after.shape)}, not {before.dtype} of {list(before.shape)}"
-            )
+            was, would = (f"{t.dtype} of shape {list(t.shape)}" for t in (before, after))
+            raise Refused(f"the op would give {would}, not {was}")
         if op is not None:
             self.rehearse(op, new)
 
@@ -290,11 +326,10 @@ class Rewriter:
                 if text.startswith(f"{op.short}: expected"):
                     raise Refused(text) from None
 
-    def copied(
-        self, traced: fx.Graph, bound: Mapping[str, Any], values: dict[fx.Node, Any], reduction: str
-    ) -> list[fx.Node]:
+    def copied(self, traced: fx.Graph, bound: Mapping[str, Any], reduction: str) -> list[fx.Node]:
         """The calls of a traced replacement, in this graph, and a reduction of their result."""
-        new = []
+        new: list[fx.Node] = []
+        values: dict[fx.Node, Any] = {}
         for n in traced.nodes:
             if n.op == "placeholder":
                 values[n] = bound[str(n.target)]
@@ -310,9 +345,9 @@ class Rewriter:
         if reduction:
             op = _op_of(new[-1])
             if op is not None and self.reducible(op, new[-1], reduction):
-                bound = dict(zip(op.arguments, new[-1].args, strict=False)) | dict(new[-1].kwargs)
+                arguments = dict(zip(op.arguments, new[-1].args, strict=False)) | dict(new[-1].kwargs)
                 self.graph.erase_node(new.pop())
-                new.append(self.call(op, {**bound, "reduction": reduction}))
+                new.append(self.call(op, {**arguments, "reduction": reduction}))
             else:
                 new.append(self.aten("call_function", getattr(torch, reduction), (new[-1],), {}))
         return new
@@ -355,7 +390,7 @@ class Rewriter:
         folded.name = name
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
-        """Is this reduction of the op's elements the op's own? Its mean may be one of positions that are not ignored."""
+        """Is this reduction of the op's elements the op's own? Its mean may be that of what is not ignored alone."""
         if not op.reduces or self.reduction(op, node) != "none":
             return False
         return reduction == "sum" or "ignore_index" not in op.arguments or self.ignores_nothing(op, node)
@@ -364,7 +399,7 @@ class Rewriter:
     def ignores_nothing(op: Op, node: fx.Node) -> bool:
         bound = dict(zip(op.arguments, node.args, strict=False)) | dict(node.kwargs)
         by_sample = op.short == "dice_loss" and bound.get("batch") is not True  # its mean is that of all samples
-        return by_sample or (bound.get("ignore_index") == NEVER and bound.get("weight") is None)
+        return by_sample or bool(bound.get("ignore_index") == NEVER and bound.get("weight") is None)
 
     @staticmethod
     def reduction(op: Op, node: fx.Node) -> str:
@@ -382,7 +417,7 @@ class Rewriter:
                     continue
                 if call.in_place:
                     written = call.args[0] if call.args else None
-                    if not isinstance(written, fx.Node) or set(written.users) != {node} or self.order._aliased(written):
+                    if not isinstance(written, fx.Node) or set(written.users) != {node} or self.order.aliased(written):
                         continue
                 elif not _pure(call):
                     continue
@@ -393,11 +428,28 @@ class Rewriter:
         self.refused.setdefault(node.name, Left(what, why, where(node)))
 
 
+def follower_number(order: Order, follower: fx.Node, node: fx.Node) -> float | None:
+    """The number that the only user of a node multiplies it with."""
+    of, factor = scaled(order, follower, follower)
+    call = order.calls.get(follower)
+    return factor if of is node and call is not None and not call.in_place else None
+
+
+def divides_by(order: Order, follower: fx.Node, node: fx.Node, count: Any) -> bool:
+    """Is the user of a node its quotient by this number, a size perhaps?"""
+    call = order.calls.get(follower)
+    if call is None or call.name != "div" or call.in_place or len(call.args) != 2 or call.kwargs:
+        return False
+    by = call.args[1]
+    by = value_of(by) if isinstance(by, fx.Node) else by
+    if call.args[0] is not node or not isinstance(by, int | torch.SymInt):
+        return False
+    return sizes_of((by,)) == sizes_of((count,))
+
+
 def _pure(call: Call) -> bool:
     """Has a call no effect but its result? Of torch's, all that a rewrite can have orphaned."""
-    from ._evaluate import _handlers
-
-    return call.name in _handlers or call.name in by_call() or call.name in ("broadcast_tensors", "getitem")
+    return call.name in handlers or call.name in by_call() or call.name in ("broadcast_tensors", "getitem")
 
 
 def _op_of(node: fx.Node) -> Op | None:
@@ -413,7 +465,3 @@ def _name(node: fx.Node) -> str:
         if inner is not None:
             return inner.short
     return str(node.target)
-
-
-def graph_modules(module: torch.nn.Module) -> Iterable[fx.GraphModule]:
-    return (m for m in module.modules() if isinstance(m, fx.GraphModule))

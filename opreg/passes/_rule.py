@@ -13,14 +13,19 @@ from torch import Tensor, fx
 from . import _algebra as algebra
 from ._algebra import Poly, TooLarge
 from ._calls import value_of
-from ._evaluate import Evaluator, Opaque, Order, Value, leaf, number, over_all, sizes
+from ._evaluate import Evaluator
+from ._order import Order
+from ._values import Opaque, Value, leaf, number, over_all, sizes
 
 # Calls on the way to what a rule looks for; the first argument of one of them, or what that is made of by one-tensor
 # calls, is where an expression starts.
-_ANCHORS = frozenset(
-    "sigmoid exp tanh softplus log_sigmoid clamp clamp_min relu relu6 hardsigmoid hardtanh silu softmax log_softmax "
-    "cross_entropy binary_cross_entropy_with_logits sum mean where scatter one_hot".split()
-)
+# fmt: off
+_ANCHORS = frozenset({
+    "sigmoid", "exp", "tanh", "softplus", "log_sigmoid", "clamp", "clamp_min", "relu", "relu6", "hardsigmoid",
+    "hardtanh", "silu", "softmax", "log_softmax", "cross_entropy", "binary_cross_entropy_with_logits", "sum", "mean",
+    "where", "scatter", "one_hot",
+})
+# fmt: on
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
 # The nodes that are looked at behind one that may be replaced.
@@ -85,16 +90,22 @@ class Rule:
 
     @cached_property
     def graph(self) -> fx.Graph:
-        names = [n for group in self.parameters for n in group]
+        """The pattern's calls."""
+        return self._trace(self.pattern)
 
-        def free(*values: Any) -> Any:  # without defaults, which tracing would fill in
-            return self.pattern(**dict(zip(names, values, strict=True)))
+    @cached_property
+    def calls(self) -> fx.Graph:
+        """The replacement's."""
+        return self._trace(self.replacement)
 
+    def _trace(self, function: Callable[..., Tensor]) -> fx.Graph:
+        # by hand: fx would put defaults in the place of keyword-only arguments
         tracer = fx.Tracer()
         tracer.graph = fx.Graph()
         tracer.root, tracer.tensor_attrs = torch.nn.Module(), {}
-        proxies = [tracer.create_proxy("placeholder", n, (), {}) for n in names]
-        tracer.create_node("output", "output", (tracer.create_arg(free(*proxies)),), {})
+        names = [n for group in self.parameters for n in group]
+        given = {n: tracer.create_proxy("placeholder", n, (), {}) for n in names}
+        tracer.create_node("output", "output", (tracer.create_arg(function(**given)),), {})
         return tracer.graph
 
     @cached_property

@@ -1,0 +1,151 @@
+"""The order of a graph's calls: what writes in place, what is switched, what needs a gradient."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..nn._module import OpModule
+from ._calls import Call, resolve, value_of
+
+# What these return is a tensor of its own.
+FRESH_MODULES = (
+    torch.nn.Linear,
+    torch.nn.modules.conv._ConvNd,
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.GroupNorm,
+    torch.nn.LayerNorm,
+    OpModule,
+)
+
+
+@cache
+def fresh(name: str) -> bool:
+    """Does a call return a tensor of its own, whatever its arguments? Dropout that does nothing returns its input."""
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None or "dropout" in name or name in Order.VIEWS:
+        return False
+    schemas = [getattr(packet, o)._schema for o in packet.overloads()]
+    return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)
+
+
+class Order:
+    """The order of a graph's nodes, and what in-place calls make of it."""
+
+    # fmt: off
+    VIEWS = frozenset({
+        "reshape", "flatten", "unflatten", "getitem", "select", "unbind", "slice", "narrow", "chunk", "split",
+        "transpose", "permute", "movedim", "t", "diagonal", "unsqueeze", "squeeze", "expand", "expand_as", "view_as",
+        "detach", "alias", "contiguous", "to", "float", "double", "type_as",
+    })
+    # fmt: on
+
+    def __init__(self, graph: fx.Graph, module: torch.nn.Module | None) -> None:
+        self.position = {n: i for i, n in enumerate(graph.nodes)}
+        self._gradient: dict[fx.Node, bool | None] = {}
+        self.module = module
+        # every read of an attribute is the same tensor
+        self.attributes: dict[str, fx.Node] = {}
+        for n in graph.nodes:
+            if n.op == "get_attr":
+                self.attributes.setdefault(str(n.target), n)
+        self.calls: dict[fx.Node, Call | None] = {n: resolve(n, module) for n in graph.nodes}
+        self.writes: dict[fx.Node, list[fx.Node]] = {}
+        for n, call in self.calls.items():
+            if call is not None and call.in_place and call.args and isinstance(call.args[0], fx.Node):
+                self.writes.setdefault(call.args[0], []).append(n)
+        # calls after which the same text means something else
+        self.switches = [i for n, i in self.position.items() if n.op == "call_function" and _switches(n.target)]
+        self.gradients = [
+            (i, bool(n.args[0]))
+            for n, i in self.position.items()
+            if n.op == "call_function" and getattr(n.target, "__name__", "") == "_set_grad_enabled"
+        ]
+        self.opaque_writes = [i for n, i in self.position.items() if self._writes_somewhere(n)]
+
+    def _writes_somewhere(self, n: fx.Node) -> bool:
+        """Does a call write where ``current`` does not follow it?"""
+        call = self.calls[n]
+        if call is None:
+            if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload):
+                return n.target._schema.is_mutable
+            return False
+        if "out" in call.kwargs:
+            return True
+        if not call.in_place:
+            return False
+        target = call.args[0] if call.args else None
+        if not isinstance(target, fx.Node):
+            return True
+        return self.aliased(target)
+
+    def aliased(self, node: fx.Node) -> bool:
+        """May other nodes, or the caller, see what is written to this one?"""
+        if not self._fresh(node):
+            return True
+        views = (self.calls[u] for u in node.users)
+        return any(c is not None and c.name in self.VIEWS and not c.in_place for c in views)
+
+    def _fresh(self, node: fx.Node) -> bool:
+        """Is a node's value a tensor of its own, by what torch's schemas say?"""
+        call = self.calls[node]
+        if call is not None:
+            return not call.in_place and fresh(call.name)
+        if isinstance(node.target, torch._ops.OpOverload):
+            return all(r.alias_info is None for r in node.target._schema.returns)
+        if node.op == "call_module" and self.module is not None:
+            return isinstance(self.module.get_submodule(str(node.target)), FRESH_MODULES)
+        return False
+
+    def without_gradient(self, node: fx.Node) -> bool:
+        """Is a call made where gradients are off, while they are on elsewhere in the graph?"""
+        before = [on for i, on in self.gradients if i < self.position[node]]
+        return bool(before) and not before[-1]
+
+    def requires_grad(self, node: fx.Node) -> bool | None:
+        """May a gradient flow into a node's value? None: the graph does not say."""
+        value = value_of(node)
+        if node.op == "get_attr":
+            owner: Any = self.module
+            for step in str(node.target).split("."):
+                owner = getattr(owner, step, None)
+            return isinstance(owner, Tensor) and owner.requires_grad
+        if isinstance(value, Tensor) and (not (value.is_floating_point() or value.is_complex())):
+            return False
+        if node.op == "placeholder" or "example_value" in node.meta:
+            return value.requires_grad if isinstance(value, Tensor) else None
+        call = self.calls.get(node)
+        if call is not None and call.name in ("detach", "one_hot", "argmax", "zeros_like", "ones_like"):
+            return False
+        if getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False:
+            return False
+        if node not in self._gradient:
+            self._gradient[node] = None  # of a loop, which graphs do not have
+            below = [self.requires_grad(n) for n in node.all_input_nodes]
+            self._gradient[node] = (
+                True if True in below else None if None in below or node.op == "call_module" else False
+            )
+        return self._gradient[node]
+
+    def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
+        """The node whose value a user of ``node`` sees: the last one that wrote to it before."""
+        node = self.attributes.get(str(node.target), node) if node.op == "get_attr" else node
+        before = [w for w in self.writes.get(node, ()) if self.position[w] < self.position[user] and w is not user]
+        return max(before, key=self.position.__getitem__) if before else node
+
+    def undisturbed(self, nodes: Sequence[fx.Node]) -> str:
+        """Why calls between the first and the last of the nodes may change what they mean; empty: none does."""
+        places = [self.position[n] for n in nodes]
+        low, high = min(places), max(places)
+        if any(low < i < high for i in self.switches):
+            return "autocast is switched between its parts"
+        if any(low <= i <= high for i in self.opaque_writes):
+            return "a tensor is written to between its parts"
+        return ""
+
+
+def _switches(target: Any) -> bool:
+    name = getattr(target, "__name__", "")
+    return name.startswith(("_enter_", "_exit_"))

@@ -1,0 +1,155 @@
+"""Values of tensor expressions: a normal form, and the shapes it is seen in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from . import _algebra as algebra
+from ._algebra import Poly, atom, constant
+from ._calls import value_of
+
+# an ignore_index that no target has
+NEVER = -(2**31)
+
+
+class Opaque(Exception):
+    """A node that the algebra does not know."""
+
+
+Sizes = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An elementwise function of leaves that are all of the shape ``base``, seen as of the shape ``shape``.
+
+    Both are None where the shapes are not known.
+    """
+
+    poly: Poly
+    base: Sizes | None
+    shape: Sizes | None
+
+    @property
+    def scalar(self) -> bool:
+        return self.base == ()
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Values beside each other along the last dimension: corners of boxes."""
+
+    components: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The elements of a value where a mask holds."""
+
+    value: Value
+    mask: Value
+
+
+def sizes(value: Any) -> Sizes | None:
+    """Sizes that can be compared without a guard: of a symbolic one its expression."""
+    return sizes_of(value.shape) if isinstance(value, Tensor) else None
+
+
+def sizes_of(shape: Sequence[Any]) -> Sizes:
+    return tuple(d if isinstance(d, int) else d.node.expr for d in shape)
+
+
+def number(x: float) -> Value:
+    return Value(constant(x), (), ())
+
+
+def leaf(node: fx.Node) -> Value:
+    shape = sizes(value_of(node))
+    return Value(atom("leaf", node), shape, shape)
+
+
+def combine(f: Callable[..., Poly], *operands: Any) -> Any:
+    """A function of elements, of operands of one shape; numbers and 0-d tensors broadcast."""
+    if any(isinstance(v, Vector) for v in operands):
+        count = next(len(v.components) for v in operands if isinstance(v, Vector))
+        columns = [v.components if isinstance(v, Vector) else (v,) * count for v in operands]
+        if any(len(c) != count for c in columns):
+            raise Opaque("vectors of two lengths")
+        return Vector(tuple(combine(f, *column) for column in zip(*columns, strict=True)))
+    if any(isinstance(v, Masked) for v in operands):
+        masks = {v.mask for v in operands if isinstance(v, Masked)}
+        if len(masks) != 1:
+            raise Opaque("two masks")
+        return Masked(combine(f, *(v.value if isinstance(v, Masked) else v for v in operands)), masks.pop())
+    if not all(isinstance(v, Value) for v in operands):
+        raise Opaque("not a tensor")
+    poly = f(*(v.poly for v in operands))
+    shaped = [v for v in operands if not v.scalar]
+    if not shaped:
+        return Value(poly, (), ())
+    first = shaped[0]
+    for v in shaped[1:]:
+        if v.base != first.base or v.shape != first.shape:
+            raise Opaque("operands of two shapes")
+    return Value(poly, first.base, first.shape)
+
+
+def plain(value: Any) -> float:
+    """The number that a value is."""
+    if isinstance(value, Value):
+        found = value.poly.number
+        if found is not None:
+            return found
+    raise Opaque("not a number")
+
+
+def whole(value: Any) -> int:
+    found = plain(value)
+    if found != int(found):
+        raise Opaque("not a whole number")
+    return int(found)
+
+
+def bound(limit: Any) -> float | None:
+    return None if limit is None else plain(limit)
+
+
+def detached(p: Poly) -> Poly:
+    return p if p.number is not None else atom("constant", p)
+
+
+def components(x: Any) -> Vector:
+    if isinstance(x, Vector):
+        return x
+    if not isinstance(x, Value) or not x.shape or x.shape != x.base or x.shape[-1] != 4:
+        raise Opaque("no boxes")
+    lead = x.shape[:-1]
+    return Vector(tuple(Value(atom("component", x.poly, i), lead, lead) for i in range(4)))
+
+
+def rank_of(x: Any) -> int:
+    if isinstance(x, Vector):
+        return rank_of(x.components[0]) + 1
+    if not isinstance(x, Value) or x.shape is None:
+        raise Opaque("of unknown shape")
+    return len(x.shape)
+
+
+def over_all(value: Value, name: str) -> Value:
+    """The mean or the sum of all elements."""
+    return Value(atom_of_each(value.poly, name, "all", value.base), (), ())
+
+
+def atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
+    """A linear reduction: term by term, coefficients outside."""
+    result = constant(0)
+    for monomial, coefficient in p.terms:
+        if monomial == algebra.ONE and name == "mean":
+            result = result + constant(coefficient)
+            continue
+        inner = Poly(frozenset({(monomial, 1.0)}))
+        counted = (base,) if monomial == algebra.ONE else ()
+        result = result + atom(name, inner, dims, *counted).scaled(coefficient)
+    return result

@@ -1,0 +1,113 @@
+"""Parts of the last dimension, corners of boxes above all, and elements under a mask."""
+
+from typing import Any
+
+from torch import fx
+
+from .. import _algebra as algebra
+from .._calls import value_of
+from .._evaluate import Evaluator, handles
+from .._values import (
+    Masked,
+    Opaque,
+    Value,
+    Vector,
+    combine,
+    components,
+    number,
+    rank_of,
+    whole,
+)
+from .pointwise import choose
+
+
+@handles("unbind")
+def _unbind(e: Evaluator, node: fx.Node, x: Any, dim: Any = None) -> Any:
+    if dim is None or whole(dim) % rank_of(x) != rank_of(x) - 1:
+        raise Opaque("not the last dimension")
+    return components(x).components
+
+
+@handles("chunk", "split", "tensor_split", "split_with_sizes")
+def _split(e: Evaluator, node: fx.Node, x: Any, count: Any, dim: Any = None) -> Any:
+    if dim is None or whole(dim) % rank_of(x) != rank_of(x) - 1:
+        raise Opaque("not the last dimension")
+    parts = value_of(node)
+    if not isinstance(parts, tuple | list):
+        raise Opaque("of unknown shape")
+    every, start, result = components(x).components, 0, []
+    for part in parts:
+        size = int(part.shape[-1])
+        result.append(Vector(every[start : start + size]))
+        start += size
+    return tuple(result)
+
+
+@handles("select")
+def _select(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any) -> Any:
+    if whole(dim) % rank_of(x) != rank_of(x) - 1:
+        raise Opaque("not the last dimension")
+    return components(x).components[whole(index)]
+
+
+@handles("slice")
+def _slice(
+    e: Evaluator, node: fx.Node, x: Any, dim: Any = None, start: Any = None, end: Any = None, step: Any = None
+) -> Any:
+    axis = 0 if dim is None else whole(dim)
+    first, last = None if start is None else whole(start), None if end is None else whole(end)
+    rank = rank_of(x)
+    if axis % rank != rank - 1:
+        if not first and (last is None or last >= 2**62) and step in (None, number(1)):
+            return x
+        raise Opaque("a slice")
+    return Vector(components(x).components[slice(first, last, None if step is None else whole(step))])
+
+
+@handles("getitem")
+def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
+    if isinstance(x, tuple):
+        return x[whole(index)]
+    if isinstance(index, Value) and index.poly.number is None:
+        return masked(x, index)
+    items = index if isinstance(index, tuple) else (index,)
+    rank = rank_of(x)
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items = (*items[:at], *[slice(None)] * (rank - len(items) + 1), *items[at + 1 :])
+    if len(items) != rank or any(i != slice(None) for i in items[:-1]):
+        raise Opaque("an index")
+    last = items[-1]
+    if isinstance(last, slice):
+        ends = [v if v is None or isinstance(v, int) else int(v) for v in (last.start, last.stop, last.step)]
+        return Vector(components(x).components[slice(*ends)])
+    return components(x).components[whole(last)]
+
+
+def masked(x: Any, mask: Value) -> Masked:
+    if not isinstance(x, Value) or x.base != mask.base or not algebra.names(mask.poly) & {"gt", "ge"}:
+        raise Opaque("an index")
+    return Masked(x, mask)
+
+
+@handles("index")
+def _index(e: Evaluator, node: fx.Node, x: Any, indices: Any) -> Any:
+    if not isinstance(indices, tuple) or len(indices) != 1:
+        raise Opaque("an index")
+    return masked(x, indices[0])
+
+
+@handles("setitem")
+def _setitem(e: Evaluator, node: fx.Node, x: Any, mask: Any, new: Any) -> Any:
+    if isinstance(new, Value) and new.scalar:
+        new = Masked(new, mask)
+    if not isinstance(new, Masked) or not isinstance(mask, Value) or new.mask != mask:
+        raise Opaque("a write")
+    return combine(choose, mask, new.value, x)
+
+
+@handles("index_put")
+def _index_put(e: Evaluator, node: fx.Node, x: Any, indices: Any, new: Any, accumulate: Any = False) -> Any:
+    if accumulate or not isinstance(indices, tuple) or len(indices) != 1:
+        raise Opaque("a write")
+    return _setitem(e, node, x, indices[0], new)

@@ -1,0 +1,210 @@
+"""Functions of elements."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from .. import _algebra as algebra
+from .._algebra import Poly, atom, constant
+from .._calls import value_of
+from .._evaluate import Evaluator, handlers, handles
+from .._values import (
+    Opaque,
+    Value,
+    bound,
+    combine,
+    detached,
+    number,
+    plain,
+    sizes,
+)
+
+
+def unary(name: str, f: Callable[[Poly], Poly]) -> None:
+    def handler(e: Evaluator, node: fx.Node, x: Any) -> Any:
+        return combine(f, x)
+
+    handlers[name] = handler
+
+
+ONE = constant(1)
+_FUNCTIONS: dict[str, Callable[[Poly], Poly]] = {
+    "sigmoid": algebra.sigmoid,
+    "exp": algebra.exponential,
+    "expm1": lambda p: algebra.exponential(p) - ONE,
+    "log": algebra.logarithm,
+    "log1p": lambda p: algebra.logarithm(p + ONE),
+    "log_sigmoid": lambda p: -algebra.softplus(-p),
+    "tanh": algebra.odd("tanh"),
+    "atan": algebra.odd("atan"),
+    "relu": algebra.relu,
+    "relu6": lambda p: algebra.clamp(p, 0, 6),
+    "hardsigmoid": lambda p: algebra.clamp(p + constant(3), 0, 6).scaled(1 / 6),
+    "abs": algebra.absolute,
+    "neg": operator.neg,
+    "positive": lambda p: p,
+    "square": lambda p: algebra.power(p, 2),
+    "sqrt": lambda p: algebra.power(p, 0.5),
+    "rsqrt": lambda p: algebra.power(p, -0.5),
+    "reciprocal": lambda p: algebra.power(p, -1),
+    "silu": lambda p: p * algebra.sigmoid(p),
+    "hardswish": lambda p: p * algebra.clamp(p + constant(3), 0, 6).scaled(1 / 6),
+    "mish": lambda p: p * algebra.odd("tanh")(algebra.softplus(p)),
+}
+for _name, _f in _FUNCTIONS.items():
+    unary(_name, _f)
+
+
+@handles("softplus")
+def _softplus(e: Evaluator, node: fx.Node, x: Any, beta: Any = None, threshold: Any = None) -> Any:
+    if (beta is not None and plain(beta) != 1) or (threshold is not None and plain(threshold) < 20):
+        raise Opaque("softplus")
+    return combine(algebra.softplus, x)
+
+
+@handles("add")
+def _add(e: Evaluator, node: fx.Node, x: Any, other: Any, *, alpha: Any = None) -> Any:
+    factor = 1.0 if alpha is None else plain(alpha)
+    return combine(lambda a, b: a + b.scaled(factor), x, other)
+
+
+@handles("sub")
+def _sub(e: Evaluator, node: fx.Node, x: Any, other: Any, *, alpha: Any = None) -> Any:
+    factor = 1.0 if alpha is None else plain(alpha)
+    return combine(lambda a, b: a - b.scaled(factor), x, other)
+
+
+@handles("rsub")
+def _rsub(e: Evaluator, node: fx.Node, x: Any, other: Any, alpha: Any = None) -> Any:
+    factor = 1.0 if alpha is None else plain(alpha)
+    return combine(lambda a, b: b - a.scaled(factor), x, other)
+
+
+@handles("mul")
+def _mul(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    return combine(operator.mul, x, other)
+
+
+@handles("div")
+def _div(e: Evaluator, node: fx.Node, x: Any, other: Any, *, rounding_mode: Any = None) -> Any:
+    if rounding_mode is not None:
+        raise Opaque("rounds")
+    return combine(lambda a, b: a * algebra.power(b, -1), x, other)
+
+
+@handles("pow")
+def _pow(e: Evaluator, node: fx.Node, x: Any, exponent: Any) -> Any:
+    by = plain(exponent)
+    return combine(lambda a: algebra.power(a, by), x)
+
+
+@handles("clamp", "hardtanh")
+def _clamp(e: Evaluator, node: fx.Node, x: Any, low: Any = None, high: Any = None, **kwargs: Any) -> Any:
+    low, high = kwargs.get("min", kwargs.get("min_val", low)), kwargs.get("max", kwargs.get("max_val", high))
+    call = e.graph.calls.get(node)
+    if call is not None and call.name == "hardtanh":
+        low, high = number(-1) if low is None else low, number(1) if high is None else high
+    lowest, highest = bound(low), bound(high)
+    return combine(lambda a: algebra.clamp(a, lowest, highest), x)
+
+
+@handles("clamp_min")
+def _clamp_min(e: Evaluator, node: fx.Node, x: Any, min: Any) -> Any:
+    return _clamp(e, node, x, min)
+
+
+@handles("clamp_max")
+def _clamp_max(e: Evaluator, node: fx.Node, x: Any, max: Any) -> Any:
+    return _clamp(e, node, x, None, max)
+
+
+def extremum(name: str) -> None:
+    def handler(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+        def f(a: Poly, b: Poly) -> Poly:
+            if a.number == 0 or b.number == 0:
+                kept = b if a.number == 0 else a
+                return algebra.relu(kept) if name == "maximum" else -algebra.relu(-kept)
+            return a if a == b else atom(name, frozenset({a, b}))
+
+        return combine(f, x, other)
+
+    handlers[name] = handler
+
+
+extremum("maximum")
+extremum("minimum")
+
+
+@handles("max")
+def _max(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    if isinstance(other, Value) and other.poly.number is not None:
+        raise Opaque("max over a dimension")
+    return handlers["maximum"](e, node, x, other)
+
+
+@handles("min")
+def _min(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    if isinstance(other, Value) and other.poly.number is not None:
+        raise Opaque("min over a dimension")
+    return handlers["minimum"](e, node, x, other)
+
+
+def comparison(name: str, swapped: str) -> None:
+    def handler(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+        if name in ("lt", "le"):
+            return combine(lambda a, b: atom(swapped, b - a), x, other)
+        return combine(lambda a, b: atom(name, a - b), x, other)
+
+    handlers[name] = handler
+
+
+for _name, _swapped in {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}.items():
+    comparison(_name, _swapped)
+
+
+@handles("logical_and", "bitwise_and", "and", "__and__")
+def _and(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    return combine(operator.mul, x, other)  # of atoms that are 0 or 1
+
+
+@handles("where")
+def _where(e: Evaluator, node: fx.Node, condition: Any, x: Any, other: Any) -> Any:
+    return combine(choose, condition, x, other)
+
+
+def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
+    """a where the condition holds, else b."""
+    if len(condition.terms) == 1:
+        ((monomial, _),) = condition.terms
+        sides = [found[1] for found, _ in monomial if found[0] in ("gt", "ge")]
+        if len(sides) == len(monomial) and a - b == math.prod(sides[1:], start=sides[0]):
+            clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
+            return b + math.prod(clipped[1:], start=clipped[0])
+    return b + atom("where", condition, a - b)
+
+
+@handles("detach")
+def _detach(e: Evaluator, node: fx.Node, x: Any) -> Any:
+    call = e.graph.calls[node]
+    of = next(call.inputs()) if call else None
+    if of is None or e.graph.current(of, node) not in e.interior:
+        raise Opaque("a tensor of its own")
+    return combine(detached, x)
+
+
+@handles("zeros_like", "zeros", "new_zeros")
+def _zeros(e: Evaluator, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    shape = sizes(value_of(node))
+    if shape is None and args and isinstance(args[0], Value) and args[0].poly.number is None:
+        return combine(lambda a: constant(0), args[0])
+    return Value(constant(0), shape, shape)
+
+
+@handles("cos", "sin")
+def _of_number(e: Evaluator, node: fx.Node, x: Any) -> Any:
+    call = e.graph.calls[node]
+    assert call is not None
+    return number(getattr(math, call.name)(plain(x)))

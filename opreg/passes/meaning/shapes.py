@@ -1,0 +1,148 @@
+"""Views, casts, reductions, functions along a dimension."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, fx
+
+from .._algebra import atom
+from .._calls import value_of
+from .._evaluate import Evaluator, handlers, handles
+from .._values import (
+    Opaque,
+    Sizes,
+    Value,
+    Vector,
+    atom_of_each,
+    combine,
+    sizes,
+    whole,
+)
+
+
+@handles("contiguous", "clone", "alias", "lift_fresh_copy", "detach_copy")
+def _same(e: Evaluator, node: fx.Node, x: Any, **kwargs: Any) -> Any:
+    return x
+
+
+@handles("to", "float", "double", "half", "bfloat16", "type_as", "type")
+def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Nothing, where dtype and device stay."""
+    call = e.graph.calls[node]
+    before, after = value_of(next(call.inputs())) if call else None, value_of(node)
+    kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
+    if kinds[0] is not None and kinds[0] == kinds[1]:
+        return x
+    if isinstance(x, Value) and x.poly.terms and all({a[0] for a, _ in m} == {"one_hot"} for m, _ in x.poly.terms):
+        return x  # 0 and 1 are exact in any dtype
+    raise Opaque("a cast")
+
+
+@handles("reshape", "flatten", "unsqueeze", "squeeze", "view_as", "reshape_as", "unflatten")
+def _reshape(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    shape = sizes(value_of(node))
+    call = e.graph.calls[node]
+    if not isinstance(x, Value) or x.shape is None:
+        raise Opaque("a view of unknown shape")
+    if shape is None and call is not None and call.name == "flatten" and len(args) == 1:
+        start = whole(args[0])
+        if start >= len(x.shape):
+            raise Opaque("a view of too few dimensions")
+        shape = (*x.shape[:start], math.prod(x.shape[start:]))
+    if shape is None:
+        raise Opaque("a view of unknown shape")
+    return replace(x, shape=shape)
+
+
+def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
+    """The dimensions of ``base`` that the dimensions ``dims`` of its view ``shape`` are."""
+    found: set[int] = set()
+    i = j = 0
+    while i < len(base) or j < len(shape):
+        left, right = {i} if i < len(base) else set(), {j} if j < len(shape) else set()
+        a = base[i] if i < len(base) else 1
+        b = shape[j] if j < len(shape) else 1
+        i, j = i + 1, j + 1
+        while sympy.simplify(a - b) != 0:
+            smaller = i < len(base) and (j >= len(shape) or _smaller(a, b))
+            if smaller:
+                a, left, i = a * base[i], left | {i}, i + 1
+            elif j < len(shape):
+                b, right, j = b * shape[j], right | {j}, j + 1
+            else:
+                raise Opaque("a view that does not align")
+        if right & dims:
+            if not right <= dims and any(shape[d] != 1 for d in right - dims):
+                raise Opaque("a reduction over part of a dimension")
+            found |= left
+    return found
+
+
+def _smaller(a: Any, b: Any) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    quotient = sympy.simplify(b / a)
+    return (not quotient.is_number and sympy.denom(quotient) == 1) or bool(quotient.is_number and quotient > 1)
+
+
+def reduction(name: str) -> None:
+    def handler(
+        e: Evaluator, node: fx.Node, x: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None, **kwargs: Any
+    ) -> Any:
+        dim = kwargs.get("axis", dim)
+        if dtype is not None:
+            raise Opaque("a cast")
+        if isinstance(x, Vector):
+            if dim is None or whole(dim) != -1 or name != "sum":
+                raise Opaque("a reduction of a vector")
+            return combine(lambda *p: sum(p[1:], p[0]), *x.components)
+        if not isinstance(x, Value):
+            raise Opaque("no tensor")
+        dims: Any = "all"
+        if dim is not None and dim != ():
+            if x.base is None or x.shape is None:
+                raise Opaque("of unknown shape")
+            rank = len(x.shape)
+            given = {whole(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))}
+            over = aligned(x.base, x.shape, given)
+            kept = tuple(1 if d in given else s for d, s in enumerate(x.shape) if keepdim or d not in given)
+            if over != set(range(len(x.base))):
+                dims = tuple(sorted(over))
+        else:
+            kept = (1,) * len(x.shape or ()) if keepdim else ()
+        rest = atom_of_each(x.poly, name, dims, x.base)
+        return Value(rest, kept, kept)
+
+    handlers[name] = handler
+
+
+reduction("sum")
+reduction("mean")
+
+
+@handles("prod")
+def _prod(e: Evaluator, node: fx.Node, x: Any, dim: Any = None, keepdim: Any = False) -> Any:
+    if not isinstance(x, Vector) or dim is None or whole(dim) != -1 or keepdim:
+        raise Opaque("a product")
+    return combine(lambda *p: math.prod(p[1:], start=p[0]), *x.components)
+
+
+def along(name: str) -> None:
+    """softmax and its relatives, over one dimension."""
+
+    def handler(e: Evaluator, node: fx.Node, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, Value) or x.shape is None or x.shape != x.base or dim is None:
+            raise Opaque("over an unknown dimension")
+        if kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) or a is True for a in args):
+            raise Opaque("a cast")
+        axis = whole(dim) % len(x.shape)
+        return Value(atom(name, x.poly, axis), x.base, x.shape)
+
+    handlers[name] = handler
+
+
+along("softmax")
+along("log_softmax")

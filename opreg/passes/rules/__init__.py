@@ -1,0 +1,12 @@
+"""The rules for losses and activations that people write by hand.
+
+A pattern is written once, in the shortest form; it is found in any that is algebraically the same. Patterns give one
+value an element, a row, a sample or a pair; a mean or a sum that follows becomes the op's reduction.
+"""
+
+from . import activation, binary, boxes, classes, regions
+from .margins import RULES as MARGINS
+
+RULES = (*activation.RULES, *binary.RULES, *classes.RULES, *regions.RULES, *boxes.RULES)
+
+__all__ = ["MARGINS", "RULES"]
