@@ -34,20 +34,21 @@ struct Cpu {
   using Regions = cpu::RegionKernels;
 
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
-  template <class T, int I, int O, class Body>
+  template <class T, int I, int O, Pass pass = Pass::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
-    each_chunk<kLastFirst>(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
-      cpu::Buffers<T, I + O> buffers(it, I);
-      for (int64_t b = begin; b < end; b += cpu::kTile) {
-        int64_t n = std::min(cpu::kTile, end - b);
-        const T* in[I];
-        T* out[O];
-        for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
-        for (int k = 0; k < O; k++) out[k] = cpu::result_tile(it, I + k, b, buffers.at[I + k]);
-        cpu::map_loop<T, I, O>(body, in, out, n);
-        for (int k = 0; k < O; k++) cpu::write_tile(it, I + k, b, n, out[k], buffers.at[I + k]);
-      }
-    });
+    each_chunk<pass == Pass::forward ? kFirstFirst : kLastFirst>(
+        it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
+          cpu::Buffers<T, I + O> buffers(it, I);
+          for (int64_t b = begin; b < end; b += cpu::kTile) {
+            int64_t n = std::min(cpu::kTile, end - b);
+            const T* in[I];
+            T* out[O];
+            for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
+            for (int k = 0; k < O; k++) out[k] = cpu::result_tile(it, I + k, b, buffers.at[I + k]);
+            cpu::map_loop<T, I, O>(body, in, out, n);
+            for (int k = 0; k < O; k++) cpu::write_tile(it, I + k, b, n, out[k], buffers.at[I + k]);
+          }
+        });
   }
 
   // out = scale * sum over i of body(in[0][i], ..., in[I-1][i])
@@ -224,8 +225,8 @@ struct Cpu {
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
   static int64_t chunk_of(int64_t cost) { return std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, cost)); }
 
-  // A reduction reads from the first chunk on and leaves the last ones in cache; so what writes, which often reads the
-  // same inputs right after, goes the other way.
+  // A forward pass reads from the first chunk on and leaves the last ones in cache; so a backward pass, which often
+  // reads the same inputs right after, goes the other way.
   enum Order { kFirstFirst, kLastFirst };
 
   // each(chunk, begin, end) over chunks of a fixed size, on torch's threads.

@@ -7,12 +7,15 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kRowTile = 512;           // rows taken together, at most
+constexpr int64_t kRowTile = 512;           // rows taken together, at most, where their scores are read
 constexpr int64_t kTileElements = 1 << 15;  // rows * classes of a tile, about
 
 // One thread's work on a problem: its buffers, and the tiles of rows.
 template <class T, class F, int Mode>
 class RowWorker {
+  // Without scores to hold in cache a tile is long: its planes of gradients are then written in long runs.
+  static constexpr int64_t kRows = F::softmax ? kRowTile : 8 * kRowTile;
+
  public:
   RowWorker(const F& f, const Rows& rows, const std::vector<T>& weights)
       : f_(f), r_(rows), weights_(weights), tile_(tile_rows(rows)) {
@@ -25,14 +28,14 @@ class RowWorker {
       target_buffer_.resize(classes * width_);
       target_planes_.resize(classes);
     }
-    std::fill(weight_, weight_ + kRowTile, T(1));
+    std::fill(weight_, weight_ + kRows, T(1));
     ones_.assign(std::max<size_t>(size_t(tile_), classes), T(1));
   }
 
   // Rows of a tile; a chunk of work is a fixed number of them, so that sums do not depend on the threads.
   static int64_t tile_rows(const Rows& r) {
     int64_t n = kTileElements / std::max<int64_t>(r.classes, 1);
-    return std::min(kRowTile, std::max<int64_t>(n, 16));
+    return F::softmax || !r.across_rows() ? std::min(kRowTile, std::max<int64_t>(n, 16)) : kRows;
   }
 
   struct Sums {
@@ -112,7 +115,7 @@ class RowWorker {
       std::fill(index_, index_ + n, -1);
       std::fill(valid_, valid_ + n, 1);
     } else {
-      int64_t raw[kRowTile];
+      int64_t raw[kRows];
       const int64_t* t = load(operand(kTarget).dtype, operand(kTarget).data, offset[kTarget], stride(kTarget), raw, n);
       for (int64_t i = 0; i < n; i++) {
         valid_[i] = t[i] != f_.ignore_index;
@@ -215,13 +218,13 @@ class RowWorker {
   RowArrays<T> arrays() const { return {max_, log_sum_, mass_, dot_, score_, logits(), weight_, index_, valid_}; }
 
   void finish(int64_t n, const int64_t* offset, Sums& sums) {
-    T loss[kRowTile];
+    T loss[kRows];
     double total[2] = {0, 0};
     finish_rows<T, Mode>(f_, arrays(), loss, total, r_.classes, n);
     sums.loss += total[0];
     sums.normaliser += total[1];
     if constexpr (F::softmax) {
-      double lse[kRowTile];
+      double lse[kRows];
       for (int64_t i = 0; i < n; i++) lse[i] = double(max_[i]) + double(log_sum_[i]);
       store(DType::float64, operand(kState).data, offset[kState], stride(kState), lse, n);
     }
@@ -230,11 +233,11 @@ class RowWorker {
   }
   void coefficients(int64_t n, const int64_t* offset) {
     read_scores(n, offset);
-    double buffer[kRowTile] = {};
+    double buffer[kRows] = {};
     const double* lse = buffer;
     if constexpr (F::softmax)
       lse = load(DType::float64, operand(kState).data, offset[kState], stride(kState), buffer, n);
-    T grad_buffer[kRowTile];
+    T grad_buffer[kRows];
     const Operand& o = operand(kResult);
     const T* grad = load(o.dtype, o.data, offset[kResult], stride(kResult), grad_buffer, n);
     find_coefficients<T, Mode>(f_, arrays(), lse, grad, T(scale()), a_, hit_, rest_, high_, low_, r_.classes, n);
@@ -295,11 +298,11 @@ class RowWorker {
   int64_t width_;
   std::vector<T> buffer_, target_buffer_, out_, ones_;
   std::vector<const T*> planes_, target_planes_;
-  T max_[kRowTile], log_sum_[kRowTile], mass_[kRowTile], dot_[kRowTile];
-  T score_[kRowTile], logit_[kRowTile], weight_[kRowTile];
-  T a_[kRowTile], hit_[kRowTile], rest_[kRowTile], high_[kRowTile], low_[kRowTile];
-  int32_t index_[kRowTile];
-  int32_t valid_[kRowTile];
+  T max_[kRows], log_sum_[kRows], mass_[kRows], dot_[kRows];
+  T score_[kRows], logit_[kRows], weight_[kRows];
+  T a_[kRows], hit_[kRows], rest_[kRows], high_[kRows], low_[kRows];
+  int32_t index_[kRows];
+  int32_t valid_[kRows];
 };
 
 template <class T>

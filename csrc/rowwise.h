@@ -14,7 +14,7 @@ struct Rows {
   int64_t class_stride[kRowOperands] = {};
   Operand weight;  // one entry a class, stride[0] from class to class; no data: 1 everywhere
   bool reduced = false, mean = false;
-  bool zeroed = false;  // the gradient holds zeros already: those at the targets are all that is missing
+  bool zeroed = false;           // the gradient holds zeros already: those at the targets are all that is missing
   double* normaliser = nullptr;  // the last entry of the state
 
   // Rows next to each other are taken together, classes one after the other, where rows lie closer in memory than
@@ -231,7 +231,7 @@ struct RowKernel {
     Rows rows = call.problem(state, &grad_output, pointer(0), pointer(1), pointer(2));
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
-    if constexpr (!F::softmax) rows.zeroed = grads[0] && Backend::zero(*grads[0]);
+    if constexpr (!F::softmax) rows.zeroed = grads[0] && !rows.across_rows() && Backend::zero(*grads[0]);
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
       std::optional<Tensor> alive;
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);

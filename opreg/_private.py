@@ -1,4 +1,4 @@
-"""Every private name of torch that opreg leans on, in one place, each with a test in tests/test_private.py."""
+"""Every private name of torch that opreg leans on, in one place, each with a test in tests/test_registry.py."""
 
 from contextlib import AbstractContextManager
 from typing import Any

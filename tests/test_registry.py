@@ -7,7 +7,17 @@ import torch
 
 import opreg
 from opreg import registry
-from opreg._private import below_autograd, has_kernel, names_in, transform_active, without_autocast
+from opreg._private import (
+    below_autograd,
+    below_inplace,
+    fake_mode,
+    has_kernel,
+    names_in,
+    tensor_metadata,
+    transform_active,
+    without_autocast,
+    without_fake_mode,
+)
 from opreg.report import coverage
 
 CATALOGUE = {
@@ -133,3 +143,24 @@ def test_private_names_and_kernels():
     assert "relu" in names_in("aten")
     assert has_kernel("aten::relu", "CPU")
     assert not has_kernel("lossreg::mish", "MPS")
+
+
+def test_private_below_inplace():
+    x = torch.ones(2)
+    version = x._version
+    with below_inplace():
+        x.add_(1)
+    assert x._version == version
+    x.add_(1)
+    assert x._version == version + 1
+
+
+def test_private_fake_modes():
+    mode = fake_mode()
+    with mode:
+        fake = torch.ones(2)
+        with without_fake_mode():
+            real = torch.ones(2)
+    assert type(fake) is not torch.Tensor
+    assert type(real) is torch.Tensor
+    assert tensor_metadata(real).shape == (2,)

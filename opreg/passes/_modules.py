@@ -3,7 +3,8 @@
 import inspect
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -120,15 +121,42 @@ class _Untraceable(Exception):
     pass
 
 
+def modes() -> tuple[bool, ...]:
+    """What a context manager may switch, and a graph does not record."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *map(torch.is_autocast_enabled, ("cpu", "cuda")),
+    )
+
+
 class _OneLevel(fx.Tracer):
     """The forward of one module: those below it stay calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.record_stack_traces = True
+        self.modes = modes()
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if modes() != self.modes:
+            raise _Untraceable("its forward switches gradients or autocast")
+        return super().create_node(kind, *args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor) and not any(a is t for t in owned(self.root)):
+            raise _Untraceable("its forward makes tensors of its own")  # random ones, perhaps
+        return super().create_arg(a)
+
+
+def owned(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+    for m in module.modules():
+        yield from (t for t in vars(m).values() if isinstance(t, torch.Tensor))
 
 
 def traceable(module: torch.nn.Module) -> fx.GraphModule:
@@ -145,6 +173,8 @@ def traceable(module: torch.nn.Module) -> fx.GraphModule:
             for m in flags:
                 m.training = training
             found.append(fx.GraphModule(module, _OneLevel().trace(module)))
+    except _Untraceable:
+        raise
     except Exception as error:  # whatever a forward does with a proxy
         raise _Untraceable(f"its forward can't be traced ({type(error).__name__})") from None
     finally:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,8 @@ class Native:
     op: Op
     arguments: dict[str, Any]
     reason: str = ""
+    # the calls beside the replaced one that the op does too
+    interior: tuple[fx.Node, ...] = ()
     # what the op's result is multiplied with
     factor: float = 1.0
     # the division that must follow, and that the op does itself
@@ -90,16 +92,23 @@ def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
     return Native(op, arguments)
 
 
+def at(native: Native, node: fx.Node, order: Order) -> Native:
+    """The same with the arguments as they are at this place: after what wrote to them in place."""
+    arguments = {n: order.current(a, node) if isinstance(a, fx.Node) else a for n, a in native.arguments.items()}
+    return replace(native, arguments=arguments)
+
+
 # What computes a call's argument may belong to the op too: log_softmax before nll_loss makes cross_entropy.
-Absorber = Callable[[Native, fx.Node, Order], Native | None]
+Absorber = Callable[[Native, Order], Native | None]
 
 
-def argument_call(order: Order, a: Any, user: fx.Node) -> tuple[fx.Node, Call] | None:
-    if not isinstance(a, fx.Node):
+def functional_call(order: Order, a: Any) -> Call | None:
+    """The call that made an argument, if that writes to nothing; its own arguments as they were there."""
+    call = order.calls.get(a) if isinstance(a, fx.Node) else None
+    if call is None or call.in_place:
         return None
-    node = order.current(a, user)
-    call = order.calls.get(node)
-    return None if call is None else (node, call)
+    args, kwargs = fx.node.map_arg((call.args, dict(call.kwargs)), lambda n: order.current(n, a))
+    return replace(call, args=args, kwargs=kwargs)
 
 
 def given(call: Call, index: int, *names: str) -> Any:
@@ -124,56 +133,60 @@ def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
     return rank_free and dim == 1
 
 
-def cross_entropy_of_logits(native: Native, node: fx.Node, order: Order) -> Native | None:
+def cross_entropy_of_logits(native: Native, order: Order) -> Native | None:
     """log_softmax and nll_loss"""
-    found = argument_call(order, native.arguments.get("input"), node)
-    if native.op.short != "nll_loss" or found is None or found[1].name != "log_softmax" or not uncast(found[1]):
+    inner: Any = native.arguments.get("input")
+    call = functional_call(order, inner)
+    if native.op.short != "nll_loss" or call is None or call.name != "log_softmax" or not uncast(call):
         return None
-    x = given(found[1], 0, "input", "self")
-    if not over_classes(given(found[1], 1, "dim"), x, rank_free=True):
+    x = given(call, 0, "input", "self")
+    if not over_classes(given(call, 1, "dim"), x, rank_free=True):
         return None
-    return Native(_op("cross_entropy"), {**native.arguments, "input": x})
+    return Native(_op("cross_entropy"), {**native.arguments, "input": x}, interior=(inner,))
 
 
-def binary_cross_entropy_of_logits(native: Native, node: fx.Node, order: Order) -> Native | None:
+def binary_cross_entropy_of_logits(native: Native, order: Order) -> Native | None:
     """sigmoid and binary_cross_entropy"""
-    found = argument_call(order, native.arguments.get("input"), node)
-    if native.op.short != "binary_cross_entropy" or found is None or found[1].name != "sigmoid":
+    inner: Any = native.arguments.get("input")
+    call = functional_call(order, inner)
+    if native.op.short != "binary_cross_entropy" or call is None or call.name != "sigmoid":
         return None
-    arguments = {**native.arguments, "input": given(found[1], 0, "input", "self")}
-    return Native(_op("binary_cross_entropy_with_logits"), arguments)
+    arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
+    return Native(_op("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
 
 
-def scaled(order: Order, a: Any, user: fx.Node) -> tuple[Any, float]:
-    """A node and the number that it is multiplied with."""
-    found = argument_call(order, a, user)
-    if found is None or found[1].in_place or found[1].name not in ("div", "mul") or len(found[1].args) != 2:
-        return a, 1.0
-    left, right = found[1].args
-    if isinstance(left, int | float):
+def scaled(order: Order, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
+    """A node, the number that it is multiplied with to make another one, and the call that does."""
+    call = functional_call(order, a)
+    if call is None or call.name not in ("div", "mul") or len(call.args) != 2 or call.kwargs:
+        return a, 1.0, ()
+    left, right = call.args
+    if isinstance(left, int | float) and call.name == "mul":
         left, right = right, left
-        if found[1].name == "div":
-            return a, 1.0
     if not isinstance(left, fx.Node) or not isinstance(right, int | float) or right == 0:
-        return a, 1.0
-    return left, 1 / right if found[1].name == "div" else float(right)
+        return a, 1.0, ()
+    return left, 1 / right if call.name == "div" else float(right), (a,)
 
 
-def distillation(native: Native, node: fx.Node, order: Order) -> Native | None:
+def distillation(native: Native, order: Order) -> Native | None:
     """distillation_loss, softmax and kl_div"""
     arguments = native.arguments
     if native.op.short != "kl_div" or arguments.get("reduction", "mean") not in ("sum", "batchmean"):
         return None
-    logarithmic = arguments.get("log_target", False)
-    sides = []
-    for name, function in (("input", "log_softmax"), ("target", "log_softmax" if logarithmic else "softmax")):
-        found = argument_call(order, arguments.get(name), node)
-        if found is None or found[1].name != function or not uncast(found[1]):
+    sides: list[tuple[Any, float]] = []
+    interior: list[fx.Node] = []
+    teacher_function = "log_softmax" if arguments.get("log_target", False) else "softmax"
+    for name, function in (("input", "log_softmax"), ("target", teacher_function)):
+        inner: Any = arguments.get(name)
+        call = functional_call(order, inner)
+        if call is None or call.name != function or not uncast(call):
             return None
-        logits = given(found[1], 0, "input", "self")
-        if not over_classes(given(found[1], 1, "dim"), logits, rank_free=False):
+        logits = given(call, 0, "input", "self")
+        if not over_classes(given(call, 1, "dim"), logits, rank_free=False):
             return None
-        sides.append(scaled(order, logits, found[0]))
+        x, factor, division = scaled(order, logits)
+        sides.append((x, factor))
+        interior += [inner, *division]
     (student, factor), (teacher, same) = sides
     t = value_of(student)
     if factor != same or factor <= 0 or not isinstance(t, Tensor) or order.requires_grad(teacher) is not False:
@@ -181,41 +194,33 @@ def distillation(native: Native, node: fx.Node, order: Order) -> Native | None:
     if t.dim() != 2:  # batchmean divides by the batch, the op's mean by the number of rows
         return None
     reduction = "sum" if arguments["reduction"] == "sum" else "mean"
-    call = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
-    return Native(_op("distillation_loss"), call, factor=factor**2)
+    call_of = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
+    return Native(_op("distillation_loss"), call_of, interior=tuple(interior), factor=factor**2)
 
 
-def batch_mean(native: Native, node: fx.Node, order: Order) -> Native | None:
+def batch_mean(native: Native, order: Order) -> Native | None:
     """kl_div and its division by the batch"""
     # F.kl_div(reduction="batchmean") is two calls in an exported graph
-    t = value_of(native.arguments.get("input")) if isinstance(native.arguments.get("input"), fx.Node) else None
+    t = value_of(native.arguments.get("input"))
     if native.op.short != "kl_div" or native.arguments.get("reduction") != "sum" or not isinstance(t, Tensor):
         return None
     return Native(native.op, {**native.arguments, "reduction": "batchmean"}, divided_by=t.shape[0])
 
 
-def margin_loss(native: Native, node: fx.Node, order: Order) -> Native | None:
+def margin_loss(native: Native, order: Order) -> Native | None:
     """cross_entropy of logits with a margin"""
     arguments = native.arguments
     if native.op.short != "cross_entropy" or arguments.get("weight") is not None or arguments.get("label_smoothing"):
         return None
-    logits = arguments.get("input")
-    if not isinstance(logits, fx.Node):
+    root = arguments.get("input")
+    if not isinstance(root, fx.Node):
         return None
-    root = order.current(logits, node)
     for name, rules in MARGINS.items():
         for match in matches(rules, order, root, order.module):
-            if match.tensors["target"] is not order.current(arguments["target"], node):
-                continue
-            if not match.rule.condition(match.arguments) and not order.undisturbed((*match.interior, root, node)):
+            if match.tensors["target"] is arguments["target"] and not match.rule.condition(match.arguments):
                 options: dict[str, Any] = {n: a for n, a in arguments.items() if n in ("ignore_index", "reduction")}
-                call: dict[str, Any] = {
-                    "cosine": match.tensors["cosine"],
-                    "target": arguments["target"],
-                    **match.numbers,
-                    **options,
-                }
-                return Native(_op(name), call)
+                call: dict[str, Any] = {**match.tensors, **match.numbers, **options}
+                return Native(_op(name), call, interior=(*match.interior, root))
     return None
 
 

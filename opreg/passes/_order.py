@@ -1,6 +1,6 @@
 """The order of a graph's calls: what writes in place, what is switched, what needs a gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,39 +23,45 @@ FRESH_MODULES = (
 
 @cache
 def fresh(name: str) -> bool:
-    """Does a call return a tensor of its own, whatever its arguments? Dropout that does nothing returns its input."""
+    """Does a call return a tensor of its own, whatever its arguments? What torch's schemas say of a view or an alias.
+
+    Composite calls may return their argument without saying so: dropout with nothing to do, a cast to the same dtype.
+    """
     packet = getattr(torch.ops.aten, name, None)
-    if packet is None or "dropout" in name or name in Order.VIEWS:
+    if packet is None or "dropout" in name or name in _MAY_RETURN_ARGUMENT:
         return False
     schemas = [getattr(packet, o)._schema for o in packet.overloads()]
     return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)
 
 
-class Order:
-    """The order of a graph's nodes, and what in-place calls make of it."""
+_MAY_RETURN_ARGUMENT = frozenset({"reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as"})
 
-    # fmt: off
-    VIEWS = frozenset({
-        "reshape", "flatten", "unflatten", "getitem", "select", "unbind", "slice", "narrow", "chunk", "split",
-        "transpose", "permute", "movedim", "t", "diagonal", "unsqueeze", "squeeze", "expand", "expand_as", "view_as",
-        "detach", "alias", "contiguous", "to", "float", "double", "type_as",
-    })
-    # fmt: on
+
+class Order:
+    """The order of a graph's calls, and what in-place calls make of it.
+
+    An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that.
+    """
 
     def __init__(self, graph: fx.Graph, module: torch.nn.Module | None) -> None:
         self.position = {n: i for i, n in enumerate(graph.nodes)}
         self._gradient: dict[fx.Node, bool | None] = {}
         self.module = module
-        # every read of an attribute is the same tensor
-        self.attributes: dict[str, fx.Node] = {}
-        for n in graph.nodes:
-            if n.op == "get_attr":
-                self.attributes.setdefault(str(n.target), n)
         self.calls: dict[fx.Node, Call | None] = {n: resolve(n, module) for n in graph.nodes}
+        attributes: dict[str, fx.Node] = {}
+        self.tensor: dict[fx.Node, fx.Node] = {}
         self.writes: dict[fx.Node, list[fx.Node]] = {}
         for n, call in self.calls.items():
-            if call is not None and call.in_place and call.args and isinstance(call.args[0], fx.Node):
-                self.writes.setdefault(call.args[0], []).append(n)
+            if n.op == "get_attr":  # every read of an attribute is the same tensor
+                self.tensor[n] = attributes.setdefault(str(n.target), n)
+            elif call is not None and call.in_place and call.args and isinstance(call.args[0], fx.Node):
+                self.tensor[n] = self.tensor[call.args[0]]
+                self.writes.setdefault(self.tensor[n], []).append(n)
+            else:
+                self.tensor[n] = n
+        self.names: dict[fx.Node, list[fx.Node]] = {}
+        for n, t in self.tensor.items():
+            self.names.setdefault(t, []).append(n)
         # calls after which the same text means something else
         self.switches = [i for n, i in self.position.items() if n.op == "call_function" and _switches(n.target)]
         self.gradients = [
@@ -77,19 +83,18 @@ class Order:
         if not call.in_place:
             return False
         target = call.args[0] if call.args else None
-        if not isinstance(target, fx.Node):
-            return True
-        return self.aliased(target)
+        return not isinstance(target, fx.Node) or self.aliased(target)
 
     def aliased(self, node: fx.Node) -> bool:
         """May other nodes, or the caller, see what is written to this one?"""
-        if not self._fresh(node):
+        tensor = self.tensor[node]
+        if not self._fresh(tensor):
             return True
-        views = (self.calls[u] for u in node.users)
-        return any(c is not None and c.name in self.VIEWS and not c.in_place for c in views)
+        users = {u for name in self.names[tensor] for u in name.users}
+        return any(self.tensor[u] is not tensor and u.op != "output" and not self._fresh(u) for u in users)
 
     def _fresh(self, node: fx.Node) -> bool:
-        """Is a node's value a tensor of its own, by what torch's schemas say?"""
+        """Is a node's value a tensor of its own?"""
         call = self.calls[node]
         if call is not None:
             return not call.in_place and fresh(call.name)
@@ -131,19 +136,29 @@ class Order:
 
     def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """The node whose value a user of ``node`` sees: the last one that wrote to it before."""
-        node = self.attributes.get(str(node.target), node) if node.op == "get_attr" else node
-        before = [w for w in self.writes.get(node, ()) if self.position[w] < self.position[user] and w is not user]
-        return max(before, key=self.position.__getitem__) if before else node
+        tensor = self.tensor[node]
+        before = [w for w in self.writes.get(tensor, ()) if self.position[w] < self.position[user] and w is not user]
+        return max(before, key=self.position.__getitem__) if before else tensor
 
-    def undisturbed(self, nodes: Sequence[fx.Node]) -> str:
-        """Why calls between the first and the last of the nodes may change what they mean; empty: none does."""
-        places = [self.position[n] for n in nodes]
-        low, high = min(places), max(places)
+    def disturbed(self, parts: Sequence[fx.Node], leaves: Iterable[Any], root: fx.Node) -> str:
+        """Why what the parts compute of the leaves may be something else at the root's place; empty: it is not."""
+        places = [self.position[n] for n in (*parts, root)]
+        low, high = min(places), self.position[root]
         if any(low < i < high for i in self.switches):
             return "autocast is switched between its parts"
         if any(low <= i <= high for i in self.opaque_writes):
             return "a tensor is written to between its parts"
+        for node in leaves:
+            if isinstance(node, fx.Node):
+                since = max(low, self.position[node])
+                if any(
+                    since < self.position[w] <= high and w is not root for w in self.writes.get(self.tensor[node], ())
+                ):
+                    return "one of its tensors is written to between its parts"
         return ""
+
+    def one_gradient_mode(self, nodes: Iterable[fx.Node]) -> bool:
+        return len({self.without_gradient(n) for n in nodes}) == 1
 
 
 def _switches(target: Any) -> bool:

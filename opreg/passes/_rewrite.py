@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..registry import Op, registered
 from ._algebra import rounded
 from ._calls import Attribute, Call, value_of
 from ._evaluate import handlers
-from ._native import ABSORBERS, Native, by_call, constants_with_grad, native_call, scaled
+from ._native import ABSORBERS, Native, at, by_call, constants_with_grad, native_call, scaled
 from ._order import Order
 from ._report import Left, Report, Swapped, where
 from ._rule import Match, Rule, matches
@@ -72,17 +72,12 @@ class Rewriter:
 
     def compose(self, match: Match) -> None:
         root, order = match.root, self.order
-        parts = (*match.interior, root)
-        reason = order.undisturbed(parts)
-        if not reason:
-            reason = self.mixed(match) or match.rule.condition(match.arguments)
+        reason = order.disturbed(match.interior, match.tensors.values(), root)
+        reason = reason or self.mixed(match) or match.rule.condition(match.arguments)
         if reason:
             raise Refused(reason)
-        inside = set(parts)
-        if match.interior and not any(set(n.users) <= inside for n in match.interior):
+        if match.interior and not saves(match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
-        for leaf in match.tensors.values():
-            self.unwritten(leaf, min(map(order.position.__getitem__, parts)), root)
         bound = {**match.tensors, **match.numbers}
         self.insert(
             root,
@@ -107,15 +102,6 @@ class Rewriter:
                 return f"{name} is of dtype {t.dtype}, the result of {root.dtype}"
         return ""
 
-    def unwritten(self, leaf: fx.Node, since: int, root: fx.Node) -> None:
-        """The leaf still holds at the root what its users saw."""
-        position = self.order.position
-        for tensor, writes in self.order.writes.items():
-            if tensor is leaf or leaf in writes:
-                for w in writes:
-                    if max(since, position[leaf]) < position[w] <= position[root] and w is not leaf and w is not root:
-                        raise Refused("one of its tensors is written to between its parts")
-
     # torch's own calls
 
     def natives(self) -> None:
@@ -135,9 +121,10 @@ class Rewriter:
     def take_over(self, native: Native, node: fx.Node) -> None:
         if native.reason:
             raise Refused(native.reason)
+        native = at(native, node, self.order)
         for absorb in ABSORBERS:
-            wider = absorb(native, node, self.order)
-            if wider is not None and self.alone(native, node):
+            wider = absorb(native, self.order)
+            if wider is not None:
                 try:
                     if self.absorbed(wider, node, absorb.__doc__ or ""):
                         return
@@ -145,25 +132,24 @@ class Rewriter:
                     continue
         self.replace(native, node, f"torch's {self.order.calls[node].name}")  # type: ignore[union-attr]
 
-    def alone(self, native: Native, node: fx.Node) -> bool:
-        """Nobody else uses what the call's argument computes, and nothing happens in between."""
-        inner = self.order.current(native.arguments[native.op.arguments[0]], node)
-        return set(inner.users) == {node} and not self.order.undisturbed([inner, node])
-
     def absorbed(self, wider: Native, node: fx.Node, rule: str) -> bool:
-        """Replaces a call and the product or quotient that follows it, if the op computes that."""
+        """Replaces a call and its interior, and the product or quotient that follows it if the op computes that."""
         users = list(node.users)
         follower = users[0] if len(users) == 1 else None
-        number = follower_number(self.order, follower, node) if follower is not None else None
         if wider.divided_by is not None:
             if follower is None or not divides_by(self.order, follower, node, wider.divided_by):
                 return False
-            self.replace(wider, follower, rule)
-            return True
-        if wider.factor != 1 and follower is not None and number is not None and rounded(number * wider.factor) == 1:
-            self.replace(replace(wider, factor=1.0), follower, rule)
-            return True
-        self.replace(wider, node, rule)
+            root = follower
+        elif wider.factor != 1 and follower is not None and multiplies_by(self.order, follower, node, 1 / wider.factor):
+            root, wider = follower, replace(wider, factor=1.0)
+        else:
+            root = node
+        parts = dict.fromkeys((*wider.interior, node, root))
+        if self.order.disturbed(list(parts), wider.arguments.values(), root):
+            return False
+        if not self.order.one_gradient_mode(parts) or (wider.interior and not saves(wider.interior, node)):
+            return False
+        self.replace(wider, root, rule)
         return True
 
     def replace(self, native: Native, node: fx.Node, rule: str) -> None:
@@ -174,7 +160,7 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             arguments = {n: self.attribute(a) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
-            arguments = {n: self.operand(op, a, node) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
+            arguments = {n: self.operand(op, a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
                 from .. import functional
 
@@ -186,9 +172,8 @@ class Rewriter:
 
         self.insert(node, make, lambda new: Swapped(op.short, rule, where(node)))
 
-    def operand(self, op: Op, a: fx.Node, user: fx.Node) -> fx.Node:
+    def operand(self, op: Op, a: fx.Node) -> fx.Node:
         """The tensor itself, where the graph broadcasts it first and the op does that too."""
-        a = self.order.current(a, user)
         call = self.order.calls.get(a)
         if call is None or call.name != "getitem" or not hasattr(op.shape, "elements"):
             return a
@@ -243,14 +228,16 @@ class Rewriter:
                 self.graph.erase_node(n)
             raise
         if isinstance(written, fx.Node):
-            later = [u for u in written.users if self.order.position.get(u, -1) > self.order.position[root]]
-            for u in later:
-                u.replace_input_with(written, last)
+            for same in self.order.names[self.order.tensor[written]]:
+                for u in list(same.users):
+                    if self.order.position.get(u, -1) > self.order.position[root]:
+                        u.replace_input_with(same, last)
         entry = swapped(last)
         root.replace_all_uses_with(last)
         name = root.name
         self.graph.erase_node(root)
         last.name = name
+        self.order = Order(self.graph, self.module)
         self.fold_reduction(last)
         self.sweep()
         self.order = Order(self.graph, self.module)
@@ -377,7 +364,9 @@ class Rewriter:
         before, after = value_of(user), value_of(new)
         if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
             return
-        if not self.reducible(op, new, call.name):
+        if not self.reducible(op, new, call.name) or not self.order.one_gradient_mode((new, user)):
+            return
+        if self.order.disturbed((new,), new.all_input_nodes, user):
             return
         bound = dict(zip(op.arguments, new.args, strict=False)) | dict(new.kwargs)
         with self.graph.inserting_before(user):
@@ -393,7 +382,9 @@ class Rewriter:
         """Is this reduction of the op's elements the op's own? Its mean may be that of what is not ignored alone."""
         if not op.reduces or self.reduction(op, node) != "none":
             return False
-        return reduction == "sum" or "ignore_index" not in op.arguments or self.ignores_nothing(op, node)
+        if reduction == "sum" or not {"ignore_index", "target_lengths"} & set(op.arguments):
+            return True
+        return self.ignores_nothing(op, node)
 
     @staticmethod
     def ignores_nothing(op: Op, node: fx.Node) -> bool:
@@ -428,11 +419,16 @@ class Rewriter:
         self.refused.setdefault(node.name, Left(what, why, where(node)))
 
 
-def follower_number(order: Order, follower: fx.Node, node: fx.Node) -> float | None:
-    """The number that the only user of a node multiplies it with."""
-    of, factor = scaled(order, follower, follower)
-    call = order.calls.get(follower)
-    return factor if of is node and call is not None and not call.in_place else None
+def saves(interior: Iterable[fx.Node], root: fx.Node) -> bool:
+    """Does something of the interior go, when the root does?"""
+    inside = {*interior, root}
+    return any(set(n.users) <= inside for n in interior)
+
+
+def multiplies_by(order: Order, follower: fx.Node, node: fx.Node, number: float) -> bool:
+    """Is the user of a node its product with this number?"""
+    of, factor, _ = scaled(order, follower)
+    return of is node and rounded(factor) == rounded(number)
 
 
 def divides_by(order: Order, follower: fx.Node, node: fx.Node, count: Any) -> bool:

@@ -81,7 +81,8 @@ def options(given: Mapping[str, Any], **allowed: Any) -> None:
     """Every option has a value that the algebra knows it by, or its default."""
     for name, value in given.items():
         expected = allowed.get(name)
-        value = value.poly.number if isinstance(value, Value) else value
+        if isinstance(value, Value):
+            value = plain(value)  # a tensor is no option that the algebra knows
         if value is not None and value != expected:
             raise Opaque(name)
 

@@ -66,7 +66,7 @@ def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
         a = base[i] if i < len(base) else 1
         b = shape[j] if j < len(shape) else 1
         i, j = i + 1, j + 1
-        while sympy.simplify(a - b) != 0:
+        while not equal(a, b):
             smaller = i < len(base) and (j >= len(shape) or _smaller(a, b))
             if smaller:
                 a, left, i = a * base[i], left | {i}, i + 1
@@ -81,11 +81,20 @@ def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
     return found
 
 
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(a == b or sympy.expand(a - b) == 0)
+
+
 def _smaller(a: Any, b: Any) -> bool:
+    """Is one size, perhaps symbolic, a proper divisor of the other?"""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
-    quotient = sympy.simplify(b / a)
-    return (not quotient.is_number and sympy.denom(quotient) == 1) or bool(quotient.is_number and quotient > 1)
+    quotient = sympy.cancel(b / a)
+    if quotient.is_number:
+        return bool(quotient > 1)
+    return sympy.denom(quotient) == 1
 
 
 def reduction(name: str) -> None:

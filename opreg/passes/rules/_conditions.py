@@ -43,6 +43,15 @@ def floating(name: str) -> Condition:
     return condition
 
 
+def above(least: float, *names: str) -> Condition:
+    """Numbers in the op's domain, or where it is no other op's."""
+
+    def condition(arguments: Mapping[str, Any]) -> str:
+        return next((f"{n} is {arguments[n]}, not above {least}" for n in names if arguments[n] <= least), "")
+
+    return condition
+
+
 def at_least(least: float, *names: str) -> Condition:
     """Numbers in the op's domain."""
 

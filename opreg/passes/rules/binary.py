@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import at_least, every, never, same_shape
+from ._conditions import above, every, never, same_shape
 
 lossreg = torch.ops.lossreg
 
@@ -64,13 +64,13 @@ RULES = (
         "focal_loss, alpha and p_t written out",
         focal,
         replacement,
-        every(at_least(0, "gamma"), alpha_in_domain, SAME),
+        every(above(0, "gamma"), alpha_in_domain, SAME),
     ),
     Rule(
         "focal_loss without alpha, p_t written out",
         unweighted_focal,
         unweighted_replacement,
-        every(at_least(0, "gamma"), SAME),
+        every(above(0, "gamma"), SAME),
     ),
     Rule("focal_loss, p_t = exp(-cross entropy)", unweighted_hard_focal, unweighted_replacement, SOFT),
     Rule("focal_loss with alpha, p_t = exp(-cross entropy)", hard_focal, replacement, SOFT),

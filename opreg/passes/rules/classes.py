@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._rule import Rule
 from .._values import NEVER
-from ._conditions import at_least, never
+from ._conditions import above, never
 
 lossreg = torch.ops.lossreg
 
@@ -42,7 +42,7 @@ def smoothed_replacement(input, target, *, smoothing):  # type: ignore[no-untype
 
 
 PADDED = never("a target of ignore_index keeps its smoothing here, in cross_entropy it has none")
-GAMMA = at_least(0, "gamma")
+GAMMA = above(0, "gamma")
 
 RULES = (
     Rule("softmax_focal_loss, p = exp(-cross entropy)", focal, focal_replacement, GAMMA),
