@@ -1463,7 +1463,7 @@ class MultiMarginLoss(torch.nn.MultiMarginLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
 
-class MultilabelMarginLoss(torch.nn.Module):
+class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
     """Multi-label margin loss: the score of every target class should lead that of every other class by 1.
 
     For rows that have several classes at once, given as lists.
@@ -1471,6 +1471,8 @@ class MultilabelMarginLoss(torch.nn.Module):
     The module over ``opreg.functional.multilabel_margin_loss``.
 
     Args:
+        size_average: deprecated, as in torch.nn.
+        reduce: deprecated, as in torch.nn.
         reduction: "none", "mean" or "sum".
 
     Call:
@@ -1489,14 +1491,12 @@ class MultilabelMarginLoss(torch.nn.Module):
 
     Example:
         >>> target = torch.tensor([[3, 0, -1, -1, -1], [1, -1, -1, -1, -1]])  # classes 3 and 0; class 1
-        >>> opreg.nn.MultilabelMarginLoss()(torch.randn(2, 5, requires_grad=True), target).backward()
+        >>> opreg.nn.MultiLabelMarginLoss()(torch.randn(2, 5, requires_grad=True), target).backward()
     """
 
-    reduction: str
-    def __init__(self, reduction: str = "mean") -> None: ...
     def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
 
-class MultilabelSoftMarginLoss(torch.nn.Module):
+class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
     """Multi-label soft margin loss: binary cross entropy with logits of every class, averaged over the classes.
 
     For rows that have several classes at once, given as a 0 or 1 for each class.
@@ -1505,6 +1505,8 @@ class MultilabelSoftMarginLoss(torch.nn.Module):
 
     Args:
         weight: what broadcasts with both: a factor for each class, (C), or for each logit.
+        size_average: deprecated, as in torch.nn.
+        reduce: deprecated, as in torch.nn.
         reduction: "none", "mean" or "sum".
 
     Call:
@@ -1521,12 +1523,9 @@ class MultilabelSoftMarginLoss(torch.nn.Module):
 
     Example:
         >>> target = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # classes 0 and 3; class 1
-        >>> opreg.nn.MultilabelSoftMarginLoss()(torch.randn(2, 4, requires_grad=True), target).backward()
+        >>> opreg.nn.MultiLabelSoftMarginLoss()(torch.randn(2, 4, requires_grad=True), target).backward()
     """
 
-    weight: Tensor | None
-    reduction: str
-    def __init__(self, weight: Tensor | None = None, reduction: str = "mean") -> None: ...
     def forward(self, input: Tensor, target: Tensor) -> Tensor: ...
 
 class L1Loss(torch.nn.L1Loss):

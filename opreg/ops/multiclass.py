@@ -265,6 +265,7 @@ register(
         samples=multilabel_margin_samples,
         errors=multilabel_margin_errors,
         source="torch.nn.functional.multilabel_margin_loss",
+        module="MultiLabelMarginLoss",
         native=native_multilabel_margin_loss,
         spellings=("torch.nn.functional.multilabel_margin_loss", "aten.multilabel_margin_loss.default"),
         indices=("target",),
@@ -279,6 +280,7 @@ register(
         samples=multilabel_soft_margin_samples,
         errors=multilabel_soft_margin_errors,
         source="torch.nn.functional.multilabel_soft_margin_loss",
+        module="MultiLabelSoftMarginLoss",
         native=native_multilabel_soft_margin_loss,
         spellings=("torch.nn.functional.multilabel_soft_margin_loss",),
     )

@@ -11,9 +11,8 @@ from torch import fx
 
 from .. import nn
 from ..nn._module import class_name
-from ..registry import Op
-from ._calls import Call, module_call
-from ._native import by_call, native_call
+from ._calls import Attribute, module_call
+from ._native import Native, by_call, native_call
 from ._order import FRESH_MODULES
 from ._report import Left, Report, Swapped
 from ._rewrite import Rewriter
@@ -72,17 +71,20 @@ def exchanged(
         report.left.append(Left(f"torch.nn.{kind.__name__}", reason, where))
         return None
     report.swapped.append(Swapped(native.op.short, f"torch.nn.{kind.__name__}", where))
-    return twin(module, native.op, call)
+    return twin(module, native)
 
 
-def twin(module: torch.nn.Module, op: Op, call: Call) -> torch.nn.Module:
+def twin(module: torch.nn.Module, native: Native) -> torch.nn.Module:
     """The module over the op, with the options and the buffers of this one."""
+    new: torch.nn.Module
     same_name = getattr(nn, type(module).__name__, None)
     if same_name is not None and issubclass(same_name, type(module)):
-        new: torch.nn.Module = same_name.__new__(same_name)
+        new = same_name.__new__(same_name)
         new.__dict__.update(module.__dict__)
         return new
-    new = getattr(nn, class_name(op))()
+    kind = getattr(nn, class_name(native.op))
+    options = {n: getattr(module, a.path) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
+    new = kind(**{n: a for n, a in options.items() if n in kind.options})
     return new.train(module.training)
 
 

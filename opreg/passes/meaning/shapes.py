@@ -94,7 +94,7 @@ def _smaller(a: Any, b: Any) -> bool:
     quotient = sympy.cancel(b / a)
     if quotient.is_number:
         return bool(quotient > 1)
-    return sympy.denom(quotient) == 1
+    return bool(sympy.denom(quotient) == 1)
 
 
 def reduction(name: str) -> None:
