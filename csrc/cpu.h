@@ -34,9 +34,9 @@ struct Cpu {
   using Regions = cpu::RegionKernels;
 
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
-  template <class T, int I, int O, Pass pass = Pass::forward, class Body>
+  template <class T, int I, int O, Sweep sweep = Sweep::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
-    each_chunk<pass == Pass::forward ? kFirstFirst : kLastFirst>(
+    each_chunk<sweep == Sweep::forward ? kFirstFirst : kLastFirst>(
         it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
           cpu::Buffers<T, I + O> buffers(it, I);
           for (int64_t b = begin; b < end; b += cpu::kTile) {

@@ -25,7 +25,7 @@ struct Cuda {
   static bool zero(const Tensor&) { return false; }
   using Regions = cuda::RegionKernels;
 
-  template <class T, int I, int O, Pass = Pass::forward, class Body>
+  template <class T, int I, int O, Sweep = Sweep::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
     if (it.numel == 0) return;
     cuda::with_stream<T, I>(it, [&](auto* tag) {

@@ -8,7 +8,7 @@
 namespace lossreg {
 
 // A backward pass often reads what a forward pass has just read.
-enum class Pass { forward, backward };
+enum class Sweep { forward, backward };
 
 constexpr int kMaxDims = 12;  // after merging; a real tensor needs two or three
 

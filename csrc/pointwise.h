@@ -201,7 +201,7 @@ struct PointwiseKernel {
       results.push_back(call.full(k, dtype));
       v = view_of(results.back(), dtype, call.shape);
     }
-    Backend::template map<T, I + 1, O, Pass::backward>(make_iteration<I + 1 + O>(F::name, call.shape, views), body);
+    Backend::template map<T, I + 1, O, Sweep::backward>(make_iteration<I + 1 + O>(F::name, call.shape, views), body);
     int at = 0;
     for (int k = 0; k < O; k++) {
       if (!mask[k]) continue;

@@ -78,8 +78,10 @@ def main() -> None:
     assert ops == ["cross_entropy", "dice_loss", "focal_loss", "swish", "swish"]
     torch.testing.assert_close(fused.module()(image, mask, label), loss)
 
+    # the model itself: its text says nothing of shapes, and the rule for the dice loss needs them
     model_with_ops, report = opreg.fuse(model, rules=[RULE])
-    assert len(report.swapped) == 5
+    assert sorted(entry.op for entry in report.swapped) == ["cross_entropy", "focal_loss", "swish", "swish"]
+    print(f"\n{report}")
     torch.testing.assert_close(model_with_ops(image, mask, label), loss)
 
     compiled = torch.compile(model, backend="opreg")  # no import of opreg needed

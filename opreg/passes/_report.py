@@ -50,7 +50,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
 
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
 
 
 def where(node: fx.Node) -> str:
@@ -59,6 +59,6 @@ def where(node: fx.Node) -> str:
     path = next((str(path) for path, _ in reversed(list(modules.values()))), "")
     path = re.sub(r"^L\['\w+'\]\.?|_modules\['(\w+)'\]", r"\1", path)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or node.stack_trace or "")
-    frames = [f for f in frames if not f[0].startswith(_TORCH)] or frames
+    frames = [f for f in frames if not f[0].startswith(_NOT_THE_USERS)] or frames
     line = ":".join(frames[-1]) if frames else ""
     return " in ".join(part for part in (line, path) if part) or f"node {node.name}"
