@@ -157,6 +157,19 @@ class Order:
                     return "one of its tensors is written to between its parts"
         return ""
 
+    def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:
+        """Is one of these tensors, or a view of one, written to behind a place?"""
+        kept = {m for n in nodes for m in self._memory(n)}
+        later = (w for ws in self.writes.values() for w in ws if self.position[w] > self.position[root])
+        return any(kept & self._memory(w) for w in later)
+
+    def _memory(self, node: fx.Node) -> set[fx.Node]:
+        """The nodes whose memory a value may share."""
+        tensor = self.tensor[node]
+        if tensor.op in ("placeholder", "get_attr") or self._fresh(tensor):
+            return {tensor}
+        return {m for n in tensor.all_input_nodes for m in self._memory(n)} | {tensor}
+
     def one_gradient_mode(self, nodes: Iterable[fx.Node]) -> bool:
         return len({self.without_gradient(n) for n in nodes}) == 1
 

@@ -221,6 +221,7 @@ class Rewriter:
             new = make()
         try:
             last = new[-1]
+            self.kept(new, written, root)
             self.annotate(new, root)
             self.fits(last, root)
         except Refused:
@@ -242,6 +243,15 @@ class Rewriter:
         self.sweep()
         self.order = Order(self.graph, self.module)
         self.report.swapped.append(entry)
+
+    def kept(self, new: Sequence[fx.Node], written: Any, root: fx.Node) -> None:
+        """What the op keeps for its backward pass stays what it was, though what torch keeps may have been something
+        else: its result perhaps."""
+        inputs = {n for made in new for n in made.all_input_nodes if n in self.order.position and n is not written}
+        if all(self.order.requires_grad(n) is False for n in inputs):
+            return
+        if self.order.written_later(inputs, root):
+            raise Refused("one of its tensors is written to later, and the op keeps it for the backward pass")
 
     def annotate(self, new: Sequence[fx.Node], root: fx.Node) -> None:
         """Metadata of the old node for the new ones, and what a fake run says of them."""
