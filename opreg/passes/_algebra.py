@@ -9,6 +9,7 @@ sigmoid(−x) = 1 − sigmoid(x).
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 # (name, parts …): parts are polynomials and options
@@ -18,7 +19,7 @@ Monomial = frozenset[tuple[Atom, float]]
 ONE: Monomial = frozenset()
 
 # Products with more terms are not multiplied out: the expression is none that a rule would know.
-LARGEST = 200
+LARGEST = 80
 
 
 class TooLarge(Exception):
@@ -71,6 +72,7 @@ class Poly:
         return 1 if coefficient > 0 else -1
 
 
+@lru_cache(2**12)
 def repr_key(monomial: Monomial) -> str:
     return "*".join(sorted(f"{atom_key(a)}^{e}" for a, e in monomial))
 

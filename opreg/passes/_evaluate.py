@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from . import _algebra as algebra
-from ._calls import Attribute, Call, resolve, value_of
+from ._calls import Attribute, Call, value_of
 from ._order import Order
 from ._values import Opaque, combine, detached, leaf, number
 
@@ -23,6 +23,10 @@ def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return add
 
 
+class TooMany(Exception):
+    """An expression of more tensors than any rule has."""
+
+
 class Evaluator:
     """Evaluates nodes of a graph, down to leaves.
 
@@ -30,7 +34,13 @@ class Evaluator:
         leaves: the nodes at which to stop, with their values.
         module: the owner of the graph, for modules that it calls.
         open_ended: what the algebra does not know becomes a leaf; else it raises ``Opaque``.
+        closed: the nodes that are leaves too, should they come up.
+
+    Raises:
+        TooMany: more leaves than any rule has tensors.
     """
+
+    LEAVES = 4
 
     def __init__(
         self,
@@ -39,8 +49,10 @@ class Evaluator:
         module: torch.nn.Module | None,
         *,
         open_ended: bool = False,
+        closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.graph, self.module, self.open_ended = graph, module, open_ended
+        self.graph, self.module, self.open_ended, self.closed = graph, module, open_ended, closed
+        self.found = len(leaves)
         self.values: dict[fx.Node, Any] = dict(leaves)
         self.interior: dict[fx.Node, None] = {}
         # tensors that a call of torch takes only where they are of one shape
@@ -50,16 +62,17 @@ class Evaluator:
         if node in self.values:
             return self.values[node]
         try:
-            call = resolve(node, self.module)
-            if call is None or call.name not in handlers:
-                raise Opaque(node.name)
-            if len(self.interior) > 200:
+            call = self.graph.calls[node]
+            if call is None or call.name not in handlers or self.closed(node):
                 raise Opaque(node.name)
             result = self._apply(node, call)
             self.interior[node] = None
         except (Opaque, algebra.TooLarge, TypeError, OverflowError, ZeroDivisionError):
             if not self.open_ended:
                 raise Opaque(node.name) from None
+            self.found += 1
+            if self.found > self.LEAVES:
+                raise TooMany from None
             result = leaf(node)
         self.values[node] = result
         return result

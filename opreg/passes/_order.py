@@ -43,11 +43,19 @@ class Order:
     An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that.
     """
 
-    def __init__(self, graph: fx.Graph, module: torch.nn.Module | None) -> None:
+    def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "Order | None" = None) -> None:
+        """``before`` is the order of the same graph before a few nodes changed."""
         self.position = {n: i for i, n in enumerate(graph.nodes)}
         self._gradient: dict[fx.Node, bool | None] = {}
         self.module = module
-        self.calls: dict[fx.Node, Call | None] = {n: resolve(n, module) for n in graph.nodes}
+        known = before.resolved if before is not None else {}
+        self.resolved: dict[fx.Node, tuple[Any, Any, Call | None]] = {}
+        for n in graph.nodes:
+            args, kwargs, call = known.get(n, (None, None, None))
+            if args is not n.args or kwargs is not n.kwargs:
+                call = resolve(n, module)
+            self.resolved[n] = (n.args, n.kwargs, call)
+        self.calls: dict[fx.Node, Call | None] = {n: call for n, (_, _, call) in self.resolved.items()}
         attributes: dict[str, fx.Node] = {}
         self.tensor: dict[fx.Node, fx.Node] = {}
         self.writes: dict[fx.Node, list[fx.Node]] = {}

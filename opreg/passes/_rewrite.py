@@ -1,6 +1,5 @@
 """One graph, rewritten in place."""
 
-import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .. import _private
 from ..registry import Op, registered
-from ._algebra import rounded
+from ._algebra import repr_key, rounded
 from ._calls import Attribute, Call, value_of
 from ._evaluate import handlers
 from ._native import ABSORBERS, Native, at, by_call, constants_with_grad, native_call, scaled
@@ -50,6 +49,7 @@ class Rewriter:
         self.compositions()
         self.natives()
         self.report.left.extend(self.refused.values())
+        repr_key.cache_clear()  # it holds nodes
         if len(self.report.swapped) > before:
             self.graph.lint()
             self.module.recompile()
@@ -210,7 +210,9 @@ class Rewriter:
 
     # the surgery
 
-    def insert(self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[fx.Node], Swapped]) -> None:
+    def insert(
+        self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[Sequence[fx.Node]], Swapped]
+    ) -> None:
         """Puts new nodes in the place of one; raises ``Refused``, and changes nothing, where they do not fit."""
         call = self.order.calls[root]
         assert call is not None
@@ -233,15 +235,15 @@ class Rewriter:
                 for u in list(same.users):
                     if self.order.position.get(u, -1) > self.order.position[root]:
                         u.replace_input_with(same, last)
-        entry = swapped(last)
+        entry = swapped(new)
         root.replace_all_uses_with(last)
         name = root.name
         self.graph.erase_node(root)
         last.name = name
-        self.order = Order(self.graph, self.module)
+        self.order = Order(self.graph, self.module, self.order)
         self.fold_reduction(last)
         self.sweep()
-        self.order = Order(self.graph, self.module)
+        self.order = Order(self.graph, self.module, self.order)
         self.report.swapped.append(entry)
 
     def kept(self, new: Sequence[fx.Node], written: Any, root: fx.Node) -> None:
@@ -462,12 +464,6 @@ def _op_of(node: fx.Node) -> Op | None:
     return next((op for op in registered() if node.target is op.value), None)
 
 
-def _name(node: fx.Node) -> str:
-    op = _op_of(node)
-    if op is not None:
-        return op.short
-    for n in itertools.chain(node.all_input_nodes):
-        inner = _op_of(n)
-        if inner is not None:
-            return inner.short
-    return str(node.target)
+def _name(new: Sequence[fx.Node]) -> str:
+    """What a report calls these: by the op among them."""
+    return next((op.short for n in new if (op := _op_of(n)) is not None), str(new[-1].target))

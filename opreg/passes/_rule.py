@@ -1,5 +1,6 @@
 """What a rewriting rule is, and how it is looked for: by normal form, not by spelling."""
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from . import _algebra as algebra
 from ._algebra import Poly, TooLarge
 from ._calls import value_of
-from ._evaluate import Evaluator
+from ._evaluate import Evaluator, TooMany, handlers
 from ._order import Order
 from ._values import Opaque, Value, leaf, number, over_all, sizes
 
@@ -112,6 +113,11 @@ class Rule:
     def order(self) -> Order:
         return Order(self.graph, None)
 
+    @cached_property
+    def functions(self) -> list[set[str]]:
+        """The functions in the pattern's normal form, once one was made."""
+        return []
+
     def normal_form(self, tensors: tuple[fx.Node, ...], given: tuple[float, ...]) -> Value | None:
         """Of the pattern, over these leaves and with these numbers."""
         names, number_names = self.parameters
@@ -157,7 +163,7 @@ def cone(order: Order, root: fx.Node) -> list[fx.Node]:
     found: dict[fx.Node, None] = {root: None}
     for node in found_so_far(found):
         call = order.calls.get(node)
-        if call is None or len(found) > _CONE:
+        if call is None or call.name not in handlers or len(found) > _CONE:
             continue
         for n in call.inputs():
             found.setdefault(order.current(n, node), None)
@@ -197,18 +203,15 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
     nodes = cone(order, root)
     if not any((c := order.calls.get(n)) is not None and c.name in _ANCHORS | _PARTS for n in nodes):
         return
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[Any] = set()
     for start in (*starts(order, nodes), None):
         if start is root:
             continue
-        for cut in cuts(order, root, start, module):
-            value, evaluator = cut
-            if not isinstance(value, Value):
+        for value, evaluator in cuts(order, root, start, module):
+            if not isinstance(value, Value) or value.poly in seen:
                 continue
+            seen.add(value.poly)
             found = sorted(algebra.leaves(value.poly), key=order.position.__getitem__)
-            if (value.poly, *found) in seen:
-                continue
-            seen.add((value.poly, *found))
             literals = numbers_in(order, evaluator.interior)
             for rule in rules:
                 match = matched(rule, root, value, found, literals, evaluator)
@@ -219,34 +222,40 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
 def cuts(
     order: Order, root: fx.Node, start: fx.Node | None, module: torch.nn.Module | None
 ) -> Iterator[tuple[Any, Evaluator]]:
-    """The root's value over the start, and over the start and one of the nodes that do not depend on it."""
+    """The root's value over the start and what is made without it, seen as leaves, as formulas, and as formulas of one
+    of these."""
     first = {} if start is None else {start: leaf(start)}
-    evaluator = Evaluator(order, first, module, open_ended=True)
-    yield evaluator.value(root), evaluator
-    if start is None:
-        return
-    depends: dict[fx.Node, bool] = {start: True}
+    boundary: dict[fx.Node, None] = {}
+    depends: dict[fx.Node, bool] = dict.fromkeys(first, True)
 
     def dependent(node: fx.Node) -> bool:
         if node not in depends:
-            call = order.calls.get(node) if node in evaluator.interior else None
-            depends[node] = call is not None and any(dependent(order.current(n, node)) for n in call.inputs())
+            call = order.calls.get(node)
+            inside = call is not None and call.name in handlers
+            depends[node] = inside and any(dependent(order.current(n, node)) for n in call.inputs())  # type: ignore[union-attr]
         return depends[node]
 
-    boundary: dict[fx.Node, None] = {}
-    for node in evaluator.interior:
-        call = order.calls.get(node)
-        if call is not None and dependent(node):
-            others = (order.current(n, node) for n in call.inputs())
-            boundary.update((n, None) for n in others if n in evaluator.interior and not dependent(n))
-    for node in list(boundary)[:4]:
-        call = order.calls.get(node)
-        chain = [node, *(call.inputs() if call is not None else ())]
-        for candidate in chain:
-            if candidate is start:
-                continue
-            both = Evaluator(order, {**first, candidate: leaf(candidate)}, module, open_ended=True)
-            yield both.value(root), both
+    def outside(node: fx.Node) -> bool:
+        if start is None or dependent(node):
+            return False
+        boundary[node] = None
+        return True
+
+    def value(leaves: dict[fx.Node, Any], closed: Callable[[fx.Node], bool]) -> Iterator[tuple[Any, Evaluator]]:
+        evaluator = Evaluator(order, leaves, module, open_ended=True, closed=closed)
+        with contextlib.suppress(TooMany):
+            yield evaluator.value(root), evaluator
+
+    yield from value(first, outside)
+    if not boundary:
+        return
+    yield from value(first, lambda node: False)
+    if len(boundary) <= Evaluator.LEAVES:
+        for node in boundary:
+            call = order.calls.get(node)
+            for candidate in dict.fromkeys((node, *(call.inputs() if call is not None else ()))):
+                if candidate is not start:
+                    yield from value({**first, candidate: leaf(candidate)}, lambda node: False)
 
 
 def numbers_in(order: Order, nodes: Iterable[fx.Node]) -> list[float]:
@@ -275,11 +284,17 @@ def matched(
     if len(found) != len(names) or len(found) > _PERMUTED:
         return None
     functions = algebra.names(value.poly)
+    if rule.functions and not functions >= rule.functions[0]:
+        return None
     for tensors in itertools.permutations(found):
         choices = [candidates(rule, n, literals) for n in number_names]
         first = rule.normal_form(tensors, tuple(c[0] for c in choices)) if all(choices) else None
-        if first is None or not functions >= algebra.names(first.poly) - {"sum of", "sum", "mean"}:
+        if first is None:
             continue
+        if not rule.functions:
+            rule.functions.append(algebra.names(first.poly) - {"sum of", "sum", "mean"})
+        if not functions >= rule.functions[0]:
+            return None
         for given in itertools.product(*choices):
             form = rule.normal_form(tensors, given)
             reduction = found_as(form, value) if form is not None else None
