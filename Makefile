@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Exactly this version: where a CPU build of it is at hand, pip takes that; a range would take the newest CUDA build.
 TORCH ?= torch==2.13.0
+# The one that belongs to it.
+TORCHVISION ?= torchvision==0.28.*
 
 .PHONY: install demo test check format bench wheel gpu-check clean
 
@@ -20,6 +22,9 @@ $(BIN)/torch-installed:
 SOURCES := $(wildcard csrc/*.* csrc/formulas/* csrc/kernels/*) pyproject.toml
 $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
+	# pyproject's `models`, which would bring another torch: what timm needs besides it comes with transformers
+	$(BIN)/pip install --quiet transformers
+	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)"
 	touch $@
 
 install: $(BIN)/opreg-installed
