@@ -459,6 +459,20 @@ def test_exported_program_stays_valid():
         torch.testing.assert_close(p.module()(images, classes), want)
 
 
+def test_core_aten_graph():
+    """After decomposition: nll_loss is the first of two results there, silu is written out."""
+    net = Net()
+    program = torch.export.export(net, (IMAGES, CLASSES_OF)).run_decompositions({})
+    fused, report = opreg.fuse(program)
+    assert sorted(swapped([report])) == ["cross_entropy", "swish", "swish"]
+    torch.testing.assert_close(fused.module()(IMAGES, CLASSES_OF), net(IMAGES, CLASSES_OF))
+    plain = torch.export.export(Forward(lambda x, t: F.cross_entropy(x, t)), (LOGITS, LABELS)).run_decompositions({})
+    fused, report = opreg.fuse(plain)
+    assert swapped([report]) == ["cross_entropy"]
+    assert [n.target for n in fused.graph.nodes if n.op == "call_function"] == [torch.ops.lossreg.cross_entropy.default]
+    torch.testing.assert_close(fused.module()(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS))
+
+
 def test_graph_of_exported_program():
     program = torch.export.export(Net(), (IMAGES, CLASSES_OF))
     graph = opreg.fuse(program)[0].graph_module.code

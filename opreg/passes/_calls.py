@@ -107,6 +107,8 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     if node.op != "call_function":
         return None
     target: Any = node.target
+    if target is operator.getitem and (call := _first_result(node.args)) is not None:
+        return call
     if target in _OPERATORS:
         return Call(_OPERATORS[target], node.args, node.kwargs)
     if target in _IN_PLACE_OPERATORS:
@@ -118,6 +120,17 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     if any(getattr(space, name, None) is target for space in _NAMESPACES):
         return _named(name, node.args, node.kwargs, target)
     return None
+
+
+def _first_result(args: tuple[Any, ...]) -> Call | None:
+    """nll_loss in a graph of core ATen: the first result of a call that gives the sum of the weights too."""
+    of, index = args
+    if index != 0 or not isinstance(of, fx.Node) or of.target not in _FORWARDS:
+        return None
+    return Call("nll_loss", of.args, of.kwargs, target=torch.ops.aten.nll_loss_nd.default)
+
+
+_FORWARDS = (torch.ops.aten.nll_loss_forward.default, torch.ops.aten.nll_loss2d_forward.default)
 
 
 @cache

@@ -26,7 +26,9 @@ def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report,
     left = Report()  # in-place activations, which tracing may yet find to be harmless
     for path, parent in list(module.named_modules()):
         before: torch.nn.Module | None = None
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
             where = joined(path, name)
             fresh = isinstance(parent, torch.nn.Sequential) and isinstance(before, FRESH_MODULES)
             other = None

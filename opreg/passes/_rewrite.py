@@ -21,6 +21,8 @@ from ._rule import Match, Rule, matches
 from ._values import NEVER, sizes, sizes_of
 
 _ARITHMETIC = frozenset(["mul", "div", "add", "sub", "rsub", "neg", "pow", "cross_entropy"])
+# Calls whose results are taken apart.
+_MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -457,7 +459,7 @@ def divides_by(order: Order, follower: fx.Node, node: fx.Node, count: Any) -> bo
 
 def _pure(call: Call) -> bool:
     """Has a call no effect but its result? Of torch's, all that a rewrite can have orphaned."""
-    return call.name in handlers or call.name in by_call() or call.name in ("broadcast_tensors", "getitem")
+    return call.name in handlers or call.name in by_call() or call.name in _MANY_RESULTS
 
 
 def _op_of(node: fx.Node) -> Op | None:

@@ -122,7 +122,7 @@ def _bce_with_logits(
 @handles("cross_entropy")
 def _cross_entropy(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **kwargs: Any) -> Any:
     call = e.graph.calls[node]
-    functional = not isinstance(node.target, torch._ops.OpOverload)
+    functional = call is None or not isinstance(call.target, torch._ops.OpOverload)
     order: tuple[str, ...] = (
         ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
         if functional
