@@ -7,7 +7,7 @@ sigmoid(−x) = 1 − sigmoid(x).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -226,44 +226,27 @@ def clamp(z: Poly, low: float | None, high: float | None) -> Poly:
     return atom("clamp", z, low, high)
 
 
+def atoms(part: Any) -> Iterator[Atom]:
+    """Every atom in a polynomial, those inside of others too."""
+    if isinstance(part, Poly):
+        for monomial, _ in part.terms:
+            yield from atoms(monomial)
+    elif isinstance(part, frozenset):
+        for item in part:
+            yield from atoms(item)
+    elif isinstance(part, tuple) and part:
+        if isinstance(part[0], str):
+            yield part
+        if part[0] != "leaf":
+            for item in part:
+                yield from atoms(item)
+
+
 def leaves(p: Poly) -> set[Any]:
     """The leaves below a polynomial."""
-    found: set[Any] = set()
-
-    def visit(part: Any) -> None:
-        if isinstance(part, Poly):
-            for monomial, _ in part.terms:
-                visit(monomial)
-        elif isinstance(part, frozenset):
-            for item in part:
-                visit(item)
-        elif isinstance(part, tuple):
-            if part and part[0] == "leaf":
-                found.add(part[1])
-            else:
-                for item in part:
-                    visit(item)
-
-    visit(p)
-    return found
+    return {found[1] for found in atoms(p) if found[0] == "leaf"}
 
 
 def names(p: Poly) -> set[str]:
     """The names of the functions in a polynomial."""
-    found: set[str] = set()
-
-    def visit(part: Any) -> None:
-        if isinstance(part, Poly):
-            for monomial, _ in part.terms:
-                visit(monomial)
-        elif isinstance(part, frozenset):
-            for item in part:
-                visit(item)
-        elif isinstance(part, tuple) and part:
-            if isinstance(part[0], str) and part[0] != "leaf":
-                found.add(part[0])
-            for item in part:
-                visit(item)
-
-    visit(p)
-    return found
+    return {found[0] for found in atoms(p)} - {"leaf"}
