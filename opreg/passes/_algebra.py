@@ -247,6 +247,7 @@ def leaves(p: Poly) -> set[Any]:
     return {found[1] for found in atoms(p) if found[0] == "leaf"}
 
 
-def names(p: Poly) -> set[str]:
+@lru_cache(2**12)
+def names(p: Poly) -> frozenset[str]:
     """The names of the functions in a polynomial."""
-    return {found[0] for found in atoms(p)} - {"leaf"}
+    return frozenset(found[0] for found in atoms(p)) - {"leaf"}

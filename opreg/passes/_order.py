@@ -91,14 +91,14 @@ class Order:
         if not call.in_place:
             return False
         target = call.args[0] if call.args else None
-        return not isinstance(target, fx.Node) or self.aliased(target)
+        return not isinstance(target, fx.Node) or self.aliased(target, n)
 
-    def aliased(self, node: fx.Node) -> bool:
-        """May other nodes, or the caller, see what is written to this one?"""
+    def aliased(self, node: fx.Node, write: fx.Node) -> bool:
+        """May others see what a call writes to this one: the caller, or a view that was made before?"""
         tensor = self.tensor[node]
         if not self._fresh(tensor):
             return True
-        users = {u for name in self.names[tensor] for u in name.users}
+        users = {u for name in self.names[tensor] for u in name.users if self.position[u] < self.position[write]}
         return any(self.tensor[u] is not tensor and u.op != "output" and not self._fresh(u) for u in users)
 
     def _fresh(self, node: fx.Node) -> bool:

@@ -79,7 +79,13 @@ def copy_sharing(module: Module) -> Module:
     tensors = [*module.parameters(), *module.buffers()]
     for m in module.modules():  # what a graph holds without being a buffer
         tensors.extend(t for t in vars(m).values() if isinstance(t, torch.Tensor))
-    return copy.deepcopy(module, {id(t): t for t in tensors})
+    new = copy.deepcopy(module, {id(t): t for t in tensors})
+    for before, after in zip(module.modules(), new.modules(), strict=True):
+        if isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule):
+            # a copied graph renames what is called like a builtin, and an exported program knows its inputs by name
+            for old, node in zip(before.graph.nodes, after.graph.nodes, strict=True):
+                node.name = old.name
+    return new
 
 
 def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .. import _private
 from ..registry import Op, registered
-from ._algebra import repr_key, rounded
+from ._algebra import names, repr_key, rounded
 from ._calls import Attribute, Call, value_of
 from ._evaluate import handlers
 from ._native import ABSORBERS, Native, at, by_call, constants_with_grad, native_call, scaled
@@ -20,7 +20,7 @@ from ._report import Left, Report, Swapped, where
 from ._rule import Match, Rule, matches
 from ._values import NEVER, sizes, sizes_of
 
-_ARITHMETIC = frozenset(["mul", "div", "add", "sub", "rsub", "neg", "pow", "cross_entropy"])
+_ARITHMETIC = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow", "cross_entropy"})
 # Calls whose results are taken apart.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -51,7 +51,8 @@ class Rewriter:
         self.compositions()
         self.natives()
         self.report.left.extend(self.refused.values())
-        repr_key.cache_clear()  # it holds nodes
+        for cached in (repr_key, names):  # they hold nodes
+            cached.cache_clear()
         if len(self.report.swapped) > before:
             self.graph.lint()
             self.module.recompile()
@@ -219,7 +220,7 @@ class Rewriter:
         call = self.order.calls[root]
         assert call is not None
         written = call.args[0] if call.in_place and call.args else None
-        if call.in_place and (not isinstance(written, fx.Node) or self.order.aliased(written)):
+        if call.in_place and (not isinstance(written, fx.Node) or self.order.aliased(written, root)):
             raise Refused("it writes in place to a tensor that others may see")
         with self.graph.inserting_before(root):
             new = make()
@@ -422,7 +423,11 @@ class Rewriter:
                     continue
                 if call.in_place:
                     written = call.args[0] if call.args else None
-                    if not isinstance(written, fx.Node) or set(written.users) != {node} or self.order.aliased(written):
+                    if (
+                        not isinstance(written, fx.Node)
+                        or set(written.users) != {node}
+                        or self.order.aliased(written, node)
+                    ):
                         continue
                 elif not _pure(call):
                     continue

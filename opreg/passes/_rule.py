@@ -114,7 +114,7 @@ class Rule:
         return Order(self.graph, None)
 
     @cached_property
-    def functions(self) -> list[set[str]]:
+    def functions(self) -> list[frozenset[str]]:
         """The functions in the pattern's normal form, once one was made."""
         return []
 
@@ -183,6 +183,8 @@ def starts(order: Order, nodes: Iterable[fx.Node]) -> list[fx.Node]:
     found: dict[fx.Node, None] = {}
     for node in nodes:
         call = order.calls.get(node)
+        if call is not None and call.name in _PARTS:  # boxes that are computed
+            found.update((order.current(n, node), None) for n in call.inputs())
         if call is None or call.name not in _ANCHORS:
             continue
         at = next(call.inputs(), None)
@@ -236,7 +238,8 @@ def cuts(
         return depends[node]
 
     def outside(node: fx.Node) -> bool:
-        if start is None or dependent(node):
+        call = order.calls.get(node)
+        if start is None or dependent(node) or (call is not None and call.name in _PARTS):
             return False
         boundary[node] = None
         return True

@@ -84,8 +84,13 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
     return components(x).components[whole(last)]
 
 
-def masked(x: Any, mask: Value) -> Masked:
-    if not isinstance(x, Value) or x.base != mask.base or not algebra.names(mask.poly) & {"gt", "ge"}:
+def masked(x: Any, mask: Any) -> Masked:
+    if (
+        not isinstance(x, Value)
+        or not isinstance(mask, Value)
+        or x.base != mask.base
+        or not algebra.names(mask.poly) & {"gt", "ge"}
+    ):
         raise Opaque("an index")
     return Masked(x, mask)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._rule import Rule
 from .._values import NEVER
-from ._conditions import above, never
+from ._conditions import above, every, floating, never, same_shape
 
 lossreg = torch.ops.lossreg
 
@@ -27,6 +27,10 @@ def scaled_focal(input: Tensor, target: Tensor, *, factor: float, gamma: float, 
 def smoothed(input: Tensor, target: Tensor, *, smoothing: float, ignore_index: int = -100) -> Tensor:
     spread = -F.log_softmax(input, 1).mean(1)
     return (1 - smoothing) * cross_entropy(input, target, ignore_index) + smoothing * spread
+
+
+def of_probabilities(input: Tensor, target: Tensor) -> Tensor:
+    return -(target * F.log_softmax(input, 1)).sum(1)
 
 
 def focal_replacement(input, target, *, gamma, ignore_index):  # type: ignore[no-untyped-def]
@@ -51,6 +55,12 @@ RULES = (
         "cross_entropy, log_softmax and gather",
         lambda input, target: cross_entropy(input, target, NEVER),
         lambda input, target: lossreg.cross_entropy(input, target, None, NEVER, "none"),
+    ),
+    Rule(
+        "cross_entropy of probabilities, written out",
+        of_probabilities,
+        lambda input, target: lossreg.cross_entropy(input, target, None, NEVER, "none"),
+        every(same_shape("input", "target"), floating("target")),
     ),
     Rule(
         "cross_entropy with label smoothing, written out",
