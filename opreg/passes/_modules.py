@@ -196,5 +196,5 @@ def mentioned(module: torch.nn.Module) -> list[str]:
     except (OSError, TypeError):
         return []
     names = {*by_call(), "CrossEntropyLoss", "BCEWithLogitsLoss", "MSELoss", "L1Loss", "NLLLoss"}
-    helpers = set(re.findall(r"\b\w*loss\w*(?=\()", text))  # self.loss_function(...) of transformers
+    helpers = set(re.findall(r"\bself\.(\w*loss\w*)\(", text))  # self.loss_function(...) of transformers
     return sorted({n for n in names if re.search(rf"\b{n}\(", text)} | helpers)
