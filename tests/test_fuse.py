@@ -292,6 +292,18 @@ COMPOSED = {
     "diou": (lambda a, b: box_loss("diou")(a, b).mean(), INPUT, TARGET, "diou_loss"),
     "ciou": (lambda a, b: box_loss("ciou")(a, b).sum(), INPUT, TARGET, "ciou_loss"),
     "iou of slices": (iou_of_slices, INPUT, TARGET, "iou_loss"),
+    "iou of computed boxes": (
+        lambda a, b: iou_of_slices(a * 2, b.sigmoid() + a),
+        INPUT,
+        TARGET,
+        "iou_loss",
+    ),
+    "soft targets": (
+        lambda x, t: torch.sum(-t * F.log_softmax(x, dim=-1), dim=-1).mean(),
+        LOGITS,
+        TEACHER.softmax(1),
+        "cross_entropy",
+    ),
     "label smoothing": (smoothed, LOGITS, LABELS, "cross_entropy"),
     "distillation": (distilled, LOGITS, TEACHER, "distillation_loss"),
     "cosface": (cosface, LOGITS, LABELS, "amsoftmax_loss"),
@@ -615,6 +627,33 @@ def test_in_place_and_later_readers():
 
     for kind in KINDS:
         require_same(reader, kind, X, ops=["swish"])
+
+
+def test_view_after_an_in_place_call():
+    """A view that is made of the result sees the result."""
+    for kind in KINDS:
+        require_same(lambda x: F.hardswish(x * 2, inplace=True).flatten(0), kind, X, ops=["hard_swish"])
+
+
+def test_input_named_like_a_builtin():
+    """A copied graph renames it; the signature of an exported program does not."""
+
+    class Module(nn.Module):
+        def forward(self, input, sum):
+            return F.silu(input) * sum
+
+    fused, report = opreg.fuse(torch.export.export(Module(), (X, Y)))
+    assert swapped([report]) == ["swish"]
+    torch.testing.assert_close(fused.module()(X, Y), F.silu(X) * Y)
+
+
+def test_masks_of_masks():
+    def function(x, t):
+        m = (t > 0.3).float() + (t > 0.6).float()
+        y = x.sigmoid()[m > 0]
+        return y[m[m > 0] > 1] * 2 + 1
+
+    assert swapped(exported(function, X, Y)[1]) == []
 
 
 def test_other_programs():
