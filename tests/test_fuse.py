@@ -706,6 +706,21 @@ def test_rule_of_ones_own():
     assert limits == [0.8, 0.8]
 
 
+def test_rule_over_functions_that_are_new():
+    """Elementwise ones are found like the others; others are an error, not a rule that is never found."""
+    smooth = opreg.Rule(
+        "erf gate",
+        lambda x: x * (1 + torch.erf(x)) / 2,
+        lambda x: torch.ops.lossreg.swish(x, 1.0),
+    )
+    _, report = opreg.fuse(fx.symbolic_trace(lambda x: 0.5 * (x.erf() * x) + 0.5 * x), rules=[smooth])
+    assert [s.rule for s in report.swapped] == ["erf gate"]
+    assert opreg.fuse(fx.symbolic_trace(lambda x: (x * x.erfc() + x) / 2), rules=[smooth])[1].swapped == []
+    sorting = opreg.Rule("sorted", lambda x: x.sort()[0], lambda x: x)
+    with pytest.raises(ValueError, match=r'rule "sorted": expected functions of torch that work elementwise, got sort'):
+        opreg.fuse(fx.symbolic_trace(lambda x: x), rules=[sorting])
+
+
 def test_backend():
     """Inductor behind the rewrite: value, gradients, options."""
     net = Net().to(DEVICE)

@@ -9,7 +9,7 @@ from torch import fx
 from . import _algebra as algebra
 from ._calls import Attribute, Call, value_of
 from ._order import Order
-from ._values import Opaque, combine, detached, leaf, number
+from ._values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
 
 # name -> handler(evaluator, node, *args, **kwargs), the arguments evaluated
 handlers: dict[str, Callable[..., Any]] = {}
@@ -21,6 +21,29 @@ def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return f
 
     return add
+
+
+def known(name: str) -> bool:
+    """Has a call a meaning here? A function that works elementwise gets that of an atom, when it is asked for."""
+    if name not in handlers and pointwise(name):
+
+        def handler(e: Evaluator, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(a, Vector | Masked | tuple) for a in args):
+                raise Opaque(name)
+            tensors = [a for a in args if isinstance(a, Value)]
+            options = (tuple(a for a in args if not isinstance(a, Value)), tuple(sorted(kwargs.items())))
+            return combine(lambda *polys: algebra.atom(name, *polys, options), *tensors)
+
+        handlers[name] = handler
+    return name in handlers
+
+
+def pointwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return False
+    tags = {tag for o in packet.overloads() if o in ("default", "Tensor") for tag in getattr(packet, o).tags}
+    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
 class TooMany(Exception):

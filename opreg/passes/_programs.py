@@ -45,6 +45,7 @@ def fuse(
 
     Raises:
         TypeError: a program of another kind.
+        ValueError: a rule of your own whose pattern can't be found.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.SiLU())
@@ -52,6 +53,8 @@ def fuse(
         >>> report.swapped[0].op
         'swish'
     """
+    for rule in rules:
+        rule.call_names  # noqa: B018  what the algebra does not know is an error here
     report = Report()
     every = (*rules, *RULES)
     if isinstance(program, ExportedProgram):

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from . import _algebra as algebra
 from ._algebra import Poly, TooLarge
 from ._calls import value_of
-from ._evaluate import Evaluator, TooMany, handlers
+from ._evaluate import Evaluator, TooMany, handlers, known
 from ._order import Order
 from ._values import Opaque, Value, leaf, number, over_all, sizes
 
@@ -27,6 +27,7 @@ _ANCHORS = frozenset({
     "where", "scatter", "one_hot",
 })
 # fmt: on
+_ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square"})
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
 # The nodes that are looked at behind one that may be replaced.
@@ -114,6 +115,22 @@ class Rule:
         return Order(self.graph, None)
 
     @cached_property
+    def call_names(self) -> frozenset[str]:
+        """The functions that the pattern calls. Those that are new to the algebra become atoms of it, if they work
+        elementwise.
+
+        Raises:
+            ValueError: a function that does not, so that the pattern would never be found.
+        """
+        names = {call.name for call in self.order.calls.values() if call is not None}
+        for n in self.graph.nodes:
+            call = self.order.calls[n]
+            if n.op in ("call_function", "call_method") and (call is None or not known(call.name)):
+                got = n.target if call is None else call.name
+                raise ValueError(f'rule "{self.name}": expected functions of torch that work elementwise, got {got}')
+        return frozenset(names)
+
+    @cached_property
     def functions(self) -> list[frozenset[str]]:
         """The functions in the pattern's normal form, once one was made."""
         return []
@@ -178,14 +195,14 @@ def found_so_far(found: dict[fx.Node, None]) -> Iterator[fx.Node]:
         i += 1
 
 
-def starts(order: Order, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+def starts(order: Order, nodes: Iterable[fx.Node], anchors: frozenset[str]) -> list[fx.Node]:
     """Where expressions may start."""
     found: dict[fx.Node, None] = {}
     for node in nodes:
         call = order.calls.get(node)
         if call is not None and call.name in _PARTS:  # boxes that are computed
             found.update((order.current(n, node), None) for n in call.inputs())
-        if call is None or call.name not in _ANCHORS:
+        if call is None or call.name not in anchors:
             continue
         at = next(call.inputs(), None)
         for _ in range(6):
@@ -203,10 +220,11 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
     """The rules whose pattern a node computes."""
     rules = list(rules)
     nodes = cone(order, root)
-    if not any((c := order.calls.get(n)) is not None and c.name in _ANCHORS | _PARTS for n in nodes):
+    anchors = _ANCHORS.union(*(rule.call_names for rule in rules)) - _ARITHMETIC
+    if not any((c := order.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
         return
     seen: set[Any] = set()
-    for start in (*starts(order, nodes), None):
+    for start in (*starts(order, nodes, anchors), None):
         if start is root:
             continue
         for value, evaluator in cuts(order, root, start, module):
