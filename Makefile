@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make check · make gpu-check · make wheel
+# make demo · make test · make bench · make check · make gpu-check · make wheel · make compat
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,19 +7,19 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Exactly this version: where a CPU build of it is at hand, pip takes that; a range would take the newest CUDA build.
 TORCH ?= torch==2.13.0
 
-.PHONY: install demo test check format bench wheel gpu-check clean
+.PHONY: install demo test check format bench wheel compat gpu-check clean
 
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH) numpy
-	$(BIN)/pip install --quiet "scikit-build-core>=0.10" "cmake<4" ninja
+	$(BIN)/pip install --quiet "scikit-build-core>=0.10" "cmake<4" ninja wheel
 	touch $@
 
 # The package, editable. The library is rebuilt when a C++ source is newer than it.
 SOURCES := $(wildcard csrc/*.* csrc/formulas/* csrc/kernels/*) pyproject.toml
 $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,onnx,dev]"
 	touch $@
 
 install: $(BIN)/opreg-installed
@@ -47,7 +47,16 @@ bench: install
 	$(BIN)/python -m opreg bench --output benchmarks/results
 
 wheel: $(BIN)/torch-installed
+	rm -f dist/opreg-*.whl
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	# linux_x86_64 becomes manylinux_2_N_x86_64: the oldest glibc that has what this machine's compiler linked to
+	$(BIN)/python tests/abi.py dist
+
+# That wheel in clean environments with other versions of torch: minutes, and gigabytes for each version that the index
+# has no CPU build of. They stay in build/compat.
+COMPAT ?= 2.11.0 newest
+compat: install wheel
+	OPREG_COMPAT="$(COMPAT)" $(BIN)/python -m pytest -m slow -rA tests/test_compat.py
 
 # On a machine with a GPU, with that machine's own Python and torch: nothing is installed.
 gpu-check:

@@ -33,9 +33,7 @@ print(json.dumps([torch.__version__, opreg.__file__, str(opreg.library_path()), 
 def run(*command: object, check: bool = True) -> str:
     """Away from the checkout, whose opreg is another one."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OPREG_LIBRARY", "PYTHONPATH")}
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=ROOT / "build", env=environment
-    )
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT / "build", env=environment)
     assert not check or done.returncode == 0, done.stdout[-20000:] + done.stderr[-5000:]
     return done.stdout
 
