@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make check · make gpu-check · make wheel
+# make demo · make test · make bench · make check · make gpu-check · make wheel · make compat
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,21 +9,25 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test check format bench wheel gpu-check clean
+.PHONY: install demo test check format bench wheel compat gpu-check clean
 
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH) numpy
-	$(BIN)/pip install --quiet "scikit-build-core>=0.10" "cmake<4" ninja
+	$(BIN)/pip install --quiet "scikit-build-core>=0.10" "cmake<4" ninja wheel
 	touch $@
 
 # The package, editable. The library is rebuilt when a C++ source is newer than it.
 SOURCES := $(wildcard csrc/*.* csrc/formulas/* csrc/kernels/*) pyproject.toml
 $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
-	# pyproject's `models`, which would bring another torch: what timm needs besides it comes with transformers
-	$(BIN)/pip install --quiet transformers
+	touch $@
+
+# What only tests need: pyproject's `onnx`, and its `models`, which would bring another torch (what timm needs besides it
+# comes with transformers).
+$(BIN)/tests-installed: $(BIN)/torch-installed
+	$(BIN)/pip install --quiet onnx onnxscript onnxruntime transformers
 	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)"
 	touch $@
 
@@ -32,7 +36,7 @@ install: $(BIN)/opreg-installed
 demo: install
 	$(BIN)/python examples/digits.py
 
-test: install
+test: install $(BIN)/tests-installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 check: install
@@ -52,7 +56,16 @@ bench: install
 	$(BIN)/python -m opreg bench --output benchmarks/results
 
 wheel: $(BIN)/torch-installed
+	rm -f dist/opreg-*.whl
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	# linux_x86_64 becomes manylinux_2_N_x86_64: the oldest glibc that has what this machine's compiler linked to
+	$(BIN)/python tests/abi.py dist
+
+# That wheel in clean environments with other versions of torch: minutes, and gigabytes for each version that the index
+# has no CPU build of. They stay in build/compat.
+COMPAT ?= 2.11.0 newest
+compat: install wheel
+	OPREG_COMPAT="$(COMPAT)" $(BIN)/python -m pytest -m slow -rA tests/test_compat.py
 
 # On a machine with a GPU, with that machine's own Python and torch: nothing is installed.
 gpu-check:

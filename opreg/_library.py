@@ -32,4 +32,11 @@ def library_path() -> Path:
 def load() -> None:
     """Loads the library; of several in ``OPREG_LIBRARY``, each: families built apart, while working on one."""
     for path in os.environ.get("OPREG_LIBRARY", "").split(os.pathsep):
-        torch.ops.load_library(path or str(library_path()))
+        path = path or str(library_path())
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:  # the loader's own words name a symbol, and not what to do
+            what = "a torch >= 2.11 and a library built for this processor"
+            if os.environ.get("OPREG_LIBRARY"):
+                what += ", or no OPREG_LIBRARY, which chose it"
+            raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error

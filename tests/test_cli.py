@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -113,11 +114,17 @@ HEALTHY = report.Facts(
     torch_version="2.13.0+cpu",
     library="liblossreg.so",
     library_mib=2.0,
+    chosen=None,
+    edited=None,
     torch_cuda=None,
     gpu=False,
+    gpu_name=None,
+    gpu_capability=None,
+    driver=False,
     kernels={"a": {**dict.fromkeys(report.COVERED, True), "CUDA": False}},
     undeclared=(),
-    capability="AVX2",
+    loops="AVX2 (x86-64-v3)",
+    capability="AVX512",
     threads=2,
     compiler=None,
 )
@@ -128,6 +135,45 @@ def test_doctor_finds_nothing_wrong():
     assert status == 0
     assert text.endswith("Nothing is wrong.")
     assert "C++ compiler    none: torch.compile needs one on the CPU" in text
+    assert "CPU capability  AVX2 (x86-64-v3); torch's own kernels AVX512" in text
+    assert "no kernel for   CUDA: every op" in text
+
+
+def test_doctor_names_the_ops_without_a_kernel():
+    both = dict.fromkeys(report.COVERED, True)
+    kernels = {"a": both, "b": {**both, "CUDA": False}, "c": {**both, "CUDA": False}}
+    assert "no kernel for   CUDA: b, c" in report.doctor(dataclasses.replace(HEALTHY, kernels=kernels))[0]
+    text, status = report.doctor(dataclasses.replace(HEALTHY, kernels={"a": both}))
+    assert status == 0
+    assert "no kernel for   nothing: every op has one for CPU and CUDA" in text
+
+
+def test_doctor_says_which_gpu_and_library():
+    gpu = {"gpu": True, "gpu_name": "H200", "gpu_capability": (9, 0), "driver": True, "torch_cuda": "13.0"}
+    kernels = {"a": dict.fromkeys(report.COVERED, True)}
+    text, status = report.doctor(dataclasses.replace(HEALTHY, **gpu, kernels=kernels, chosen="x.so", edited="csrc/a.h"))
+    assert status == 0
+    assert "torch built with 13.0; GPU available: H200, sm_90" in text
+    assert "liblossreg.so (2.0 MiB), chosen by OPREG_LIBRARY=x.so" in text
+
+
+def test_loops_follow_the_processor():
+    v3, v4 = report.LEVELS.values()
+    assert report.loops_for(v3 | v4) == "AVX-512 (x86-64-v4)"
+    assert report.loops_for(v3 | v4 - {"avx512vl"}) == "AVX2 (x86-64-v3)"
+    assert report.loops_for(v4 | v3 - {"fma"}) == report.loops_for(set()) == "baseline, without AVX2"
+
+
+def test_source_newer_than_the_library(tmp_path):
+    library, source = tmp_path / "liblossreg.so", tmp_path / "csrc" / "formulas" / "box.h"
+    source.parent.mkdir(parents=True)
+    for i, path in enumerate((source, library)):
+        path.touch()
+        os.utime(path, (i, i))
+    assert report.newer_source(library, tmp_path / "csrc") is None
+    os.utime(source, (2, 2))
+    assert report.newer_source(library, tmp_path / "csrc") == "csrc/formulas/box.h"
+    assert report.newer_source(library, tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -139,6 +185,16 @@ def test_doctor_finds_nothing_wrong():
         ({"gpu": True}, "wrong: a GPU is available, but there is no CUDA kernel for a: the library was built without"),
         ({"kernels": {}}, "wrong: no op is registered: reinstall opreg"),
         ({"kernels": {"a": dict.fromkeys(report.COVERED, False)}}, "wrong: CPU is missing for a: library and Python"),
+        ({"edited": "csrc/math.h"}, "wrong: csrc/math.h is newer than the library: run `make install`, or `pip"),
+        (
+            {"driver": True},
+            "wrong: the machine has a GPU's driver, but this torch is built for the CPU: install a CUDA",
+        ),
+        ({"driver": True, "torch_cuda": "13.0"}, "but torch (CUDA 13.0) finds no GPU: look at nvidia-smi and"),
+        (
+            {"gpu": True, "gpu_name": "T4", "gpu_capability": (7, 5)},
+            'later, T4 is sm_75: reinstall with CMAKE_ARGS="-DLOSSREG_CUDA_ARCHITECTURES=75-real"',
+        ),
         ({"undeclared": ("b",)}, "wrong: the library holds ops without a declaration, b: reinstall opreg"),
     ],
 )
@@ -147,6 +203,15 @@ def test_doctor_says_what_is_wrong(change, expected):
     assert status == 1
     assert expected in text
     assert "Nothing is wrong." not in text
+
+
+def test_library_that_does_not_load(tmp_path):
+    """Where the library is for another torch or processor, no doctor can be called: the import says what to do."""
+    (tmp_path / "other.so").write_text("no library")
+    environment = {**os.environ, "OPREG_LIBRARY": str(tmp_path / "other.so")}
+    done = subprocess.run([sys.executable, "-c", "import opreg"], capture_output=True, text=True, env=environment)
+    expected = "OSError: opreg: expected a torch >= 2.11 and a library built for this processor, or no OPREG_LIBRARY, "
+    assert f"{expected}which chose it, got {tmp_path}/other.so in torch {torch.__version__}: " in done.stderr
 
 
 def test_demo_runs_the_script(tmp_path, monkeypatch, capfd):
