@@ -30,8 +30,8 @@ print(json.dumps([torch.__version__, opreg.__file__, str(opreg.library_path()), 
 """
 
 
-# torch 2.15 gave clamp another slope at its bounds: where the references clamp, they then differ from the kernels, which
-# keep the slope of 2.13, at the samples that lie on a bound
+# torch 2.15 gave clamp another slope at its bounds: there the references that clamp differ from the kernels, which keep
+# that of 2.13
 SLOPE = "import torch; x = torch.zeros(1, requires_grad=True); x.clamp(min=0).backward(); print(x.grad.item())"
 
 
