@@ -620,6 +620,14 @@ def test_in_place_and_later_readers():
     for kind in KINDS:
         require_same(function, kind, X, ops=[])
 
+    def written_by_a_part(x):
+        y = x * 2
+        p = y.sigmoid_().flatten(1)
+        return 1 - (2 * (p * Y).sum(1) + 1) / (p.sum(1) + Y.sum(1) + 1)
+
+    for kind in KINDS:
+        require_same(written_by_a_part, kind, X, ops=[])
+
     def reader(x):
         y = x * 2
         z = F.silu(y, inplace=True)

@@ -158,10 +158,8 @@ class Order:
             return "a tensor is written to between its parts"
         for node in leaves:
             if isinstance(node, fx.Node):
-                since = max(low, self.position[node])
-                if any(
-                    since < self.position[w] <= high and w is not root for w in self.writes.get(self.tensor[node], ())
-                ):
+                since, writes = self.position[node], self.writes.get(self.tensor[node], ())
+                if any(since < self.position[w] <= high and w is not root for w in writes):
                     return "one of its tensors is written to between its parts"
         return ""
 
