@@ -346,6 +346,12 @@ def near(function, *args):
     return [(e.what, e.why) for r in reports for e in r.left], swapped(reports)
 
 
+def softplus_focal(x, t):
+    """Focal loss without alpha, of no call that is a loss of torch's."""
+    p = torch.sigmoid(x)
+    return (1 - (p * t + (1 - p) * (1 - t))) ** 1.5 * (F.softplus(x) - x * t)
+
+
 NEAR = {
     "another shift": (lambda x, t: x * F.relu6(x + 2.9) / 6),
     "another divisor": (lambda x, t: x * F.relu6(x + 3) / 5.9),
@@ -357,7 +363,6 @@ NEAR = {
         lambda x, t: 1 - (2.1 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 1)
     ),
     "two smooths": (lambda x, t: 1 - (2 * (x.sigmoid() * t).sum() + 1) / (x.sigmoid().sum() + t.sum() + 2)),
-    "alpha that does not sum to 1": (lambda x, t: (0.25 * t + 0.7 * (1 - t)) * torch.exp(-x) * t),
     "a detached gate": (lambda x, t: x * torch.sigmoid(x.detach() + 0)),
 }
 
@@ -368,6 +373,13 @@ def test_near_miss(name):
     left, ops = near(NEAR[name], SCORES, HARD)
     assert ops == []
     assert left == []
+
+
+def test_two_alphas():
+    """A weight that is none of focal_loss's stays a factor of the unweighted one."""
+    for kind in ("dynamo", "exported"):
+        weighted = lambda x, t: (0.25 * t + 0.7 * (1 - t)) * softplus_focal(x, t)  # noqa: E731
+        require_same(weighted, kind, SCORES, HARD, ops=["focal_loss"])
 
 
 def test_detached_gate():

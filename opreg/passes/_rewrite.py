@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .. import _private
-from ..registry import Op, registered
+from ..registry import Op, of_namespace, registered
 from ._algebra import names, repr_key, rounded
 from ._calls import Attribute, Call, value_of
 from ._evaluate import handlers
@@ -20,7 +20,8 @@ from ._report import Left, Report, Swapped, where
 from ._rule import Match, Rule, matches
 from ._values import NEVER, sizes, sizes_of
 
-_ARITHMETIC = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow", "cross_entropy"})
+# Calls that a hand-written formula ends in.
+_LAST = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow"})
 # Calls whose results are taken apart.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -62,7 +63,7 @@ class Rewriter:
     def compositions(self) -> None:
         for root in reversed(list(self.graph.nodes)):
             call = self.order.calls.get(root)
-            if call is None or call.name not in _ARITHMETIC:
+            if call is None or call.name not in _LAST:
                 continue
             for match in matches(self.rules, self.order, root, self.module):
                 try:
@@ -395,7 +396,8 @@ class Rewriter:
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
         """Is this reduction of the op's elements the op's own? Its mean may be that of what is not ignored alone."""
-        if not op.reduces or self.reduction(op, node) != "none":
+        # of an op from elsewhere nobody knows what its mean divides by
+        if op not in of_namespace() or not op.reduces or self.reduction(op, node) != "none":
             return False
         if reduction == "sum" or not {"ignore_index", "target_lengths"} & set(op.arguments):
             return True

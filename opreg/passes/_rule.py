@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from . import _algebra as algebra
-from ._algebra import Poly, TooLarge
+from ._algebra import TooLarge
 from ._calls import value_of
 from ._evaluate import Evaluator, TooMany, handlers, known
 from ._order import Order
@@ -157,7 +157,6 @@ class Match:
     tensors: dict[str, fx.Node]
     numbers: dict[str, float]
     interior: tuple[fx.Node, ...]
-
     evaluator: Evaluator
     # what the root is of the pattern's value: itself (""), the mean or the sum of its elements
     reduction: str
@@ -368,8 +367,3 @@ def used(root: fx.Node, interior: tuple[fx.Node, ...], order: Order) -> tuple[fx
                 if n in inside:
                     reached.setdefault(n, None)
     return tuple(n for n in reached if n is not root)
-
-
-def polynomial(p: Poly) -> str:
-    """For debugging and messages."""
-    return algebra.atom_key(p)

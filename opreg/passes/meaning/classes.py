@@ -114,7 +114,9 @@ def _bce_with_logits(
     if pos_weight is not None:
         raise Opaque("pos_weight")
     options(kwargs)
-    e.alike.append(frozenset(algebra.leaves(x.poly) | algebra.leaves(target.poly)))
+    sides = [algebra.leaves(side.poly) for side in (x, target)]
+    if all(len(side) == 1 for side in sides):  # of several, one may be broadcast
+        e.alike.append(frozenset().union(*sides))
     loss = combine(lambda a, t: algebra.softplus(a) - a * t, x, target)
     return loss if weight is None else combine(operator.mul, loss, weight)
 
