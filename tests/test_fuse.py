@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -760,8 +762,15 @@ def test_backend():
 
 
 def test_backend_by_name():
-    """Found through the entry point, without an import."""
-    assert "opreg" in torch._dynamo.list_backends()
+    """Found through the entry point, by a process that has not imported opreg."""
+    text = (
+        "import sys, torch\n"
+        "from torch._dynamo.backends.registry import lookup_backend\n"
+        "assert 'opreg' not in sys.modules\n"
+        "print(lookup_backend('opreg').__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert done.stdout.strip() == "opreg.backend", done.stderr
 
 
 def test_caches_know_the_version():
