@@ -47,16 +47,15 @@ template <class F>
 struct PointwiseCall {
   static constexpr int I = F::inputs;
   std::vector<std::optional<Tensor>> tensors;
-  std::vector<DType> dtypes;
-  std::vector<Shape> aligned;  // the operands' shapes, as they broadcast
+  std::array<DType, I> dtypes;
+  std::array<Shape, I> aligned;  // the operands' shapes, as they broadcast
   Shape shape;
   DType result;
 
   explicit PointwiseCall(std::vector<std::optional<Tensor>> inputs) : tensors(std::move(inputs)) {
     Promotion promotion;
     for (int k = 0; k < I; k++) {
-      dtypes.push_back(DType::float32);
-      aligned.push_back({});
+      dtypes[k] = DType::float32;
       if (optional(k) && !tensors[k]) continue;
       aligned[k] = shape_of(required(F::name, F::args, k, tensors[k]));
       dtypes[k] = dtype_of(F::name, argument_name(F::args, k), *tensors[k], k == 0);
@@ -68,7 +67,7 @@ struct PointwiseCall {
   }
 
   std::string name(int k) const { return argument_name(F::args, k); }
-  bool optional(int k) const { return std::string(F::args).find("Tensor? " + name(k)) != std::string::npos; }
+  static bool optional(int k) { return is_optional(F::args, k); }
 
   void fit() {
     shape = aligned[0];

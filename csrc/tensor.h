@@ -6,6 +6,7 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
 
 #include "iteration.h"
 
@@ -23,13 +24,20 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(s.begin(), s.end());
 }
 
-// The n-th tensor argument's name, out of the schema's text: "Tensor input, Tensor? weight=None, float eps" has two.
+// The n-th tensor argument out of the schema's text: "Tensor input, Tensor? weight=None, float eps" has two.
+inline std::string_view tensor_argument(const char* args, int n) {
+  std::string_view text = args;
+  size_t at = text.find("Tensor");
+  for (; n > 0; n--) at = text.find("Tensor", at + 1);
+  return text.substr(at, text.find(',', at) - at);
+}
+inline bool is_optional(const char* args, int n) {
+  return tensor_argument(args, n)[sizeof("Tensor") - 1] == '?';
+}
 inline std::string argument_name(const char* args, int n) {
-  std::string text = args;
-  size_t at = 0;
-  for (int i = 0; i <= n; i++) at = text.find("Tensor", i ? at + 1 : 0);
-  size_t start = text.find(' ', at) + 1;
-  return text.substr(start, text.find_first_of(",=", start) - start);
+  std::string_view text = tensor_argument(args, n);
+  text.remove_prefix(text.find(' ') + 1);
+  return std::string(text.substr(0, text.find('=')));
 }
 
 // The n-th tensor argument, there.
@@ -149,11 +157,28 @@ inline Tensor detached(const Tensor& t) {
   return call_aten("aten::detach", "", t)[0];
 }
 
+// Uninitialised, of these strides, where `like` is. Not through the dispatcher by name: a small call would feel that.
+inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape& strides, DType dtype) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  int32_t device, code = to<int32_t>(from(scalar_type(dtype)));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), code,
+                                                         device, like.get_device_index(), &result));
+  return Tensor(result);
+}
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
-  return torch::stable::new_empty(like, shape, scalar_type(dtype));
+  Shape strides(shape.size());
+  int64_t step = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = step;
+    step *= std::max<int64_t>(1, shape[d]);
+  }
+  return empty_strided(like, shape, strides, dtype);
 }
 // Of the same strides where they are dense.
 inline Tensor empty_like(const Tensor& like, DType dtype) {
+  if (like.is_contiguous()) return new_empty(like, shape_of(like), dtype);
   auto none = std::nullopt;
   return call_aten("aten::empty_like", "", like, std::optional(scalar_type(dtype)), none, none, none, none)[0];
 }

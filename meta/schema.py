@@ -1,20 +1,20 @@
 """Calls and schemas."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+
+
+@cache
+def defaults(overload: Any) -> dict[str, Any]:
+    """Every argument of a schema by name, in order, with its default or None. Not to be written to."""
+    return {a.name: a.default_value for a in overload._schema.arguments}
 
 
 def bind(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Every argument of a schema by name, in order, defaults filled in."""
-    bound = {}
-    for i, a in enumerate(overload._schema.arguments):
-        if i < len(args):
-            bound[a.name] = args[i]
-        elif a.name in kwargs:
-            bound[a.name] = kwargs[a.name]
-        else:
-            bound[a.name] = a.default_value
-    return bound
+    of_schema = defaults(overload)
+    return {**of_schema, **dict(zip(of_schema, args, strict=False)), **kwargs}
 
 
 def call(overload: Any, bound: Mapping[str, Any]) -> Any:

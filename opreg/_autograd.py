@@ -5,34 +5,41 @@ reference, which those can see through; without a gradient it calls the backend;
 whose backward is the op ``NAME_backward``. That op is differentiable in turn, by differentiating the reference twice.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, below_autograd, transform_active
-from .meta.schema import bind
+from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
+from .meta.schema import bind, defaults
 
 if TYPE_CHECKING:
     from .registry import Op
 
 
 def attach(op: "Op", lib: torch.library.Library) -> None:
+    schema = op.value._schema
+    if any(a.kwarg_only != (a.name == "dtype") for a in schema.arguments):
+        raise ValueError(f"{op.qualname}: expected a schema whose one argument behind * is dtype, if any, got {schema}")
+    # what a call may leave out, by position
+    tail = tuple(default for name, default in defaults(op.value).items() if name != "dtype")
+    # never a constant: without `constants` any that the schema says, else the first
+    differentiable = frozenset(op.differentiable_positions[: None if op.constants is no_constants else 1])
+
     def value(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
             return op.call_reference(*args, **kwargs)
         if not wants_gradient(args):
             with below_autograd():
                 return op.value(*args, **kwargs)
-        bound = bind(op.value, args, kwargs)
-        differentiable = op.differentiable_in(bound)
-        for name, a in bound.items():
-            if isinstance(a, Tensor) and a.requires_grad and name not in (*differentiable, *op.detached):
-                raise RuntimeError(
-                    f"{op.short}: expected {name} that does not require grad (it is a constant of this loss), "
-                    "got one that does; pass it detached"
-                )
-        return Value.apply(op, *bound.values())  # type: ignore[no-untyped-call]
+        values = (*args, *tail[len(args) :])
+        for k, a in enumerate(values):
+            if k not in differentiable and isinstance(a, Tensor) and a.requires_grad:
+                require_constants(op, dict(zip(op.arguments, values, strict=False)))
+        if op.is_loss:
+            values = (*values, kwargs.get("dtype"))
+        return apply_function(Value, op, *values)
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
@@ -40,7 +47,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
         if not wants_gradient(args):
             with below_autograd():
                 return op.backward(*args, **kwargs)
-        return list(Backward.apply(op, *bind(op.backward, args, kwargs).values()))  # type: ignore[no-untyped-call]
+        return list(apply_function(Backward, op, *bind(op.backward, args, kwargs).values()))
 
     lib.impl(op.short, value, "Autograd")
     lib.impl(op.short, op.call_reference, VMAP_KEY)
@@ -57,38 +64,65 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
 
 
 def wants_gradient(args: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, Tensor) and a.requires_grad:
+                return True
+    return False
+
+
+def require_constants(op: "Op", bound: dict[str, Any]) -> None:
+    allowed = (*op.differentiable_in(bound), *op.detached)
+    for name, a in bound.items():
+        if isinstance(a, Tensor) and a.requires_grad and name not in allowed:
+            raise RuntimeError(
+                f"{op.short}: expected {name} that does not require grad (it is a constant of this loss), "
+                "got one that does; pass it detached"
+            )
+
+
+def no_constants(args: Mapping[str, Any]) -> Sequence[str]:
+    return ()
 
 
 class Value(torch.autograd.Function):
-    """The op; its backward is the op ``NAME_backward``."""
+    """The op; its backward is the op ``NAME_backward``. A small input's whole time is spent here: no dicts."""
 
     @staticmethod
     def forward(ctx: Any, op: "Op", *values: Any) -> Any:
-        bound = dict(zip(op.arguments, values, strict=True))
-        dtype = {"dtype": bound.pop("dtype")} if op.is_loss else {}
+        needed = ctx.needs_input_grad
+        mask = [needed[1 + k] for k in op.differentiable_positions]
+        positional, dtype = (values[:-1], {"dtype": values[-1]}) if op.is_loss else (values, {})
         state: Tensor | None = None
-        mask = [bound[n] is not None and bound[n].requires_grad for n in op.differentiable]
         with below_autograd():
             if op.forward is None:
-                result = op.value(*bound.values(), **dtype)
+                result = op.value(*positional, **dtype)
+            elif op.forward_takes_mask:
+                result, state = op.forward(*positional, **dtype, output_mask=mask)
             else:
-                asked = {"output_mask": mask} if op.forward_takes_mask else {}
-                result, state = op.forward(*bound.values(), **dtype, **asked)
-        save(ctx, op, state, bound)
+                result, state = op.forward(*positional, **dtype)
+        save(ctx, op, state, positional)
         ctx.mask = mask if op.forward_takes_mask else None
         return result
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        op, state, bound = saved(ctx)
-        names = list(bound)
+        op, state, positional = saved(ctx)
+        needed = ctx.needs_input_grad
         # where the state is made for a mask, that one: now less may be asked for
-        mask = ctx.mask or [ctx.needs_input_grad[1 + names.index(n)] for n in op.differentiable]
-        leading = [grad_output] if state is None else [grad_output, state]
-        grads = iter(op.backward(*leading, *bound.values(), output_mask=mask))
-        wanted = {n for n, m in zip(op.differentiable, mask, strict=True) if m}
-        return (None, *(next(grads) if n in wanted else None for n in op.arguments))
+        mask = ctx.mask or [needed[1 + k] for k in op.differentiable_positions]
+        leading = (grad_output,) if state is None else (grad_output, state)
+        if torch.is_grad_enabled() or transform_active():
+            given = op.backward(*leading, *positional, output_mask=mask)
+        else:
+            with below_autograd():
+                given = op.backward(*leading, *positional, output_mask=mask)
+        grads: list[Tensor | None] = [None] * len(needed)
+        made = iter(given)
+        for k, wanted in zip(op.differentiable_positions, mask, strict=True):
+            if wanted:
+                grads[1 + k] = next(made)
+        return tuple(grads)
 
 
 class Backward(torch.autograd.Function):
@@ -96,17 +130,16 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: "Op", *values: Any) -> Any:
-        names = [a.name for a in op.backward._schema.arguments]
-        bound = dict(zip(names, values, strict=True))
-        ctx.mask = bound.pop("output_mask")
+        *positional, ctx.mask = values
         with below_autograd():
-            grads = op.backward(*bound.values(), output_mask=ctx.mask)
-        save(ctx, op, None, bound)
+            grads = op.backward(*positional, output_mask=ctx.mask)
+        save(ctx, op, None, positional)
         return tuple(grads)
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
-        op, _, bound = saved(ctx)
+        op, _, positional = saved(ctx)
+        bound = dict(zip(defaults(op.backward), positional, strict=False))
         if not op.second_derivative:
             raise RuntimeError(f"{op.short}: expected at most a first derivative, got a request for the second")
         create_graph = torch.is_grad_enabled()
@@ -141,17 +174,16 @@ class Backward(torch.autograd.Function):
         return (None, *(by_name.get(n) for n in needed), None)
 
 
-def save(ctx: Any, op: "Op", state: Tensor | None, bound: dict[str, Any]) -> None:
+def save(ctx: Any, op: "Op", state: Tensor | None, values: Sequence[Any]) -> None:
     """Tensors through save_for_backward, so that in-place changes are noticed; the rest on ctx."""
     ctx.op = op
-    ctx.options = {n: None if isinstance(a, Tensor) else a for n, a in bound.items()}
-    ctx.tensors = [n for n, a in bound.items() if isinstance(a, Tensor)]
-    ctx.save_for_backward(*(bound[n] for n in ctx.tensors), state)
+    ctx.options = [None if isinstance(a, Tensor) else a for a in values]
+    ctx.save_for_backward(*[a if isinstance(a, Tensor) else None for a in values], state)
 
 
-def saved(ctx: Any) -> tuple["Op", Tensor | None, dict[str, Any]]:
+def saved(ctx: Any) -> tuple["Op", Tensor | None, list[Any]]:
     *tensors, state = ctx.saved_tensors
-    return ctx.op, state, {**ctx.options, **dict(zip(ctx.tensors, tensors, strict=True))}
+    return ctx.op, state, [a if t is None else t for a, t in zip(ctx.options, tensors, strict=True)]
 
 
 def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

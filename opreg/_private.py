@@ -19,10 +19,13 @@ def transform_active() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def below_autograd() -> AbstractContextManager[Any]:
-    """Calls inside go to the backend kernel, past autograd and what lies above it."""
-    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
-    return guard
+def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply``, past its question whether a torch.func transform is active: here none is."""
+    return super(torch.autograd.Function, function).apply(*args)
+
+
+# A context: calls inside go to the backend kernel, past autograd and what lies above it.
+below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def below_inplace() -> AbstractContextManager[Any]:

@@ -70,7 +70,8 @@ class Op:
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
         state: ``state(shape, args)`` gives an empty tensor like the one that ``NAME_forward`` keeps for the backward
             pass, from the result's shape before reduction and the arguments; None: no such op.
-        constants: names of the arguments that are not differentiable in a call, beyond those of the schema.
+        constants: names of the arguments that are not differentiable in a call, beyond those of the schema; never the
+            first one.
         detached: names of the tensors that the definition itself treats as constants: one that requires grad gets none.
         batch_dims: the dimension of a tensor that counts the batch, where that is not the first; None: it has none.
         domain: maps any first argument to where the op's gradient is that of its value, where that is not everywhere:
@@ -100,7 +101,7 @@ class Op:
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
     state: State | None = None
-    constants: Callable[[Mapping[str, Any]], Sequence[str]] = lambda args: ()
+    constants: Callable[[Mapping[str, Any]], Sequence[str]] = _autograd.no_constants
     detached: tuple[str, ...] = ()
     batch_dims: Mapping[str, int | None] = field(default_factory=dict)
     domain: Callable[[Tensor], Tensor] | None = None
@@ -178,6 +179,10 @@ class Op:
         if self.backward is None:
             return []
         return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
+
+    @cached_property
+    def differentiable_positions(self) -> list[int]:
+        return [self.arguments.index(name) for name in self.differentiable]
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
