@@ -14,6 +14,7 @@ from . import meta as meta  # noqa: E402
 from . import nn as nn  # noqa: E402
 from . import ops as _families  # noqa: E402,F401  registers every op
 from . import testing as testing  # noqa: E402
+from ._onnx import onnx_translations as onnx_translations  # noqa: E402
 from .passes import Report as Report  # noqa: E402
 from .passes import Rule as Rule  # noqa: E402
 from .passes import fuse as fuse  # noqa: E402

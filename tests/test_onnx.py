@@ -1,6 +1,9 @@
 """ONNX Runtime knows no lossreg: it runs what ``opreg.decompositions()`` leaves, and gives the numbers of eager."""
 
 import itertools
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +23,6 @@ pytest.importorskip("onnxscript")
 NOT_IN_ONNX: dict[str, str] = {}
 
 
-def sort_stable(self: Any, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """ONNX's TopK puts equal elements in their order, and so is a stable sort; torch's exporter has no entry for it."""
-    from onnxscript import opset18 as op
-
-    count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
-    return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
-
-
 def to_onnx(program: torch.export.ExportedProgram) -> Any:
     """A session of ONNX Runtime on the program, with every lossreg op decomposed."""
     program = program.run_decompositions(opreg.decompositions())
@@ -37,8 +32,12 @@ def to_onnx(program: torch.export.ExportedProgram) -> Any:
         dynamo=True,
         optimize=False,
         verbose=False,
-        custom_translation_table={torch.ops.aten.sort.stable: sort_stable},
+        custom_translation_table=opreg.onnx_translations(),
     )
+    return session_of(exported)
+
+
+def session_of(exported: Any) -> Any:
     assert exported is not None
     assert not [node for node in exported.model_proto.graph.node if "lossreg" in node.domain]
     options = onnxruntime.SessionOptions()
@@ -134,3 +133,22 @@ def test_dynamic_batch():
             want = model(x, label)
         for result, expected in zip(run(session, [x, label]), want, strict=True):
             torch.testing.assert_close(result, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_the_line_of_the_readme():
+    """It exports what torch's exporter alone does not: the stable sort of lovasz_hinge."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (line,) = re.findall(r"`(torch\.onnx\.export\(.*?\))`", readme, re.S)
+    op = opreg.get("lovasz_hinge_loss")
+    sample = next(op.samples(Maker(torch.float32)))
+    calls, tensors = Calls(op, [sample]), tensors_of(sample)
+    names = {"torch": torch, "opreg": opreg, "program": torch.export.export(calls, tuple(tensors))}
+    (result,) = run(session_of(eval(" ".join(line.split()), names)), tensors)
+    torch.testing.assert_close(result, calls(*tensors)[0], rtol=2e-5, atol=2e-6)
+
+
+def test_without_onnxscript(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    message = r"opreg\.onnx_translations: expected onnxscript, found none: pip install 'opreg\[onnx\]'"
+    with pytest.raises(ImportError, match=message):
+        opreg.onnx_translations()
