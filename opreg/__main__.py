@@ -10,6 +10,8 @@ from pathlib import Path
 
 from . import bench, report
 from ._stubs import stubs
+from .bench.files import bench_save
+from .bench.text import bench_text
 from .registry import Op, get, registered
 
 DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -58,18 +60,15 @@ def demo(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     names = [find(name).qualname for name in args.ops]
-    try:
-        result = bench.run(
-            names, size=args.size, dtype=args.dtype, rounds=args.rounds, threads=args.threads, device=args.device
-        )
-    except bench.Disagreement as e:
-        print(f"opreg: {e}; nothing was timed", file=sys.stderr)
-        return 1
-    print(report.bench_text(result))
+    fields = ("sizes", "dtypes", "threads", "rounds", "device", "providers", "sweep", "steps", "peers")
+    result = bench.run(names, **{name: getattr(args, name) for name in fields})
+    print(bench_text(result))
     if args.output is not None:
-        for path in report.bench_save(result, args.output):
+        for path in bench_save(result, args.output):
             print(f"wrote {path}")
-    return 0
+    for why in result["failed"].values():
+        print(f"opreg: {why}", file=sys.stderr)
+    return int(bool(result["failed"]))
 
 
 def write_stubs(args: argparse.Namespace) -> int:
@@ -101,16 +100,27 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("demo", help="train, compile, export and deploy a model on scikit-learn's digits")
     c.set_defaults(run=demo)
     c = commands.add_parser(
-        "bench", help="ours, eager, Inductor and the copy floor", description=bench.__doc__,
+        "bench", help="ours, eager, Inductor, peers and the floors", description=bench.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     c.add_argument("ops", nargs="*", metavar="OP", help="default: all")
-    c.add_argument("--threads", type=positive, help="default: torch's")
+    c.add_argument("--size", dest="sizes", nargs="+", choices=list(bench.ELEMENTS), default=["small", "usual", "large"])
+    c.add_argument("--dtype", dest="dtypes", nargs="+", choices=list(bench.DTYPES), default=["float32", "bfloat16"])
+    c.add_argument(
+        "--threads", type=positive, nargs="+", default=[],
+        help="default: torch's; of several, all is measured with the most, ours and eager with the others too, "
+        "at the last size in the first dtype",
+    )  # fmt: skip
+    c.add_argument(
+        "--providers", nargs="+", choices=list(bench.PROVIDERS),
+        help="default: all, Inductor only where its compilations are worth their time",
+    )  # fmt: skip
     c.add_argument("--rounds", type=positive, default=15)
-    c.add_argument("--size", choices=list(bench.ELEMENTS), default="large")
-    c.add_argument("--dtype", choices=list(bench.DTYPES), default="float32")
     c.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    c.add_argument("--output", type=Path, metavar="DIR", help="write JSON and a chart there")
+    c.add_argument("--sweep", action="store_true", help="time against size too, for one op of each kind")
+    c.add_argument("--steps", action="store_true", help="compiled training steps too")
+    c.add_argument("--peers", type=Path, metavar="FILE", help="other libraries' functions: benchmarks/peers.py")
+    c.add_argument("--output", type=Path, metavar="DIR", help="write JSON, Markdown and pictures there")
     c.set_defaults(run=run_bench)
     return top
 

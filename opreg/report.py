@@ -1,14 +1,12 @@
-"""What ``python -m opreg`` says: answers asked of the dispatcher, and the benchmark's table, JSON and chart."""
+"""What ``python -m opreg`` says: answers asked of the dispatcher."""
 
 import functools
 import inspect
-import json
 import os
 import platform
 import shutil
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
@@ -26,7 +24,6 @@ from .testing import Maker
 OLDEST_TORCH = (2, 11)
 OLDEST_GPU = (8, 0)  # what csrc/CMakeLists.txt compiles for by default
 COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
-UNSTEADY = 1.5  # a median this many times the fastest round tells more of the machine's other work than of the op
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -288,87 +285,3 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def bench_text(report: Mapping[str, Any]) -> str:
-    """The report of ``opreg.bench.run`` for a terminal: times in milliseconds, ratios, their geometric means."""
-    results, means = report["results"], report["geometric_means"]
-    if not results:
-        return "nothing was timed"
-    providers, ratios = list(results[0]["seconds"]), list(results[0]["ratios"])
-    rows = []
-    for r in results:
-        times = [f"{1e3 * r['seconds'][p]:.3f}" for p in providers]
-        rows.append([r["op"], shape_text(r["shape"]), r["pass"], *times, *(f"{r['ratios'][x]:.2f}" for x in ratios)])
-    for m in means:
-        empty = [""] * len(providers)
-        name = f"geometric mean, {m['kind']}"
-        rows.append([name, f"{m['cases']}", m["pass"], *empty, *(f"{m['ratios'][x]:.2f}" for x in ratios)])
-    lines = [table(["op", "shape", "pass", *(f"{p} ms" for p in providers), *ratios], rows, left=3)]
-    machine, settings = report["machine"], report["settings"]
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
-    lines.append(f"\n{where}, torch {machine['torch']}, {settings['dtype']}, medians of {settings['rounds']} rounds")
-    if count := sum(unsteady(r) for r in results):
-        load = f"load {machine['load']:.1f} on {machine['cores']} cores at the start"
-        lines.append(
-            f"NOT TO BE TRUSTED: {count} of {len(results)} rows are unsteady, with a median over {UNSTEADY} times the "
-            f"fastest round ({load}): measure again, undisturbed"
-        )
-    lines += [f"left out: {why}" for why in report["left_out"].values()]
-    return "\n".join(lines)
-
-
-def unsteady(result: Mapping[str, Any]) -> bool:
-    """Was the machine disturbed? Then ratios are drawn together, for all providers wait for the same time slices."""
-    return any(result["seconds"][name] > UNSTEADY * min(times) for name, times in result["rounds"].items())
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
-
-
-def bench_save(report: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Writes JSON and, where matplotlib is installed, a bar chart; returns what it wrote."""
-    directory.mkdir(parents=True, exist_ok=True)
-    s = report["settings"]
-    stem = f"{s['device']}-{s['size']}-{s['dtype']}-{report['machine']['threads']}-threads"
-    path = directory / f"{stem}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed (pip install 'opreg[bench]'): no chart", file=sys.stderr)
-        return [path]
-    matplotlib.use("Agg")
-    chart = directory / f"{stem}.png"
-    bench_chart(report, chart)
-    return [path, chart]
-
-
-def bench_chart(report: Mapping[str, Any], path: Path) -> None:
-    """How many times as fast as eager and as Inductor, and as the floor: one panel a pass, one group a case."""
-    from matplotlib import pyplot as plt
-
-    passes = list(dict.fromkeys(r["pass"] for r in report["results"]))
-    count = len(report["results"]) / len(passes)
-    figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False, figsize=(11, 1.8 + 0.42 * count))
-    for ax, which in zip(axes[0], passes, strict=True):
-        results = [r for r in report["results"] if r["pass"] == which]
-        for i, (provider, color) in enumerate((("eager", "#b0b0b0"), ("inductor", "#4c78a8"), ("floor", "#f2a541"))):
-            speedup = [r["seconds"][provider] / r["seconds"]["ours"] for r in results]
-            places = [y + 0.27 * (i - 1) for y in range(len(results))]
-            bars = ax.barh(places, speedup, 0.25, label=f"{provider} / ours", color=color)
-            ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
-        ax.margins(x=0.12)
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.set(title=which, xscale="log", xlabel="time / our time (right of 1: ours is faster)")
-        ax.set_yticks(range(len(results)), [f"{r['op']} {shape_text(r['shape'])}" for r in results], fontsize=8)
-    axes[0][0].invert_yaxis()
-    axes[0][-1].legend(loc="lower right", fontsize=8)
-    machine, settings = report["machine"], report["settings"]
-    figure.suptitle(
-        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {settings['dtype']}", fontsize=10
-    )
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -47,20 +47,29 @@ def combined(parts: Sequence[Any], combine: Callable[..., Tensor]) -> Any:
     return dataclasses.replace(parts[0], args=args, kwargs=kwargs)
 
 
-def rows_of(op: Any, sample: Any) -> int:
-    dim = op.batch_dims.get(op.arguments[0], 0)
-    return sample.args[0].shape[dim] if sample.args[0].dim() > dim else 0
+def growing_dim(op: Any, name: str, dims: int, columns: bool) -> int | None:
+    """The dimension of an argument that holds its rows; or of its columns, the last one where that holds no rows."""
+    rows = op.batch_dims.get(name, 0)
+    if not columns:
+        return rows if rows is not None and rows < dims else None
+    return dims - 1 if dims and dims - 1 != rows else None
 
 
-def grown(op: Any, parts: Sequence[Any], rows: int) -> Any:
-    """A sample of so many rows, those of the parts in turn; what has no rows stays, and so does a whole sample whose
-    call the op refuses at that size."""
-    before = rows_of(op, parts[0])
+def rows_of(op: Any, sample: Any, columns: bool = False) -> int:
+    x = sample.args[0]
+    dim = growing_dim(op, op.arguments[0], x.dim(), columns)
+    return 0 if dim is None else x.shape[dim]
+
+
+def grown(op: Any, parts: Sequence[Any], rows: int, columns: bool = False) -> Any:
+    """A sample of so many rows (columns), those of the parts in turn; what has no rows stays, and so does a whole sample
+    whose call the op refuses at that size."""
+    before = rows_of(op, parts[0], columns)
 
     def grow(name: str, of: Sequence[Any]) -> Any:
-        dim = op.batch_dims.get(name, 0)
         first = of[0]
-        if not isinstance(first, Tensor) or dim is None or first.dim() <= dim or first.shape[dim] != before:
+        dim = growing_dim(op, name, first.dim(), columns) if isinstance(first, Tensor) else None
+        if dim is None or first.shape[dim] != before:
             return first
         all_rows = torch.cat([t.detach() for t in of], dim)
         index = torch.arange(rows, device=all_rows.device) % all_rows.shape[dim]
@@ -180,7 +189,12 @@ def drive_benchmark(op: Any, device: str) -> Found:
 
     choose, rounds = (max, 7) if device == "cuda" else (min, 1)
     size = choose(bench.ELEMENTS, key=lambda name: bench.ELEMENTS[name])
-    report = bench.run([op.qualname], size=size, rounds=rounds, device=device)
+    providers = ("ours", "eager", "inductor", "floor")
+    report = bench.run(
+        [op.qualname], sizes=[size], dtypes=["float32"], rounds=rounds, device=device, providers=providers
+    )
+    if report["failed"]:
+        raise AssertionError(*report["failed"].values())
     return {"calls": len(report["results"]), **report}
 
 

@@ -76,7 +76,7 @@ def test_the_benchmark_is_merged(dry_run):
     header, _, *rows = table(markdown[markdown.index("## benchmark") :], "op")
     assert len(header) == 9
     for row, r in zip(rows, results, strict=True):
-        assert row[:3] == [r["op"], "4096", r["pass"]]
+        assert row[:3] == [r["op"], "64", r["pass"]]
         ratios = [r["ratios"][name] for name in header[4:7]]
         rate = r["bytes"] / r["seconds"]["ours"]
         share = [f"{rate / 1e9:.0f}", f"{100 * rate / found['copy bytes a second']:.0f} %"]

@@ -235,7 +235,7 @@ def wiou_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((a, b, make.uniform(1)), message)
 
 
-PAIRS = {"small": 2**8, "usual": 2**14, "large": 2**20, "huge": 2**24}
+PAIRS = {"small": 2**4, "usual": 2**14, "large": 2**20, "huge": 2**24}
 
 
 def workload(make: Maker, size: str) -> Iterator[Sample]:

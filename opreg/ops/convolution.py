@@ -233,7 +233,7 @@ def dynamic_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, a, w, make.normal(4)), "dynamic_conv2d: expected bias of shape \\[2, 4\\], got \\[4\\]")
 
 
-SIZES = {"small": (2, 8, 16, 16), "usual": (4, 32, 48, 48), "large": (16, 64, 64, 64), "huge": (128, 128, 128, 128)}
+SIZES = {"small": (1, 4, 4, 4), "usual": (4, 32, 48, 48), "large": (16, 64, 64, 64), "huge": (128, 128, 128, 128)}
 
 
 def coord_workload(make: Maker, size: str) -> Iterator[Sample]:

@@ -222,7 +222,7 @@ def cosine_errors(make: Maker) -> Iterator[ErrorSample]:
 
 
 # Vectors of 128 numbers, as embeddings have.
-WORKLOAD = {"small": (32, 128), "usual": (2048, 128), "large": (65536, 128), "huge": (2**21, 128)}
+WORKLOAD = {"small": (8, 8), "usual": (2048, 128), "large": (65536, 128), "huge": (2**21, 128)}
 
 
 def triplet_workload(make: Maker, size: str) -> Iterator[Sample]:

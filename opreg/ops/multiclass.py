@@ -233,12 +233,12 @@ def multilabel_soft_margin_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, t, make.uniform(4)), message)
 
 
-ROWS = {"small": 32, "usual": 2**11, "large": 2**15, "huge": 2**20}
+SHAPES = {"small": (4, 16), "usual": (2**11, 128), "large": (2**15, 128), "huge": (2**20, 128)}
 
 
 def multilabel_margin_workload(make: Maker, size: str) -> Iterator[Sample]:
-    """128 classes, four of them the row's: every class is held against every target."""
-    rows, classes = ROWS[size], 128
+    """Four classes are the row's: every class is held against every target."""
+    rows, classes = SHAPES[size]
     lists = torch.full((rows, classes), -1, device=make.device)
     lists[:, :4] = make.index(classes, rows, 4)
     yield Sample((make.normal(rows, classes), lists))

@@ -219,7 +219,7 @@ def generalized_dice_state(shape: Sequence[int], args: Mapping[str, Any]) -> Ten
 
 
 # of (N, C, H, W), or without C
-SHAPES = {"small": (1, 4, 32, 32), "usual": (2, 19, 128, 128), "large": (8, 19, 512, 512), "huge": (16, 19, 1024, 1024)}
+SHAPES = {"small": (1, 4, 4, 4), "usual": (2, 19, 128, 128), "large": (8, 19, 512, 512), "huge": (16, 19, 1024, 1024)}
 
 
 def class_workload(make: Maker, size: str) -> Iterator[Sample]:

@@ -205,7 +205,7 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
 def workload(make: Maker, size: str) -> Iterator[Sample]:
     # T, N, C, S: letters of a line or a short utterance, up to word pieces of half a minute
     shapes = {
-        "small": (32, 4, 32, 8),
+        "small": (8, 2, 4, 2),
         "usual": (128, 16, 64, 32),
         "large": (512, 32, 128, 100),
         "huge": (1024, 256, 512, 200),

@@ -1,0 +1,156 @@
+"""Whose functions are timed: ours, eager, Inductor's, a peer's; and the check that they compute the same."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Op
+from .cases import Case, in_float64
+
+# Relative to the largest entry; eager rounds after every step, so half precision is coarse.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+NATIVE = "torch.nn.functional."
+
+Function = Callable[..., Tensor]
+
+
+class Disagreement(RuntimeError):
+    """Two providers compute different things: nothing is timed."""
+
+
+def check_agreement(
+    title: str, ours: Sequence[Tensor], eager: Sequence[Tensor], dtype: torch.dtype, other: str = "eager"
+) -> None:
+    """Value and gradient of ours are those of eager.
+
+    Raises:
+        Disagreement: they differ by more than ``TOLERANCE`` times eager's largest entry, or are not finite.
+    """
+    for what, a, b in zip(("value", "gradient"), ours, eager, strict=True):
+        finfo = torch.finfo(dtype)
+        # a mean's gradient may be subnormal in half precision: one step there is no disagreement
+        allowed = TOLERANCE[dtype] * b.abs().max().item() + 2 * finfo.smallest_normal * finfo.eps
+        error = (a.double() - b.double()).abs().max().item() if a.shape == b.shape else math.inf
+        if not error <= allowed:
+            raise Disagreement(
+                f"{title}: expected {other}'s {what} within {allowed:.1e}, got a difference of {error:.1e}"
+            )
+
+
+def value_and_gradient(case: Case, function: Function) -> tuple[Tensor, Tensor]:
+    args, x = case.with_gradient()
+    y = function(**args)
+    return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+
+def eager_of(op: Op) -> Function:
+    return op.native or op.reference
+
+
+def check_values(case: Case, dtype: torch.dtype) -> None:
+    """Ours against eager, and where they differ, against eager in float64: it may be eager that loses the digits."""
+    ours = value_and_gradient(case, case.op.value)
+    try:
+        check_agreement(case.title, ours, value_and_gradient(case, eager_of(case.op)), dtype)
+    except Disagreement:
+        check_agreement(case.title, ours, value_and_gradient(in_float64(case), eager_of(case.op)), dtype)
+
+
+def is_native(op: Op) -> bool:
+    """Is eager one function of ATen, not a composition written in Python?"""
+    return op.native is not None and any(s.startswith("aten.") for s in op.spellings)
+
+
+def as_called(case: Case, args: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments as a user would write them: those that have no default by place, others where they differ."""
+    defaults = case.op.defaults
+    options = {n: a for n, a in args.items() if n in defaults and (isinstance(a, Tensor) or a != defaults[n])}
+    return [a for name, a in args.items() if name not in defaults], options
+
+
+def as_a_user(case: Case, args: Mapping[str, Any]) -> tuple[Function, list[Any], dict[str, Any]]:
+    """What eager is: the function of ``torch.nn.functional``, called as a user would; else what computes the same.
+
+    ``Op.native`` may wrap that function to take all that the op takes, which costs time at a small size.
+    """
+    name = next((s.removeprefix(NATIVE) for s in case.op.spellings if s.startswith(NATIVE)), None)
+    if case.op.native is not None and name is not None:
+        function = getattr(torch.nn.functional, name)
+        places, options = as_called(case, args)
+        try:
+            with torch.no_grad():
+                ours, result = case.op.value(**case.args), function(*places, **options)
+            # a function that reduces otherwise, or takes fewer dtypes, is called through the wrapper
+            if torch.allclose(result.double(), ours.double(), rtol=TOLERANCE[result.dtype], atol=1e-6):
+                return function, places, options
+        except (TypeError, RuntimeError):
+            pass
+    return eager_of(case.op), [], dict(args)
+
+
+def compiled(case: Case, args: Mapping[str, Any]) -> tuple[str, Function]:
+    """Inductor's compilation of the eager function, else of the reference; and which of them it was.
+
+    An unrolled reference would take minutes to compile: then the eager function with graph breaks.
+    """
+    second = ("native, graph breaks", case.op.native) if case.op.unrolled else ("reference", case.op.reference)
+    error: Exception | None = None
+    for name, text in (("native", case.op.native), second):
+        if text is not None:
+            torch.compiler.reset()
+
+            def eager(text: Function = text, **args: Any) -> Tensor:
+                return text(**args)
+
+            function: Function = torch.compile(eager, fullgraph="breaks" not in name)
+            try:
+                function(**args)
+            except RuntimeError as e:  # Dynamo's errors: it can't capture the function whole
+                error = e
+                continue
+            return name, function
+    raise RuntimeError(f"{case.title}: expected a function that torch.compile can capture whole") from error
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library's function that computes what an op does, of the op's arguments by name."""
+
+    library: str
+    function: Function
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The peers of a file: ``PEERS``, op name to ``Peer``; and which libraries are here, with their versions."""
+
+    of: Mapping[str, Peer] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, op: Op) -> Peer | None:
+        peer = self.of.get(op.short)
+        return peer if peer is not None and peer.library in self.versions else None
+
+
+@cache
+def load_peers(path: Path) -> Peers:
+    spec = importlib.util.spec_from_file_location("opreg_bench_peers", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"expected a Python file with PEERS, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    versions = {}
+    for library in dict.fromkeys(peer.library for peer in module.PEERS.values()):
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return Peers(module.PEERS, versions)

@@ -1,0 +1,163 @@
+"""What the ops are to reach on two CPU cores, and whether a report says that they do.
+
+A ratio counts as a miss beyond noise only: by more than two standard errors of the two medians, 2 % at least.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .timing import noise
+
+LIGHT = (
+    "l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss", "hinge_embedding_loss", "kl_div", "swish", "hard_swish",
+    "mish",
+)  # fmt: skip
+# A float32 time of at most so many times the copy floor is memory's: half of the bytes should take half of it.
+MEMORY_BOUND = 2.0
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal, what was measured for it, and the misses by name. ``met`` is None where nothing was measured."""
+
+    goal: str
+    met: bool | None
+    found: str
+    misses: tuple[str, ...] = ()
+
+
+def name_of(row: Row) -> str:
+    return f"{row['op']} {'×'.join(map(str, row['shape']))}".rstrip()
+
+
+def margin(row: Row, *providers: str) -> float:
+    return noise([row["spread"][p] for p in providers], row["rounds"])
+
+
+def rows_of(report: Mapping[str, Any], size: str, dtype: str, which: str = "forward+backward") -> list[Row]:
+    """With the most threads that the run had."""
+    threads = report["machine"]["threads"]
+    wanted = {"size": size, "dtype": dtype, "pass": which, "threads": threads}
+    return [r for r in report["results"] if all(r[k] == v for k, v in wanted.items())]
+
+
+def floor_text(row: Row) -> str:
+    return f", {row['ratios']['ours/floor']:.2f} × the copy floor" if "ours/floor" in row["ratios"] else ""
+
+
+def mean(rows: Sequence[Row], ratio: str, least: float) -> Target:
+    goal = f"large, float32, forward+backward: {ratio}, geometric mean, at least {least}"
+    found = [r["ratios"][ratio] for r in rows if ratio in r["ratios"]]
+    if not found:
+        return Target(goal, None, "not measured")
+    value = statistics.geometric_mean(found)
+    return Target(goal, value >= least, f"{value:.2f} over {len(found)} cases")
+
+
+def each(
+    goal: str, rows: Sequence[Row], value: Callable[[Row], float], missed: Callable[[Row], bool],
+    text: Callable[[Row], str] = lambda r: "", unit: str = "", largest: bool = True,
+) -> Target:  # fmt: skip
+    """A goal that every row must meet; ``found`` is the worst."""
+    if not rows:
+        return Target(goal, None, "not measured")
+    wrong = [r for r in sorted(rows, key=value, reverse=largest) if missed(r)]
+    worst = (max if largest else min)(rows, key=value)
+    found = f"{len(rows) - len(wrong)} of {len(rows)} cases; the worst: {name_of(worst)} {value(worst):.2f}{unit}"
+    return Target(goal, not wrong, found, tuple(f"{name_of(r)}: {value(r):.2f}{unit}{text(r)}" for r in wrong))
+
+
+def never_slower(rows: Sequence[Row], provider: str, where: str) -> Target:
+    name = f"{provider}/ours"
+    return each(
+        f"{where}: no op slower than {provider} beyond noise",
+        [r for r in rows if name in r["ratios"]],
+        lambda r: float(r["ratios"][name]),
+        lambda r: bool(r["ratios"][name] * (1 + margin(r, "ours", provider)) < 1),
+        floor_text,
+        largest=False,
+    )
+
+
+def near_floor(rows: Sequence[Row], names: Sequence[str], most: float, what: str) -> Target:
+    chosen = [r for r in rows if r["op"] in names and "ours/floor" in r["ratios"]]
+    return each(
+        f"large, float32, forward+backward: {what} within {most} of the copy floor",
+        chosen,
+        lambda r: float(r["ratios"]["ours/floor"]),
+        lambda r: bool(r["ratios"]["ours/floor"] > most * (1 + margin(r, "ours", "floor"))),
+    )
+
+
+def half_precision(report: Mapping[str, Any]) -> Target:
+    wide = {name_of(r): r for r in rows_of(report, "large", "float32")}
+    pairs = []
+    for r in rows_of(report, "large", "bfloat16"):
+        of = wide.get(name_of(r))
+        if of is not None and of["ratios"].get("ours/floor", 9) <= MEMORY_BOUND:
+            ratio = of["seconds"]["ours"] / r["seconds"]["ours"]
+            pairs.append(
+                {**r, "ratio": ratio, "margin": noise([r["spread"]["ours"], of["spread"]["ours"]], r["rounds"])}
+            )
+    return each(
+        f"large, forward+backward: bfloat16 at least 1.5 times as fast as our float32, where that is within "
+        f"{MEMORY_BOUND:g} of the copy floor",
+        pairs,
+        lambda r: float(r["ratio"]),
+        lambda r: bool(r["ratio"] * (1 + r["margin"]) < 1.5),
+        floor_text,
+        largest=False,
+    )
+
+
+def small(report: Mapping[str, Any]) -> Iterator[Target]:
+    both, forward = (rows_of(report, "small", "float32", which) for which in ("forward+backward", "forward"))
+    composed = [r for r in both if r["eager"] == "composition"]
+    yield never_slower(composed, "eager", "small, float32, forward+backward, eager is a composition")
+    yield each(
+        "small, float32, forward+backward: at most 2 times native ATen",
+        [r for r in both if r["eager"] == "native" and "eager/ours" in r["ratios"]],
+        lambda r: 1 / r["ratios"]["eager/ours"],
+        lambda r: bool(1 / r["ratios"]["eager/ours"] > 2 * (1 + margin(r, "ours", "eager"))),
+    )
+    yield each(
+        "small, float32, no gradient: at most 4 µs more than native ATen",
+        [r for r in forward if r["eager"] == "native" and "eager/ours" in r["ratios"]],
+        lambda r: 1e6 * (r["seconds"]["ours"] - r["seconds"]["eager"]),
+        lambda r: bool(1e6 * (r["seconds"]["ours"] - r["seconds"]["eager"]) > 4),
+        unit=" µs",
+    )
+
+
+def compiled_steps(report: Mapping[str, Any]) -> Iterator[Target]:
+    rows = [{**s, "op": s["step"], "shape": (), "ratios": {}} for s in report.get("steps", [])]
+
+    def ratio(what: str) -> Callable[[Row], float]:
+        return lambda r: float(r[what]["other"] / r[what]["ours"])
+
+    goal = "compiled training step: "
+    slower = lambda r: bool(ratio("seconds")(r) * (1 + margin(r, "ours", "other")) < 1)  # noqa: E731
+    yield each(goal + "never slower with our loss", rows, ratio("seconds"), slower, largest=False)
+    more = lambda r: bool(r["memory"]["ours"] > 1.01 * r["memory"]["other"])  # noqa: E731
+    yield each(goal + "never more memory (beyond 1 %)", rows, ratio("memory"), more, largest=False)
+
+
+def targets(report: Mapping[str, Any]) -> list[Target]:
+    """Every target, in the order in which the report lists them."""
+    large = rows_of(report, "large", "float32")
+    where = "large, float32, forward+backward"
+    return [
+        mean(large, "inductor/ours", 2.5),
+        mean(large, "eager/ours", 4.0),
+        never_slower(large, "inductor", where),
+        never_slower(large, "eager", where),
+        near_floor(large, LIGHT, 1.5, "light formulas"),
+        near_floor(large, ("cross_entropy",), 2.0, "cross_entropy"),
+        half_precision(report),
+        *small(report),
+        *compiled_steps(report),
+    ]

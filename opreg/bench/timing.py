@@ -1,0 +1,79 @@
+"""How it is timed: in rounds, in each of which every provider has its turn."""
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+Call = Callable[[], object]
+
+SHORTEST = 2e-3  # seconds that one measurement lasts at least
+# Calls that take longer than so many seconds together have fewer rounds, but no fewer than these.
+LONGEST = {"small": 1.0, "usual": 1.0, "large": 4.0, "huge": 30.0}
+FEWEST_ROUNDS = 5
+
+
+def keep_freed_memory() -> None:
+    """mallopt: no trimming of the heap, no mmap for large blocks. Where there is no glibc, nothing."""
+    trim_threshold, mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+
+
+def measure(call: Call, repeats: int, device: str) -> float:
+    """Seconds a call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def time_calls(
+    calls: Mapping[str, Call], rounds: int, device: str = "cpu", longest: float = 30.0
+) -> dict[str, list[float]]:
+    """Seconds of every provider in every round, interleaved."""
+    repeats, seconds = {}, 0.0
+    for name, call in calls.items():
+        first = measure(call, 1, device)  # compiles, allocates
+        tries = 1 if first > longest / 20 else 4
+        shortest = min(measure(call, 1, device) for _ in range(tries))
+        repeats[name] = max(1, math.ceil(SHORTEST / shortest))
+        seconds += shortest * repeats[name]
+    rounds = min(rounds, max(FEWEST_ROUNDS, int(longest / seconds)))
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                times[name].append(measure(calls[name], repeats[name], device))
+    finally:
+        gc.enable()
+    return times
+
+
+def spread(times: Sequence[float]) -> float:
+    """The distance of the quartiles over the median."""
+    if len(times) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def noise(spreads: Sequence[float], rounds: int) -> float:
+    """How far off the ratio of two medians may be, relative to it: two standard errors, and never less than 2 %.
+
+    A normal distribution's quartiles are 1.35 standard deviations apart, and the median of n values has a standard
+    error of 1.25 standard deviations over the root of n.
+    """
+    errors = [1.25 / 1.35 * s / math.sqrt(rounds) for s in spreads]
+    return max(0.02, 2 * math.hypot(*errors))
