@@ -52,8 +52,17 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu')
 
-bench: install
-	$(BIN)/python -m opreg bench --output benchmarks/results
+# The libraries whose losses the benchmark compares with, without what they ask for: that would bring another torch.
+PEERS := kornia kornia_rs segmentation-models-pytorch pytorch-metric-learning monai "$(TORCHVISION)" timm
+$(BIN)/peers-installed: $(BIN)/torch-installed
+	$(BIN)/pip install --quiet --no-deps $(PEERS)
+	$(BIN)/pip install --quiet huggingface_hub safetensors scipy pillow pyyaml tqdm packaging
+	touch $@
+
+# Everything, into benchmarks/results. BENCH="mish giou_loss --size large" measures less.
+BENCH ?=
+bench: install $(BIN)/peers-installed
+	$(BIN)/python -m opreg bench $(BENCH) --threads 1 2 --sweep --steps --peers benchmarks/peers.py --output benchmarks/results
 
 wheel: $(BIN)/torch-installed
 	rm -f dist/opreg-*.whl
