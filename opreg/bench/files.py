@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .runner import geometric_means, ratios
 from .text import markdown
 
 
@@ -19,15 +20,31 @@ def rounded(value: Any) -> Any:
 
 
 def json_text(report: Mapping[str, Any]) -> str:
-    """One row a line: a difference between two files can be read."""
+    """One row a line: a difference between two files can be read.
+
+    What follows from the times is left out, and a row's spreads are a list in the order of its times.
+    """
+    rows = [{name: value for name, value in r.items() if name != "ratios"} for r in report["results"]]
+    for r in rows:
+        r["spread"] = [round(value, 3) for value in r["spread"].values()]
+    kept = {name: value for name, value in report.items() if name != "geometric_means"}
     parts = []
-    for name, value in rounded(report).items():
+    for name, value in rounded({**kept, "results": rows}).items():
         if isinstance(value, list) and value:
-            rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in value)
-            parts.append(f"{json.dumps(name)}: [\n{rows}\n]")
+            lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in value)
+            parts.append(f"{json.dumps(name)}: [\n{lines}\n]")
         else:
             parts.append(f"{json.dumps(name)}: {json.dumps(value, indent=1)}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def bench_load(path: Path) -> dict[str, Any]:
+    """A report that ``bench_save`` wrote, to be asked for its targets or drawn anew."""
+    report: dict[str, Any] = json.loads(path.read_text())
+    for r in report["results"]:
+        r["spread"] = dict(zip(r["seconds"], r["spread"], strict=True))
+        r["ratios"] = ratios(r["seconds"])
+    return {**report, "geometric_means": geometric_means(report["results"])}
 
 
 def bench_save(report: Mapping[str, Any], directory: Path) -> list[Path]:

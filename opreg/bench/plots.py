@@ -21,7 +21,7 @@ def ratio_bars(report: Mapping[str, Any], size: str, dtype: str) -> Any:
     chosen = [r for r in report["results"] if all(r[k] == v for k, v in wanted.items())]
     passes = [p for p in PASSES if any(r["pass"] == p for r in chosen)]
     names = list(dict.fromkeys((r["op"], shape_text(r["shape"])) for r in chosen))
-    figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False, figsize=(11, 1.8 + 0.3 * len(names)))
+    figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False, figsize=(11, 2.2 + 0.3 * len(names)))
     for ax, which in zip(axes[0], passes, strict=True):
         rows = {(r["op"], shape_text(r["shape"])): r["seconds"] for r in chosen if r["pass"] == which}
         providers = [p for p in COLORS if p not in ("ours", "call") and any(p in s for s in rows.values())]
@@ -39,7 +39,7 @@ def ratio_bars(report: Mapping[str, Any], size: str, dtype: str) -> Any:
         ax.set_yticks(range(len(names)), [" ".join(n) for n in names], fontsize=7)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(axis="x", linewidth=0.3)
-    axes[0][-1].legend(loc="lower right", fontsize=8)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
     return figure
 
 
@@ -49,7 +49,7 @@ def time_against_size(report: Mapping[str, Any]) -> Any:
     ops = list(dict.fromkeys(r["op"] for r in report["sweep"]))
     columns = min(3, len(ops))
     lines = -(-len(ops) // columns)
-    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(3.8 * columns, 3.2 * lines))
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(max(9, 3.8 * columns), 0.6 + 3.2 * lines))
     for ax in axes.flat[len(ops) :]:
         ax.set_visible(False)
     for ax, op in zip(axes.flat, ops, strict=False):
@@ -106,7 +106,7 @@ def save_plots(report: Mapping[str, Any], directory: Path, stem: str) -> list[Pa
     paths = []
     for name, figure in figures.items():
         figure.suptitle(f"{where_text(report)}\n{name.replace('-', ', ')}", fontsize=9)
-        figure.tight_layout()
+        figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))  # room for a legend below
         paths.append(directory / f"{stem}-{name}.png")
         figure.savefig(paths[-1], dpi=110)
         plt.close(figure)
