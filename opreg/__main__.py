@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     c.add_argument(
         "--providers", nargs="+", choices=list(bench.PROVIDERS),
-        help="default: all, Inductor only where its compilations are worth their time",
+        help="default: each where it tells something; Inductor, whose compilations take long, where a target asks",
     )  # fmt: skip
     c.add_argument("--rounds", type=positive, default=15)
     c.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -248,10 +248,12 @@ def test_measurements_are_interleaved_and_long_enough(monkeypatch):
 
 
 def test_long_calls_have_fewer_rounds(monkeypatch):
-    monkeypatch.setattr(timing, "measure", lambda call, repeats, device: 1.0)
-    assert len(bench.time_calls({"a": int}, 15, longest=30.0)["a"]) == 15
-    assert len(bench.time_calls({"a": int}, 15, longest=8.0)["a"]) == 8
-    assert len(bench.time_calls({"a": int}, 15, longest=1.0)["a"]) == 5
+    monkeypatch.setattr(timing, "measure", lambda call, repeats, device: call())
+    second, slow = lambda: 1.0, lambda: 5.0
+    assert len(bench.time_calls({"a": second}, 15, longest=30.0)["a"]) == 15
+    assert len(bench.time_calls({"a": second}, 15, longest=8.0)["a"]) == 8
+    times = bench.time_calls({"a": second, "slow": slow}, 15, longest=4.0)
+    assert {name: len(t) for name, t in times.items()} == {"a": 5, "slow": 3}
 
 
 def test_spread_and_noise():

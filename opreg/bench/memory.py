@@ -14,8 +14,7 @@ from .timing import Call
 
 
 def peak_memory(call: Call, device: str = "cpu") -> int:
-    """Bytes. The call runs twice: what is made once and kept does not count."""
-    call()
+    """Bytes. The call has run before, so that what is made once and kept does not count."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -33,6 +33,7 @@ from .training import run_step, steps
 PROVIDERS = ("ours", "eager", "inductor", "peer", "floor", "call")
 PASSES = ("forward", "forward+backward")
 RATIOS = ("eager/ours", "inductor/ours", "peer/ours", "ours/floor", "ours/call")
+NO_PEERS = Peers()
 REMEMBERED = ("ours", "eager", "inductor")  # those whose peak memory is measured
 # Where Inductor is timed when nobody says: where a target asks, and at the usual size; its compilations take the time.
 INDUCTOR = {
@@ -48,7 +49,7 @@ SWEEP_PROVIDERS = ("ours", "eager", "floor", "call")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run measures; ``providers`` None: all, but Inductor only where ``INDUCTOR`` has it."""
+    """What a run measures; ``providers`` None: each where it tells something, Inductor where ``INDUCTOR`` has it."""
 
     sizes: Sequence[str] = ("small", "usual", "large")
     dtypes: Sequence[str] = ("float32", "bfloat16")
@@ -63,7 +64,10 @@ class Settings:
     def wanted(self, size: str, dtype: str, which: str) -> list[str]:
         if self.providers is not None:
             return [p for p in PROVIDERS if p in self.providers]
-        return [p for p in PROVIDERS if p != "inductor" or (size, dtype, which) in INDUCTOR]
+        left_out = {"inductor"} if (size, dtype, which) not in INDUCTOR else set()
+        if size in ("large", "huge"):
+            left_out.add("call")  # a thousandth of the time
+        return [p for p in PROVIDERS if p not in left_out]
 
     def text(self) -> dict[str, Any]:
         own = {"sizes": list(self.sizes), "dtypes": list(self.dtypes), "rounds": self.rounds, "device": self.device}
@@ -114,7 +118,14 @@ def ratios(median: Mapping[str, float]) -> dict[str, float]:
 
 
 def time_case(
-    case: Case, which: str, wanted: Sequence[str], settings: Settings, size: str, peers: Peers
+    case: Case,
+    which: str,
+    wanted: Sequence[str],
+    settings: Settings,
+    size: str,
+    peers: Peers = NO_PEERS,
+    *,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """One row of the report: medians, their spread, ratios, peak memory."""
     calls, notes = calls_of(case, which, wanted, peers)
@@ -123,7 +134,7 @@ def time_case(
     row = {"op": case.op.name, "kind": case.kind, "shape": case.shape, "pass": which, **notes}
     row |= {"seconds": median, "spread": {name: spread(t) for name, t in times.items()}, "ratios": ratios(median)}
     row["rounds"] = len(times["ours"]) if "ours" in times else min(map(len, times.values()))
-    if which == "forward+backward":
+    if which == "forward+backward" and memory:
         row["memory"] = {name: peak_memory(calls[name], settings.device) for name in REMEMBERED if name in calls}
     return row
 
@@ -143,7 +154,7 @@ class Run:
 
     def __init__(self, settings: Settings, most: int) -> None:
         self.settings, self.threads = settings, most
-        self.peers = load_peers(settings.peers) if settings.peers else Peers()
+        self.peers = load_peers(settings.peers) if settings.peers else NO_PEERS
         self.results: list[dict[str, Any]] = []
         self.sweep: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
@@ -161,7 +172,7 @@ class Run:
         except Exception as e:
             text = str(e).splitlines()[0] if str(e) else type(e).__name__
             self.left_out[f"{case.title}, {dtype}".replace("torch.", "") + f", {peer.library}"] = text
-            return Peers()
+            return NO_PEERS
         return self.peers
 
     def op(self, op: Op, size: str, dtype: str, show: Any) -> None:
@@ -193,8 +204,7 @@ class Run:
         for count in settings.threads:
             if count != self.threads:
                 with threads_set_to(count):
-                    row = time_case(case, PASSES[1], ("ours", "eager", "floor"), settings, size, Peers())
-                row.pop("memory")
+                    row = time_case(case, PASSES[1], ("ours", "eager", "floor"), settings, size, memory=False)
                 self.results.append({**row, "size": size, "dtype": dtype, "threads": count})
 
     def sizes(self, op: Op, show: Any) -> None:
@@ -203,7 +213,7 @@ class Run:
         few = replace(self.settings, rounds=min(self.settings.rounds, 9))
         for part in sweep(case):
             show(f"{part.title} of the sweep")
-            row = time_case(part, PASSES[1], SWEEP_PROVIDERS, few, "usual", Peers())
+            row = time_case(part, PASSES[1], SWEEP_PROVIDERS, few, "usual", memory=False)
             kept = {name: row[name] for name in ("op", "kind", "shape", "pass", "bytes", "seconds", "spread")}
             elements = part.tensors[0].numel()
             self.sweep.append({**kept, "elements": elements, "threads": self.threads})

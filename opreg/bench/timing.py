@@ -15,6 +15,7 @@ SHORTEST = 2e-3  # seconds that one measurement lasts at least
 # Calls that take longer than so many seconds together have fewer rounds, but no fewer than these.
 LONGEST = {"small": 1.0, "usual": 1.0, "large": 4.0, "huge": 30.0}
 FEWEST_ROUNDS = 5
+FEWEST_TURNS = 3  # of a provider whose one call takes half of that time
 
 
 def keep_freed_memory() -> None:
@@ -39,15 +40,16 @@ def measure(call: Call, repeats: int, device: str) -> float:
 def time_calls(
     calls: Mapping[str, Call], rounds: int, device: str = "cpu", longest: float = 30.0
 ) -> dict[str, list[float]]:
-    """Seconds of every provider in every round, interleaved."""
-    repeats, seconds = {}, 0.0
+    """Seconds of every provider in every round, interleaved; a slow provider sits the last rounds out."""
+    repeats, once = {}, {}
     for name, call in calls.items():
-        first = measure(call, 1, device)  # compiles, allocates
-        tries = 1 if first > longest / 20 else 4
-        shortest = min(measure(call, 1, device) for _ in range(tries))
-        repeats[name] = max(1, math.ceil(SHORTEST / shortest))
-        seconds += shortest * repeats[name]
+        once[name] = measure(call, 1, device)  # compiles, allocates
+        tries = 4 if once[name] < longest / 20 else 1
+        once[name] = min(measure(call, 1, device) for _ in range(tries))
+        repeats[name] = max(1, math.ceil(SHORTEST / once[name]))
+    seconds = sum(once[name] * repeats[name] for name in calls)
     rounds = min(rounds, max(FEWEST_ROUNDS, int(longest / seconds)))
+    turns = {name: FEWEST_TURNS if once[name] > longest / 2 else rounds for name in calls}
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -55,7 +57,8 @@ def time_calls(
     try:
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                times[name].append(measure(calls[name], repeats[name], device))
+                if i < turns[name]:
+                    times[name].append(measure(calls[name], repeats[name], device))
     finally:
         gc.enable()
     return times
