@@ -1,5 +1,6 @@
 """The run: which calls are timed by whom, and the report of it, a dictionary that is written as JSON."""
 
+import gc
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def calls_of(case: Case, which: str, wanted: Sequence[str], peers: Peers) -> tup
     places, options = as_called(case, args)
     result = function(*places, **options).detach()
     grad_output = torch.ones_like(result)
-    notes: dict[str, Any] = {"eager": "native" if is_native(case.op) else "composition"}
+    notes: dict[str, Any] = {"eager": "native" if is_native(case) else "composition"}
 
     def call(function: Any, places: Sequence[Any], options: Mapping[str, Any]) -> Call:
         if gradient:
@@ -262,6 +263,8 @@ def run(names: Sequence[str] = (), settings: Settings | None = None, **options: 
     current = Run(settings, most)
     parts = [(op, size, dtype) for op in chosen for size in settings.sizes for dtype in settings.dtypes]
     swept = [op for op in chosen if op.name in SWEEP] if settings.sweep else []
+    gc.collect()
+    gc.freeze()  # or every collection between measurements looks at all of torch's modules
     with threads_set_to(most):
         where = machine(settings.device)
         bar = progress_bar(len(parts) + len(swept) + settings.steps)
@@ -277,6 +280,7 @@ def run(names: Sequence[str] = (), settings: Settings | None = None, **options: 
                 bar.update()
         finally:
             bar.close()
+            gc.unfreeze()
     return {
         "machine": {**where, "peers": dict(current.peers.versions)},
         "settings": settings.text(),
