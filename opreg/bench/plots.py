@@ -36,6 +36,10 @@ def ratio_bars(report: Mapping[str, Any], size: str, dtype: str) -> Any:
             ax.barh(places, widths, height, left=1, label=f"{provider} / ours", color=COLORS[provider])
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(title=which, xscale="log", xlabel="time / our time (right of 1: ours is faster)")
+        low, high = ax.get_xlim()
+        ticks = [k * 10**e for e in range(-4, 5) for k in (1, 2, 5) if low <= k * 10**e <= high]
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=8)
+        ax.minorticks_off()
         ax.set_yticks(range(len(names)), [" ".join(n) for n in names], fontsize=7)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(axis="x", linewidth=0.3)
