@@ -20,7 +20,7 @@ template <class T>
 LOSSREG_CLONES void exp_plane(T* e, T* sum, const T* max, const T* x, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    e[i] = exp(x[i] - max[i]);
+    e[i] = exp_negative(x[i] - max[i]);
     sum[i] += e[i];
   }
 }
@@ -60,7 +60,7 @@ LOSSREG_CLONES void grad_sigmoid_plane(Power power, T a, T b, T* grad_x, T* grad
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     // 1 - q without cancellation
-    const T xi = x[i], e = exp(-abs(xi)), inverse = T(1) / (T(1) + e);
+    const T xi = x[i], e = exp_negative(-abs(xi)), inverse = T(1) / (T(1) + e);
     const T q = xi < T(0) ? e * inverse : inverse, rest = xi < T(0) ? inverse : e * inverse;
     const T t = Soft ? y[i] : label[i] == c ? T(1) : T(0);
     T d = q * rest * (a * t + b * power.template slope<Mode>(q));
@@ -98,7 +98,7 @@ LOSSREG_CLONES void key_plane(typename Key<T>::Bits* key, const T* x, const T* m
   for (int64_t i = 0; i < n; i++) {
     const T xi = x[i], m = Softmax ? max[i] : T(0), s = Softmax ? inverse[i] : T(0);
     const int32_t l = label[i];
-    T error = Softmax ? region_error(exp(xi - m) * s, l == c) : hinge_error(xi, l == c);
+    T error = Softmax ? region_error(exp_negative(xi - m) * s, l == c) : hinge_error(xi, l == c);
     key[i] = l == kIgnored ? Key<T>::ignored : Key<T>::of(error);
   }
 }
@@ -328,7 +328,7 @@ class RegionWorker {
     for (int64_t c = 0; c < r_.classes; c++) {
       const T* x = scores_[size_t(c)] = read(Regions::kInput, c, offset, n, plane_.data() + c * tile_);
       if (c == 0) std::copy(x, x + n, max_);
-      else raise_max(RowFormula{}, max_, Targets<T>{}, x, T(0), int32_t(c), n);
+      else raise_max(RowFormula{}, max_, x, T(0), n);
     }
     std::fill(sum_, sum_ + n, T(0));
     for (int64_t c = 0; c < r_.classes; c++) exp_plane(plane_.data() + c * tile_, sum_, max_, scores_[size_t(c)], n);

@@ -12,24 +12,44 @@ struct Targets {
   const int32_t* index;
   const T* logit;
 };
+// The target class of each row, -1 where there is none. True: one was neither ignored nor a class.
+LOSSREG_CLONES inline bool read_classes(const int64_t* t, int64_t ignored, int64_t classes, int32_t* index,
+                                        int32_t* valid, int64_t n) {
+  int unknown = 0;
+#pragma omp simd reduction(| : unknown)
+  for (int64_t i = 0; i < n; i++) {
+    const bool known = t[i] >= 0 && t[i] < classes, wanted = t[i] != ignored;
+    unknown |= int(wanted && !known);
+    valid[i] = int32_t(wanted && known);
+    index[i] = wanted && known ? int32_t(t[i]) : -1;
+  }
+  return unknown != 0;
+}
 template <class T, class F>
-LOSSREG_CLONES void raise_max(const F& f, T* max, Targets<T> y, const T* x, T w, int32_t c, int64_t n) {
+LOSSREG_CLONES void raise_max(const F& f, T* max, const T* x, T w, int64_t n) {
   const F g = f;
-  const int32_t* index = y.index;
-  const T* own = y.logit;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     T z = g.logit(x[i]);
     if constexpr (F::has_bias) z += w;
-    if constexpr (F::has_margin) {
-      const T zi = own[i];
-      z = index[i] == c ? zi : z;
-    }
     max[i] = z > max[i] || z != z ? z : max[i];
   }
 }
 template <class T, class F>
-LOSSREG_CLONES void add_exp(const F& f, T* sum, const T* max, Targets<T> y, const T* x, T w, int32_t c, int64_t n) {
+LOSSREG_CLONES void add_exp(const F& f, T* sum, const T* max, const T* x, T w, int64_t n) {
+  const F g = f;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T e = g.logit(x[i]) - max[i];
+    if constexpr (F::has_bias) e += w;  // after max, so that large scores keep their digits
+    sum[i] += exp_negative(e);
+  }
+}
+// Both in one pass over memory, where no bias needs the last maximum: what was summed is scaled where the maximum
+// rises, so that either way there is one exponential. From the lowest number on, not from -inf: a class of -inf adds
+// nothing.
+template <class T, class F>
+LOSSREG_CLONES void add_class(const F& f, T* max, T* sum, Targets<T> y, const T* x, int32_t c, int64_t n) {
   const F g = f;
   const int32_t* index = y.index;
   const T* own = y.logit;
@@ -40,9 +60,10 @@ LOSSREG_CLONES void add_exp(const F& f, T* sum, const T* max, Targets<T> y, cons
       const T zi = own[i];
       z = index[i] == c ? zi : z;
     }
-    T e = z - max[i];
-    if constexpr (F::has_bias) e += w;  // after max, so that large scores keep their digits
-    sum[i] += exp(e);
+    const T m = max[i], s = sum[i];
+    const T rise = z - m, e = exp_negative(-abs(rise)), raised = s * e + T(1), added = s + e;
+    sum[i] = rise > T(0) ? raised : added;
+    max[i] = z > m ? z : m;
   }
 }
 template <class T, class F>
@@ -51,10 +72,14 @@ LOSSREG_CLONES void target_logits(const F& f, T* logit, const T* x, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) logit[i] = g.target_logit(x[i]);
 }
+// A sum whose maximum is infinite is that of inf - inf.
 template <class T>
-LOSSREG_CLONES void log_all(T* x, int64_t n) {
+LOSSREG_CLONES void log_all(T* sum, const T* max, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) x[i] = log(x[i]);
+  for (int64_t i = 0; i < n; i++) {
+    const T y = log(sum[i]);
+    sum[i] = max[i] == T(INFINITY) ? T(NAN) : y;
+  }
 }
 template <class T, int Mode, class F>
 LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const T* x, const T* t, T w, int64_t classes,
@@ -89,7 +114,7 @@ LOSSREG_CLONES void grad_class(const F& f, Coefficients<T> k, T* out, const T* x
     if constexpr (F::softmax) {
       T e = (g.logit(xi) - high[i]) - low[i];
       if constexpr (F::has_bias) e += w;
-      T ap = ai * exp(e);
+      T ap = ai * exp_negative(e);
       d = ai == T(0) ? T(0) : ap;  // an ignored row stays 0 whatever it holds
     }
     if constexpr (F::uses_shares(Mode)) {
@@ -178,7 +203,7 @@ LOSSREG_CLONES T sum_exp(const F& f, T max, const T* x, const T* w, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     T e = g.logit(x[i]) - max;
     if constexpr (F::has_bias) e += w[i];
-    sum += exp(e);
+    sum += exp_negative(e);
   }
   return sum;
 }
@@ -206,7 +231,7 @@ LOSSREG_CLONES void grad_row(const F& f, T a, T rest, T high, T low, T* out, con
     if constexpr (F::softmax) {
       T e = (g.logit(x[c]) - high) - low;
       if constexpr (F::has_bias) e += w[c];
-      d = a * exp(e);
+      d = a * exp_negative(e);
     }
     if constexpr (F::uses_shares(Mode)) d -= rest * g.template share<Mode>(w[c], t[c], classes);
     out[c] = d;

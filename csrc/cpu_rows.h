@@ -7,14 +7,14 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kRowTile = 512;           // rows taken together, at most, where their scores are read
-constexpr int64_t kTileElements = 1 << 15;  // rows * classes of a tile, about
+constexpr int64_t kRowTile = 2048;          // rows taken together, at most, where their scores are read
+constexpr int64_t kTileElements = 1 << 16;  // rows * classes of a tile, about
 
 // One thread's work on a problem: its buffers, and the tiles of rows.
 template <class T, class F, int Mode>
 class RowWorker {
   // Without scores to hold in cache a tile is long: its planes of gradients are then written in long runs.
-  static constexpr int64_t kRows = F::softmax ? kRowTile : 8 * kRowTile;
+  static constexpr int64_t kRows = F::softmax ? kRowTile : 2 * kRowTile;
 
  public:
   RowWorker(const F& f, const Rows& rows, const std::vector<T>& weights)
@@ -47,12 +47,21 @@ class RowWorker {
   void forward(int64_t begin, int64_t end, Sums& sums) {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
       read_targets(n, offset, sums);
-      read_scores(n, offset);
       if constexpr (F::softmax) {
-        if (r_.across_rows()) statistics_across(n, offset);
-        else
+        if (!r_.across_rows()) {
+          read_scores(n, offset);
           for (int64_t i = 0; i < n; i++) statistics_of_row(i, offset);
+        } else if constexpr (F::has_margin) {
+          read_scores(n, offset);
+          statistics_across(n, offset);
+        } else {
+          statistics_across(n, offset);
+          for (int64_t i = 0; i < n; i++) score_[i] = planes_[std::max(index_[i], 0)][i];
+        }
+      } else {
+        read_scores(n, offset);
       }
+      read_weights(n);
       finish(n, offset, sums);
     });
   }
@@ -117,22 +126,19 @@ class RowWorker {
     } else {
       int64_t raw[kRows];
       const int64_t* t = load(operand(kTarget).dtype, operand(kTarget).data, offset[kTarget], stride(kTarget), raw, n);
-      for (int64_t i = 0; i < n; i++) {
-        valid_[i] = t[i] != f_.ignore_index;
-        bool known = t[i] >= 0 && t[i] < r_.classes;
-        if (valid_[i] && !known) sums.bad_class = t[i];
-        valid_[i] = valid_[i] && known;
-        index_[i] = valid_[i] ? int32_t(t[i]) : -1;
-      }
+      if (read_classes(t, f_.ignore_index, r_.classes, index_, valid_, n))
+        for (int64_t i = 0; i < n; i++)
+          if (index_[i] < 0 && t[i] != f_.ignore_index) sums.bad_class = t[i];
     }
   }
 
   // The tile's classes as arrays over its rows.
   void read_planes(RowOperand k, int64_t n, const int64_t* offset, std::vector<T>& buffer,
                    std::vector<const T*>& planes) {
-    const Operand& o = operand(k);
-    for (int64_t c = 0; c < r_.classes; c++)
-      planes[c] = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), buffer.data() + c * width_, n);
+    for (int64_t c = 0; c < r_.classes; c++) planes[c] = read_plane(k, n, offset, c, buffer.data() + c * width_);
+  }
+  const T* read_plane(RowOperand k, int64_t n, const int64_t* offset, int64_t c, T* buffer) const {
+    return load(operand(k).dtype, operand(k).data, place(k, offset, 0, c), stride(k), buffer, n);
   }
   const T* read_row(RowOperand k, int64_t i, const int64_t* offset, std::vector<T>& buffer) {
     const Operand& o = operand(k);
@@ -144,13 +150,17 @@ class RowWorker {
   const T* weight_row() const { return weights_.empty() ? ones_.data() : weights_.data(); }
 
   void statistics_across(int64_t n, const int64_t* offset) {
-    read_planes(kInput, n, offset, buffer_, planes_);
     Targets<T> y{index_, logits()};
-    std::fill(max_, max_ + n, T(-INFINITY));
-    for (int64_t c = 0; c < r_.classes; c++) raise_max(f_, max_, y, planes_[c], weight(c), int32_t(c), n);
+    std::fill(max_, max_ + n, std::numeric_limits<T>::lowest());
     std::fill(log_sum_, log_sum_ + n, T(0));
-    for (int64_t c = 0; c < r_.classes; c++) add_exp(f_, log_sum_, max_, y, planes_[c], weight(c), int32_t(c), n);
-    log_all(log_sum_, n);
+    for (int64_t c = 0; c < r_.classes; c++) {
+      planes_[c] = read_plane(kInput, n, offset, c, buffer_.data() + c * width_);
+      if constexpr (F::has_bias) raise_max(f_, max_, planes_[c], weight(c), n);
+      else add_class(f_, max_, log_sum_, y, planes_[c], int32_t(c), n);
+    }
+    if constexpr (F::has_bias)
+      for (int64_t c = 0; c < r_.classes; c++) add_exp(f_, log_sum_, max_, planes_[c], weight(c), n);
+    log_all(log_sum_, max_, n);
     if constexpr (F::uses_shares(Mode)) {
       shares_across(n, offset);
     }
@@ -171,7 +181,7 @@ class RowWorker {
     T max = apart ? logits()[i] : T(-INFINITY);
     max = max_of(f_, max, x, w, y);
     max = max_of(f_, max, x + rest, w + rest, r_.classes - rest);
-    double sum = apart ? double(exp(logits()[i] - max)) : 0.0;
+    double sum = apart ? double(exp_negative(logits()[i] - max)) : 0.0;
     sum += sum_exp_of(x, w, max, y) + sum_exp_of(x + rest, w + rest, max, r_.classes - rest);
     max_[i] = max;
     log_sum_[i] = log(T(sum));
@@ -211,6 +221,8 @@ class RowWorker {
       for (int64_t i = 0; i < n; i++) score_[i] = scalar(kInput, place(kInput, offset, i, std::max(index_[i], 0)));
     }
     if constexpr (F::has_margin) target_logits(f_, logit_, score_, n);
+  }
+  void read_weights(int64_t n) {
     if (!weights_.empty())
       for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
   }
@@ -232,11 +244,12 @@ class RowWorker {
     if (o.data) store(o.dtype, o.data, offset[kResult], stride(kResult), loss, n);
   }
   void coefficients(int64_t n, const int64_t* offset) {
-    read_scores(n, offset);
-    double buffer[kRows] = {};
+    if constexpr (F::has_margin || F::slopes_of_nll) read_scores(n, offset);
+    read_weights(n);
+    double buffer[kRows];
     const double* lse = buffer;
-    if constexpr (F::softmax)
-      lse = load(DType::float64, operand(kState).data, offset[kState], stride(kState), buffer, n);
+    if constexpr (!F::softmax) std::fill(buffer, buffer + n, 0.0);
+    else lse = load(DType::float64, operand(kState).data, offset[kState], stride(kState), buffer, n);
     T grad_buffer[kRows];
     const Operand& o = operand(kResult);
     const T* grad = load(o.dtype, o.data, offset[kResult], stride(kResult), grad_buffer, n);
@@ -245,14 +258,17 @@ class RowWorker {
   double scale() const { return r_.mean ? 1.0 / *r_.normaliser : 1.0; }
 
   void grad_across(int64_t n, const int64_t* offset) {
-    if constexpr (F::softmax) read_planes(kInput, n, offset, buffer_, planes_);
     if constexpr (F::uses_shares(Mode)) {
+      if constexpr (F::softmax) read_planes(kInput, n, offset, buffer_, planes_);
       std::fill(max_, max_ + n, T(0));
       shares_across(n, offset);
     }
     coefficients(n, offset);
     const Operand& o = operand(kGradInput);
     for (int64_t c = 0; c < r_.classes; c++) {
+      if constexpr (F::softmax) {
+        if constexpr (!F::uses_shares(Mode)) planes_[c] = read_plane(kInput, n, offset, c, buffer_.data() + c * width_);
+      }
       int64_t at = place(kGradInput, offset, 0, c);
       bool direct = o.dtype == dtype_for<T> && stride(kGradInput) == 1;
       T* out = direct ? static_cast<T*>(o.data) + at : out_.data();

@@ -15,7 +15,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kTile = 2048;
+constexpr int64_t kTile = 1024;
 constexpr int64_t kChunk = 1 << 15;
 
 template <class T, class S>
@@ -83,6 +83,16 @@ void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
   }
 }
 
+// Does every operand from `first` on lie in memory as an S, in order? Such loops need no tiles.
+template <class S, int N>
+bool is_stream(const Iteration<N>& it, int first) {
+  for (int k = first; k < N; k++) {
+    const Operand& o = it.operand[k];
+    if (!o.data || !o.flat || o.dtype != dtype_of_storage<S>) return false;
+  }
+  return true;
+}
+
 // The tile [begin, begin + n) of operand k.
 template <class T, int N>
 const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
@@ -111,18 +121,20 @@ void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T
   });
 }
 
-template <class T, int I, int O, class Body>
-LOSSREG_CLONES void map_loop(Body body, const T* const* in, T* const* out, int64_t n) {
-  const T* x[I];
-  T* y[O];
+// S: what memory holds. Fixed: the first input is one number.
+template <class T, int I, int O, bool Fixed = false, class Body, class S>
+LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* out, int64_t n) {
+  const S* x[I];
+  S* y[O];
   for (int k = 0; k < I; k++) x[k] = in[k];
   for (int k = 0; k < O; k++) y[k] = out[k];
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     T a[I], b[O];
-    for (int k = 0; k < I; k++) a[k] = x[k][i];
+    if constexpr (Fixed) a[0] = first;
+    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(x[k][i]);
     body(a, b);
-    for (int k = 0; k < O; k++) y[k][i] = b[k];
+    for (int k = 0; k < O; k++) y[k][i] = Narrow<S>::from(b[k]);
   }
 }
 template <class T, int I, class Body>

@@ -21,7 +21,7 @@ HD double log_sum_exp(double a, double b, double c) {
   double high = a > b ? a : b, low = a > b ? b : a;
   double top = high > c ? high : c, middle = high > c ? c : high;
   double from = top == -INFINITY ? 0.0 : top;
-  return top + double(log(T(1) + exp(T(low - from)) + exp(T(middle - from))));
+  return top + double(log(T(1) + exp_negative(T(low - from)) + exp_negative(T(middle - from))));
 }
 
 struct Sample {

@@ -85,11 +85,10 @@ template <>
 struct Narrow<BFloat16> {
   template <class T>
   HD static BFloat16 from(T x) {
-    // Round to nearest, ties to even; a NaN keeps its quiet bit, whatever rounding would do to it.
-    uint32_t b = bits<uint32_t>(float(x));
-    uint32_t rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
-    bool nan = (b & 0x7fffffffu) > 0x7f800000u;
-    return {uint16_t(nan ? (b >> 16) | 0x40u : rounded)};
+    // Round to nearest, ties to even. A NaN becomes the quiet one, as in torch, whatever rounding would do to it.
+    const float f = float(x);
+    const uint32_t b = bits<uint32_t>(f), rounded = b + 0x7fffu + ((b >> 16) & 1u);
+    return {uint16_t((f != f ? 0x7fc00000u : rounded) >> 16)};
   }
 };
 template <>

@@ -53,6 +53,7 @@ struct RowFormula {
   HD Slopes<T> slopes(const Row<T>&) const {
     return {T(1), T(0)};
   }
+  static constexpr bool slopes_of_nll = false;  // do they depend on the row's nll?
   // What the row adds to the mean's denominator.
   template <int Mode, class T>
   HD T normaliser(const Row<T>&) const {

@@ -178,7 +178,10 @@ inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
 }
 // Of the same strides where they are dense.
 inline Tensor empty_like(const Tensor& like, DType dtype) {
-  if (like.is_contiguous()) return new_empty(like, shape_of(like), dtype);
+  if (like.is_contiguous()) {
+    auto strides = like.strides();
+    return empty_strided(like, shape_of(like), Shape(strides.begin(), strides.end()), dtype);
+  }
   auto none = std::nullopt;
   return call_aten("aten::empty_like", "", like, std::optional(scalar_type(dtype)), none, none, none, none)[0];
 }

@@ -22,7 +22,7 @@ struct Swish {
   template <class T>
   HD Gradients<T, 1> grad(T x) const {
     // sigmoid(z), and sigmoid(z) sigmoid(-z) with all its digits, of one exponential
-    T z = T(beta) * x, e = exp(-abs(z)), r = T(1) / (T(1) + e);
+    T z = T(beta) * x, e = exp_negative(-abs(z)), r = T(1) / (T(1) + e);
     T p = z >= T(0) ? r : e * r, slope = e * r * r;
     return {p + z * slope};
   }

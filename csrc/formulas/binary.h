@@ -44,11 +44,11 @@ struct BinaryCrossEntropyWithLogits {
     T positive = T(1) + (v - T(1)) * t;
     // (1-t) x + positive * relu(-x), by the sign of x so that nothing large cancels
     T linear = x < T(0) ? -(v * t) * x : (T(1) - t) * x;
-    return w * (linear + positive * log1p_unit(exp(-abs(x))));
+    return w * (linear + positive * log1p_unit(exp_negative(-abs(x))));
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w, T v) const {
-    T e = exp(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T e = exp_negative(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
     T p = x < T(0) ? s : r, q = x < T(0) ? r : s;  // sigmoid(x), sigmoid(-x)
     T dt = (x < T(0) ? -(v * x) : -x) + (v - T(1)) * log1p_unit(e);
     // not p - t, which loses all digits of a confident right answer; so nothing cancels at t = 0 and 1
@@ -80,7 +80,7 @@ struct FocalLoss {
   };
   template <class T>
   HD Terms<T> terms(T x, T t) const {
-    T e = exp(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T e = exp_negative(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
     T p = x < T(0) ? s : r, q = x < T(0) ? r : s;
     T cross_entropy = (x < T(0) ? -x * t : x * (T(1) - t)) + log1p_unit(e);
     T a = alpha < 0 ? T(1) : T(1) - T(alpha), slope = alpha < 0 ? T(0) : T(2 * alpha - 1);

@@ -327,7 +327,7 @@ struct SIoULoss {
   template <class T>
   HD Nearness<T> nearness(const BoxAxis<T>& a, T gamma) const {
     T hull = a.hull + T(eps), u = ratio(a.offset, hull);
-    return {u, inverse(hull), exp(-gamma * u * u)};
+    return {u, inverse(hull), exp_negative(-gamma * u * u)};
   }
   // (1 - e^-k)^theta, k = |w - w_t| / (max(w, w_t) + eps)
   template <class T>
@@ -337,7 +337,7 @@ struct SIoULoss {
   template <int Mode, class T>
   HD Shape<T> shape(const BoxAxis<T>& a) const {
     T size = larger(a.size, a.target_size) + T(eps), k = ratio(abs(a.size - a.target_size), size);
-    T e = exp(-k), q = T(1) - e, power;
+    T e = exp_negative(-k), q = T(1) - e, power;
     if constexpr (Mode == 1) power = (q * q) * (q * q);
     else power = pow_unit(q, T(theta));
     return {k, inverse(size), e, power};

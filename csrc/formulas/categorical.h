@@ -56,6 +56,7 @@ struct SoftmaxFocalLoss : RowFormula {
   HD T value(const Row<T>& row) const {
     return row.weight * power<Mode>(one_minus_exp(row.nll)) * row.nll;
   }
+  static constexpr bool slopes_of_nll = true;
   template <int Mode, class T>
   HD Slopes<T> slopes(const Row<T>& row) const {
     // with q = 1 - p: q^gamma + gamma q^(gamma-1) p nll, where nll / q goes to 1 as q goes to 0

@@ -26,8 +26,8 @@ struct DistillationLoss {
   }
   template <int Mode, class T>
   HD Values<T, 3> terms(const T* max, T x, T t) const {
-    T u = (x - max[0]) * T(1 / temperature), v = (t - max[1]) * T(1 / temperature), p = exp(v);
-    return {exp(u), p, p == T(0) ? T(0) : p * (v - u)};
+    T u = (x - max[0]) * T(1 / temperature), v = (t - max[1]) * T(1 / temperature), p = exp_negative(v);
+    return {exp_negative(u), p, p == T(0) ? T(0) : p * (v - u)};
   }
   template <class T>
   HD T value(const Group<T>& g) const {
@@ -41,7 +41,7 @@ struct DistillationLoss {
   template <int Mode, class T>
   HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, T t) const {
     T u = (x - c.of[0]) * T(1 / temperature), v = (t - c.of[2]) * T(1 / temperature);
-    return {c.of[1] * exp(u) - c.of[3] * exp(v)};
+    return {c.of[1] * exp_negative(u) - c.of[3] * exp_negative(v)};
   }
 };
 
@@ -71,7 +71,7 @@ struct LargeMarginSoftmaxLoss {
   // of the others e^u, e^u u and u; of the target u
   template <int Mode, class T>
   HD Values<T, 4> terms(const T* max, T x, bool hit) const {
-    T u = x - max[0], e = hit ? T(0) : exp(u);
+    T u = x - max[0], e = hit ? T(0) : exp_negative(u);
     return {e, e == T(0) ? T(0) : e * u, hit ? T(0) : u, hit ? u : T(0)};
   }
   // log of the odds against the target
@@ -90,7 +90,7 @@ struct LargeMarginSoftmaxLoss {
   }
   template <int Mode, class T>
   HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, bool hit) const {
-    T u = x - c.of[0], e = exp(u), q = e * c.of[1];
+    T u = x - c.of[0], e = exp_negative(u), q = e * c.of[1];
     T spread = e == T(0) ? T(0) : q * (c.of[3] + T(lam / 2) * (T(1) + u - c.of[2]));
     return {hit ? -c.of[3] : spread - T(lam / 2) / (c.members - T(1))};
   }

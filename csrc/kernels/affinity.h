@@ -366,7 +366,7 @@ struct LogSumExp {
     }
     for (int64_t c = 0; c < im.channels; c++) {
       x = im.read(s.n, c, s.h, s.w, buffer);
-      for (int j = 0; j < L; j++) sum[j] += exp(x[j] - max[j]);
+      for (int j = 0; j < L; j++) sum[j] += exp_negative(x[j] - max[j]);
     }
     for (int j = 0; j < L; j++) sum[j] = log(sum[j]);
     double* out = lse + (s.n * im.height + s.h) * im.width + s.w;
@@ -417,7 +417,7 @@ struct Neighbourhood {
         T l = (x[j] - high[r][j]) - low[r][j];
         l = counts[r][j] == T(0) ? T(0) : l;
         log_p[r][j] = l;
-        p[r][j] = exp(l);
+        p[r][j] = exp_negative(l);
       }
     }
   }

@@ -52,7 +52,7 @@ struct OHEMCrossEntropy : OHEMRows {
       return wide ? p : narrow;
     }
     HD T operator()(int64_t i) const {
-      T p = rounded(exp(-nll[i]));
+      T p = rounded(exp_negative(-nll[i]));
       T known = p != p ? T(kFirst) : p;
       return target[i] == ignore_index ? T(kLast) : known;
     }

@@ -518,7 +518,7 @@ struct MultilabelMarginLoss {
 // Binary cross entropy of each class with logits.
 template <class T>
 HD T class_value(T x, T t, T w) {
-  return w * (x * ((x > T(0) ? T(1) : T(0)) - t) + log1p_unit(exp(-abs(x))));
+  return w * (x * ((x > T(0) ? T(1) : T(0)) - t) + log1p_unit(exp_negative(-abs(x))));
 }
 struct ClassValueBody {
   template <class T>

@@ -31,6 +31,11 @@ struct Dual {
 };
 
 template <class T>
+Dual<T> exp_negative(Dual<T> x) {
+  T y = exp_negative(x.value);
+  return Dual<T>(y, y * x.slope);
+}
+template <class T>
 Dual<T> exp(Dual<T> x) {
   T y = exp(x.value);
   return Dual<T>(y, y * x.slope);
