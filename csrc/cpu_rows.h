@@ -271,10 +271,12 @@ class RowWorker {
       }
       int64_t at = place(kGradInput, offset, 0, c);
       bool direct = o.dtype == dtype_for<T> && stride(kGradInput) == 1;
-      T* out = direct ? static_cast<T*>(o.data) + at : out_.data();
+      T* result = static_cast<T*>(o.data) + at;
+      T* out = direct && !streamed_ ? result : out_.data();
       grad_class<T, Mode>(f_, {a_, hit_, rest_, high_, low_, index_}, out, score_plane(c), target_plane(c), weight(c),
                           int32_t(c), r_.classes, n);
       if (!direct) store(o.dtype, o.data, at, stride(kGradInput), out, n);
+      else if (streamed_) stream_to(result, out, n);
     }
   }
   void grad_of_row(int64_t i, const int64_t* offset) {
@@ -311,6 +313,8 @@ class RowWorker {
   const Rows& r_;
   const std::vector<T>& weights_;
   const int64_t tile_;
+  // Where scores are read too, the reading hides the time of the stores.
+  const bool streamed_ = !F::softmax && r_.it.numel * r_.classes * int64_t(sizeof(T)) >= kStreamed;
   int64_t width_;
   std::vector<T> buffer_, target_buffer_, out_, ones_;
   std::vector<const T*> planes_, target_planes_;

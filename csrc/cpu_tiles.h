@@ -3,6 +3,10 @@
 //
 // A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the
 // vector loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "formula.h"
 #include "tensor.h"
 
@@ -104,6 +108,25 @@ const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* b
     if (at != buffer + done) std::copy(at, at + length, buffer + done);
   });
   return buffer;
+}
+
+// A result of so many bytes is out of the caches before anybody reads it; stores past them then save reading first what
+// they overwrite. A smaller one may be wanted right away.
+constexpr int64_t kStreamed = int64_t(64) << 20;
+template <class T>
+void stream_to(T* to, const T* from, int64_t n) {
+#if defined(__SSE2__)
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    int64_t whole = n * int64_t(sizeof(T)) / 16;
+    auto* out = reinterpret_cast<__m128i*>(to);
+    auto* in = reinterpret_cast<const __m128i*>(from);
+    for (int64_t i = 0; i < whole; i++) _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
+    int64_t done = whole * 16 / int64_t(sizeof(T));
+    std::copy(from + done, from + n, to + done);
+    return;
+  }
+#endif
+  std::copy(from, from + n, to);
 }
 
 // Where the tile's results go: straight into memory where that holds T in order, else into the buffer.

@@ -223,7 +223,7 @@ def test_the_empty_call_is_of_a_registered_op_that_hands_the_gradient_on():
     assert bench.peak_memory(bench.empty_call(torch.device("cpu"), backward=True)) == 0
 
 
-def test_peak_memory_of_an_op_of_known_need(capfd):
+def test_peak_memory_of_an_op_of_known_need():
     x = torch.ones(2**16, requires_grad=True)
     n = x.nbytes
     small = 1024  # of scalars
@@ -236,7 +236,6 @@ def test_peak_memory_of_an_op_of_known_need(capfd):
     y = torch.zeros(2**16)
     loss = lambda: torch.autograd.grad(torch.ops.lossreg.mse_loss(x, y), x)  # noqa: E731
     assert n <= bench.peak_memory(loss) <= n + small
-    assert "profiler" not in capfd.readouterr().err
 
 
 # times

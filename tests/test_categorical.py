@@ -255,3 +255,16 @@ def test_forward_allocates_nothing_of_the_logits_size():
         torch.ops.lossreg.cross_entropy(x, t)
     allocated = max(e.cpu_memory_usage for e in seen.key_averages())
     assert 0 < allocated < 256 * 8 * 4  # the state and the result; the logits are 4 MB
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's way of writing")
+@pytest.mark.parametrize("size", [(1000, 1024), (997, 1013)], ids=["aligned planes", "planes at any address"])
+def test_gradient_too_large_for_the_caches(size):
+    """nll_loss writes such a one past them: 64 MiB and more."""
+    x = torch.randn(1, 17, *size).requires_grad_()
+    target = torch.randint(17, (1, *size))
+    target[0, :5] = -100
+    (grad,) = torch.autograd.grad(torch.ops.lossreg.nll_loss(x, target), x)
+    (want,) = torch.autograd.grad(F.nll_loss(x, target), x)
+    assert grad.nbytes >= 64 << 20
+    torch.testing.assert_close(grad, want)
