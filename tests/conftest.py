@@ -8,10 +8,10 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import ctypes
 import fcntl
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_check
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ DEVICE = os.environ.get("OPREG_TEST_DEVICE", "cpu")
 
 # with a result and a gradient; the others have tests of their own
 OPS = [op.qualname for op in opreg.registered() if op.qualname.startswith("lossreg::") and not op.mutated]
+# the build folder of make install
+BUILD = next((f.parent for f in sorted(ROOT.glob("build/py3-*/CMakeCache.txt"))), None)
+
+
+def pytest_report_header() -> str:
+    """The size of the library, and what its build recorded."""
+    library = opreg.library_path()
+    facts = [f"{library.stat().st_size / 2**20:.1f} MiB"]
+    if BUILD and (found := gpu_check.spilled(BUILD)):
+        functions = [count for of_one in found.values() for count in of_one.values()]
+        spilling = sum(count > 0 for count in functions)
+        facts += [" ".join(found), f"{len(functions)} functions for GPUs", f"{spilling} spill registers"]
+    if BUILD and (BUILD / ".ninja_log").exists():
+        rows = [line.split("\t") for line in (BUILD / ".ninja_log").read_text().splitlines()[1:]]
+        seconds = {output: (int(end) - int(start)) / 1000 for start, end, _, output, _ in rows}  # the latest of each
+        facts.append(f"compiled in {sum(seconds.values()):.0f} s of one job")
+    return f"{library.name}: {', '.join(facts)}"
 
 
 def samples_of(op: opreg.Op, **options: Any) -> list[opreg.Sample]:
@@ -65,9 +82,39 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
         return [result, *state, *backward(grad_output, *state, **bound, output_mask=mask)]
 
 
+class Emulator:
+    """The loaded emulator. Called with a seed, it shuffles lanes, warps and blocks another way."""
+
+    def __init__(self, library: Path) -> None:
+        self.library, self.functions = library, ctypes.CDLL(str(library))
+
+    def __call__(self, seed: int) -> None:
+        self.functions.lossreg_emulator_seed(ctypes.c_uint64(seed))
+
+    def forget(self) -> None:
+        """From here on ``launched`` counts."""
+        self.functions.lossreg_emulator_forget()
+
+    def launched(self) -> set[str]:
+        """The kernels that ran, as the linker knows them."""
+        count = self.functions.lossreg_emulator_launched(None)
+        addresses = (ctypes.c_void_p * count)()
+        self.functions.lossreg_emulator_launched(addresses)
+        symbols = self.symbols()
+        here = ctypes.cast(self.functions.lossreg_emulator_seed, ctypes.c_void_p).value
+        (there,) = [address for address, name in symbols.items() if name == "lossreg_emulator_seed"]
+        return {symbols[address - here + there] for address in addresses}
+
+    def symbols(self) -> dict[int, str]:
+        """The library's functions by their place in it."""
+        done = subprocess.run(["nm", "-C", "--defined-only", self.library], capture_output=True, text=True, check=True)
+        lines = (line.split(" ", 2) for line in done.stdout.splitlines())
+        return {int(address, 16): name for address, kind, name in lines if kind in "tTwW"}
+
+
 @pytest.fixture(scope="session")
-def emulated() -> Callable[[int], None]:
-    """Builds and loads ``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU. Called with a seed, it shuffles."""
+def emulated() -> Emulator:
+    """Builds and loads ``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU."""
     build = ROOT / "build" / "emulator"
     build.mkdir(parents=True, exist_ok=True)
     torch_dir = Path(torch.__file__).parent
@@ -81,6 +128,4 @@ def emulated() -> Callable[[int], None]:
             assert done.returncode == 0, done.stdout + done.stderr
     library = build / "liblossreg_emulated.so"
     torch.ops.load_library(str(library))
-    seed = ctypes.CDLL(str(library)).lossreg_emulator_seed
-    seed.argtypes = [ctypes.c_uint64]
-    return seed
+    return Emulator(library)

@@ -62,7 +62,7 @@ def rows_of(op: Any, sample: Any, columns: bool = False) -> int:
 
 
 def grown(op: Any, parts: Sequence[Any], rows: int, columns: bool = False) -> Any:
-    """A sample of so many rows (columns), those of the parts in turn; what has no rows stays, and so does a whole sample
+    """A sample of so many rows (columns), those of the parts in turn; what has none stays, and so does a whole sample
     whose call the op refuses at that size."""
     before = rows_of(op, parts[0], columns)
 

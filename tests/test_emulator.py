@@ -1,5 +1,10 @@
 """The CUDA kernels themselves, on the CPU: the text of csrc/cuda*.h compiled over tests/emulator/cuda_emulator.h."""
 
+import itertools
+import re
+from pathlib import Path
+
+import gpu_driver
 import pytest
 import torch
 
@@ -11,8 +16,28 @@ from opreg._private import names_in
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
 
 
-def test_every_cuda_kernel_is_emulated(emulated):
+CSRC = Path(__file__).parents[1] / "csrc"
+KERNEL = r"__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\("
+
+
+def test_every_op_is_emulated(emulated):
     assert names_in("lossreg_emulated") == names_in("lossreg")
+
+
+def test_every_cuda_kernel_is_emulated(emulated):
+    """Each ``__global__`` function of csrc was launched while the ops' samples ran."""
+    text = "".join(file.read_text() for file in sorted(CSRC.rglob("*.*")))
+    kernels = re.findall(KERNEL, text)
+    assert len(kernels) == text.count("__global__")  # in a form that KERNEL knows
+    emulated.forget()
+    for op in opreg.registered():
+        for sample in samples_of(op, dtype=torch.float32, requires_grad=not op.mutated):
+            if not op.mutated:
+                run_raw(torch.ops.lossreg_emulated, op, sample)
+            elif sample.args[0]:  # a list; an empty one belongs to no device
+                getattr(torch.ops.lossreg_emulated, op.short)(*sample.args, **sample.kwargs)
+    launched = (re.match(r"void lossreg::cuda::(\w+)", symbol) for symbol in emulated.launched())
+    assert {found and found[1] for found in launched} == set(kernels)
 
 
 def compare(emulated, op, sample, tolerance):
@@ -63,6 +88,31 @@ def test_pointwise_sizes_and_layouts(emulated, name, size, layout):
         args[0] = args[0].detach().bfloat16().requires_grad_()
     for reduction in ("none", "mean"):
         compare(emulated, op, opreg.Sample(tuple(args), {"reduction": reduction}), 2e-2 if "dtypes" in layout else 2e-6)
+
+
+LAYOUTS = [torch.clone, gpu_driver.misaligned, gpu_driver.strided]
+
+
+def odd(op):
+    """Samples of sizes that fill no pack, no warp, no block, laid out as LAYOUTS in turn; values don't repeat soon."""
+    layouts = itertools.cycle(LAYOUTS)
+    seeds = [gpu_driver.samples(op, torch.float32, "cpu", seed) for seed in range(4)]
+    for parts in zip(*seeds, strict=True):
+        x = parts[0].args[0]
+        # a sum is a mean without its division
+        if parts[0].name or parts[0].kwargs.get("reduction") == "sum" or not gpu_driver.has_rows(parts[0]):
+            continue
+        for size, columns in itertools.product((1, 51, 205, 257, 1027), (False, True)):
+            before = gpu_driver.rows_of(op, parts[0], columns)
+            if before and x.numel() // before * size <= 6000:  # the emulator is slow
+                yield gpu_driver.combined([gpu_driver.grown(op, parts, size, columns)], next(layouts))
+
+
+def test_odd_sizes_and_layouts(emulated, op):
+    samples = list(odd(op))
+    assert len(samples) >= 2 * len(LAYOUTS)
+    for sample in samples:
+        compare(emulated, op, sample, 5e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 65), (2, 1025), (5, 70, 3), (300, 3), (1, 5001), (2, 3, 7, 11)])

@@ -11,6 +11,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -43,6 +44,7 @@ inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline std::mt19937_64 random{1};
 inline bool failed = false;
+inline std::set<const void*> launched;  // every kernel that ran
 
 inline void yield() {
   swapcontext(&fibers[current].context, &scheduler);
@@ -107,6 +109,7 @@ inline void run_block() {
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
+  launched.insert(reinterpret_cast<const void*>(kernel));
   grid_size = {blocks};
   block_size = {threads};
   body = [&] { kernel(Parameters(arguments)...); };

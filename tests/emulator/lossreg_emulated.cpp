@@ -11,7 +11,3 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lossreg_emulated, m) {
 STABLE_TORCH_LIBRARY_IMPL(lossreg_emulated, CPU, m) {
   lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{});
 }
-
-extern "C" __attribute__((visibility("default"), weak)) void lossreg_emulator_seed(uint64_t seed) {
-  emulator::random.seed(seed);
-}
