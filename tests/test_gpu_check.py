@@ -1,6 +1,7 @@
 """The dry run of ``make gpu-check``: everything but the launches, and what it writes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from opreg.testing import Maker
 
 OPS = [op.short for op in opreg.registered() if op.qualname.startswith("lossreg::")]
 SCRIPT = Path(gpu_check.__file__)
+NVCC = shutil.which("nvcc")
 
 
 def table(markdown: str, head: str) -> list[list[str]]:
@@ -28,6 +30,8 @@ def table(markdown: str, head: str) -> list[list[str]]:
 def dry_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu_check")
     command = [sys.executable, SCRIPT, "--dry-run", "--output", folder / "out", "--build", folder / "build"]
+    if NVCC:
+        command += ["--architecture", "90-real"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     written, markdown = sorted((folder / "out").iterdir())
@@ -38,7 +42,7 @@ def dry_run(tmp_path_factory):
 
 def test_every_step_is_recorded(dry_run):
     report, markdown, printed = dry_run
-    skipped = ["build", "suite", "planted error"]
+    skipped = ["suite", "planted error"] if NVCC else ["build", "suite", "planted error"]
     assert {name: s["result"] for name, s in report["steps"].items()} == {
         name: "skipped" if name in skipped else "passed" for name in gpu_check.SECONDS
     }
@@ -46,6 +50,8 @@ def test_every_step_is_recorded(dry_run):
     assert report["device"] == {"name": "dry-run"}
     assert report["machine"]["torch"] == torch.__version__
     assert 0 < sum(s["seconds"] for s in report["steps"].values()) <= report["machine"]["seconds"] + 1
+    configured = "configured for 90-real, not built" if NVCC else "no --architecture"
+    assert report["steps"]["build"]["found"] == configured
     assert report["steps"]["suite"]["found"].startswith("test_values.py, test_categorical.py")
     assert markdown.startswith(f"# gpu-check: dry-run, {report['date']}\n")
     header, _, *rows = table(markdown, "step")
@@ -129,13 +135,18 @@ def test_a_command_is_stopped_and_keeps_what_it_printed(tmp_path):
 
 
 def test_spills_are_read():
-    output = """ptxas info    : Function properties for _ZN7lossreg4cuda3oneE
+    output = """ptxas info    : Compiling entry function '_ZN7lossreg4cuda3oneE' for 'sm_80'
+ptxas info    : Function properties for _ZN7lossreg4cuda3oneE
     592 bytes stack frame, 32 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 40 registers, used 0 barriers
 ptxas info    : Function properties for _ZN7lossreg4cuda3twoE
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Compiling entry function '_ZN7lossreg4cuda3oneE' for 'sm_90'
+ptxas info    : Function properties for _ZN7lossreg4cuda3oneE
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
 """
-    assert gpu_check.spills(output) == {"_ZN7lossreg4cuda3oneE": 48, "_ZN7lossreg4cuda3twoE": 0}
+    one, two = "_ZN7lossreg4cuda3oneE", "_ZN7lossreg4cuda3twoE"
+    assert gpu_check.spills(output) == {"sm_80": {one: 48, two: 0}, "sm_90": {one: 8}}
 
 
 def test_results_of_pytest_are_read(tmp_path):

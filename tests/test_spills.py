@@ -1,0 +1,68 @@
+"""What ptxas said of the CUDA kernels when the library was built: the streaming ones keep everything in registers."""
+
+import re
+
+import gpu_check
+import pytest
+
+import opreg
+from conftest import BUILD
+from opreg.report import coverage
+
+
+@pytest.fixture(scope="module")
+def spilled():
+    """Bytes by architecture and function."""
+    if not coverage(opreg.get("swish"))["CUDA"]:
+        pytest.skip("the library was built without nvcc")
+    if BUILD is None:
+        pytest.skip("the library was not built here: make install leaves its folder")
+    found = gpu_check.spilled(BUILD)
+    assert found, f"expected the logs of csrc/keep_log.sh in {BUILD}, found none"
+    return found
+
+
+# Kernels that spill, in the form that kind() gives: bytes at most, stores and loads, and why. The others spill nothing.
+SPILLING = {
+    r"\w+<double(, void)?>": (192, "float64 is there to verify; its division, exp and log are calls"),
+    r"\w+<float, void>": (192, "operands of any dtype: each element goes through a call, and others wait in memory"),
+    r"rows_\w+<float>": (32, "a row's label, weight and result are of any dtype: a call each"),
+    r"groups_forward<float>": (160, "the same, while the sums of the group wait"),
+    r"region_\w+<float>": (64, "a pixel's label is of any dtype: a call"),
+    r"(each|teams|total)_kernel": (384, "ops written out: affinity's neighbours, a row's sorted classes"),
+}
+
+
+def kind(function: str) -> str:
+    """Kernel, arithmetic, and void where that is not the fast path for one dtype, of a mangled name:
+    _ZN7lossreg4cuda10map_kernelIff… is map_kernel<float>."""
+    name = re.match(r"_ZN7lossreg4cuda(\d+)", function)
+    if name is None:
+        return function
+    end = name.end() + int(name[1])
+    kernel, arguments = function[name.end() : end], function[end : end + 3]
+    arithmetic = {"If": "float", "Id": "double"}.get(arguments[:2])
+    if arithmetic is None:
+        return kernel
+    return f"{kernel}<{arithmetic}, void>" if arguments[2:] == "v" else f"{kernel}<{arithmetic}>"
+
+
+def allowed(function: str) -> int:
+    """Bytes."""
+    return max((most for form, (most, _) in SPILLING.items() if re.fullmatch(form, kind(function))), default=0)
+
+
+def test_kinds():
+    assert kind("_ZN7lossreg4cuda10map_kernelIffLi1EEEvv") == "map_kernel<float>"
+    assert kind("_ZN7lossreg4cuda9boxes_sumIdvLi1EEEvv") == "boxes_sum<double, void>"
+    assert kind("_ZN7lossreg4cuda11each_kernelINS_4BodyIdEEEEvv") == "each_kernel"
+    names = ["_ZN7lossreg4cuda10map_kernelIffE", "_ZN7lossreg4cuda12teams_kernelIE", "_ZN7lossreg4cuda10map_kernelIfvE"]
+    assert [allowed(n) for n in names] == [0, 384, 192]
+
+
+def test_streaming_kernels_spill_nothing(spilled):
+    streaming = {"map_kernel<float>", "sum_kernel<float>", "boxes_map<float>", "boxes_sum<float>", "boxes_grad<float>"}
+    for architecture, functions in spilled.items():
+        assert streaming <= {kind(name) for name in functions}, architecture
+        too_much = {name: count for name, count in functions.items() if count > allowed(name)}
+        assert not too_much, architecture
