@@ -54,19 +54,17 @@ __device__ void write_box(const Boxes& boxes, Boxes::Role k, int64_t offset, T f
     *reinterpret_cast<Packed<S>*>(static_cast<S*>(o.data) + offset) = pack;
   }
 }
-template <class T, class S>
-__device__ void read_pair(const Boxes& boxes, const int64_t (&offset)[Boxes::kRoles], T (&a)[4], T (&b)[4]) {
-  read_box<T, S>(boxes, Boxes::kInput, offset[Boxes::kInput], a);
-  read_box<T, S>(boxes, Boxes::kTarget, offset[Boxes::kTarget], b);
-}
-// use(third, offsets) for this thread's pairs.
-template <class T, class Use>
+// use(a, b, third, offsets) for this thread's pairs.
+template <class T, class S, class Use>
 __device__ void each_pair(const Boxes& boxes, Use use) {
   T third = read<T>(boxes.it.operand[Boxes::kThird], 0);
   for (int64_t i = global_thread(); i < boxes.it.numel; i += all_threads()) {
     int64_t offset[Boxes::kRoles];
     boxes.it.offsets(i, offset);
-    use(third, offset);
+    T a[4], b[4];
+    read_box<T, S>(boxes, Boxes::kInput, offset[Boxes::kInput], a);
+    read_box<T, S>(boxes, Boxes::kTarget, offset[Boxes::kTarget], b);
+    use(a, b, third, offset);
   }
 }
 
@@ -74,18 +72,14 @@ __device__ void each_pair(const Boxes& boxes, Use use) {
 // which would put all of them into the memory of each thread.
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_map(const __grid_constant__ Boxes boxes, Body body) {
-  each_pair<T>(boxes, [&](T third, const int64_t (&offset)[Boxes::kRoles]) {
-    T a[4], b[4];
-    read_pair<T, S>(boxes, offset, a, b);
+  each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&offset)[Boxes::kRoles]) {
     write(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue], body.value(a, b, third));
   });
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, double* partial) {
   double total = 0;
-  each_pair<T>(boxes, [&](T third, const int64_t (&offset)[Boxes::kRoles]) {
-    T a[4], b[4];
-    read_pair<T, S>(boxes, offset, a, b);
+  each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&)[Boxes::kRoles]) {
     total += double(body.value(a, b, third));
   });
   total = block_sum(total);
@@ -93,11 +87,8 @@ __global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Bo
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_grad(const __grid_constant__ Boxes boxes, Body body, double scale) {
-  each_pair<T>(boxes, [&](T third, const int64_t (&offset)[Boxes::kRoles]) {
-    // before the boxes, which would have to be put by in memory around this call
-    T factor = read<T>(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue]) * T(scale);
-    T a[4], b[4], da[4], db[4];
-    read_pair<T, S>(boxes, offset, a, b);
+  each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&offset)[Boxes::kRoles]) {
+    T da[4], db[4], factor = read<T>(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue]) * T(scale);
     body.grad(a, b, third, da, db);
     write_box<T, S>(boxes, Boxes::kGradInput, offset[Boxes::kGradInput], factor, da);
     write_box<T, S>(boxes, Boxes::kGradTarget, offset[Boxes::kGradTarget], factor, db);

@@ -95,34 +95,26 @@ struct alignas(sizeof(S) * kPack) Packed {
 };
 
 // The fast path: every operand holds S, in the order of the index space, on a pack's boundary; or is an input of one
-// element of S or T, or an output that nobody asked for.
-template <class T, class S, int I, int N>
+// element, or an output that nobody asked for.
+template <class S, int I, int N>
 bool is_streamable(const Iteration<N>& it) {
   for (int k = 0; k < N; k++) {
     const Operand& o = it.operand[k];
     bool aligned = reinterpret_cast<uintptr_t>(o.data) % sizeof(Packed<S>) == 0;
-    bool of_one = o.uniform && (!o.data || o.dtype == dtype_of_storage<S> || o.dtype == dtype_of_storage<T>);
     if (o.flat && aligned && o.dtype == dtype_of_storage<S>) continue;
-    if (k < I ? !of_one : o.data != nullptr) return false;
+    if (k < I ? !o.uniform : o.data != nullptr) return false;
   }
   return true;
-}
-// Its element. Without read(): around a call, a kernel puts registers by in memory.
-template <class T, class S>
-__device__ T read_one(const Operand& o) {
-  if (!o.data) return T(1);
-  if (o.dtype == dtype_of_storage<S>) return widen<T>(*static_cast<const S*>(o.data));
-  return *static_cast<const T*>(o.data);
 }
 // Calls use(S*) with the storage type of the fast path, or use(void*) where there is none.
 template <class T, int I, int N, class Use>
 void with_stream(const Iteration<N>& it, Use use) {
   if constexpr (sizeof(T) == 8) {
-    if (is_streamable<T, double, I>(it)) return use(static_cast<double*>(nullptr));
+    if (is_streamable<double, I>(it)) return use(static_cast<double*>(nullptr));
   } else {
-    if (is_streamable<T, float, I>(it)) return use(static_cast<float*>(nullptr));
-    if (is_streamable<T, BFloat16, I>(it)) return use(static_cast<BFloat16*>(nullptr));
-    if (is_streamable<T, Float16, I>(it)) return use(static_cast<Float16*>(nullptr));
+    if (is_streamable<float, I>(it)) return use(static_cast<float*>(nullptr));
+    if (is_streamable<BFloat16, I>(it)) return use(static_cast<BFloat16*>(nullptr));
+    if (is_streamable<Float16, I>(it)) return use(static_cast<Float16*>(nullptr));
   }
   use(static_cast<void*>(nullptr));
 }
@@ -133,7 +125,7 @@ __device__ void stream(const Iteration<N>& it, Use use) {
   T x[I][kPack];
   for (int k = 0; k < I; k++) {
     if (!it.operand[k].uniform) continue;
-    T value = read_one<T, S>(it.operand[k]);
+    T value = read<T>(it.operand[k], 0);
     for (int j = 0; j < kPack; j++) x[k][j] = value;
   }
   int64_t packs = it.numel / kPack;
