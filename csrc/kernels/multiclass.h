@@ -408,9 +408,9 @@ struct MultilabelMarginRows {
   HD void operator()(int64_t i, const Team& team) const {
     int64_t invalid, length = list.length(i, invalid), classes = list.target.count;
     const uint8_t* marks = list.mark(i, length, team);
-    T lane[L] = {};
+    double total = 0;  // of up to classes * length terms: a float would lose digits
     each_tile<L>(classes, team, [&](int64_t c, int n) {
-      T buffer[L];
+      T buffer[L], lane[L] = {};
       const T* scores = x.read(i, c, n, buffer);
       for (int64_t k = 0; k < length; k++) {
         T rest = T(1) - x.at(i, list.target.at(i, k));
@@ -419,8 +419,9 @@ struct MultilabelMarginRows {
           lane[j] += marks[c + j] ? T(0) : h;
         }
       }
+      total += double(lane_sum(lane));
     });
-    double sum = team.sum(lane_sum(lane));
+    double sum = team.sum(total);
     if (team.rank() == 0) put(loss, i, length < 0 ? double(NAN) : sum / double(classes));
   }
 };
