@@ -21,7 +21,7 @@ def transform_active() -> bool:
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply``, past its question whether a torch.func transform is active: here none is."""
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 # A context: calls inside go to the backend kernel, past autograd and what lies above it.

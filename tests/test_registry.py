@@ -8,6 +8,7 @@ import torch
 import opreg
 from opreg import registry
 from opreg._private import (
+    apply_function,
     below_autograd,
     below_inplace,
     fake_mode,
@@ -128,6 +129,36 @@ def test_private_below_autograd():
     with below_autograd():
         assert x.sin().grad_fn is None
     assert x.sin().grad_fn is not None
+
+
+def test_private_apply_function():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, factor):
+            ctx.factor = factor
+            return x * factor
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.factor, None
+
+    x = torch.ones(2, requires_grad=True)
+    y = apply_function(Double, x, 2)
+    assert type(y.grad_fn) is Double._backward_cls
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [2, 2]
+
+
+def test_schema_with_options_behind_the_star():
+    """Positions are what a call's way through autograd goes by."""
+    op = opreg.Op(
+        "mylib::keyword_option", schema="(Tensor input, *, float scale=1.0) -> Tensor",
+        reference=lambda input, scale: input * scale, shape=opreg.meta.same("input"), samples=lambda make: iter(()),
+        errors=lambda make: iter(()), source="a test", kernels={"CPU": lambda input, scale=1.0: input * scale},
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"mylib::keyword_option: expected a schema whose one argument behind \* is dtype"
+    ):
+        opreg.register(op)
 
 
 def test_private_without_autocast():
