@@ -61,6 +61,8 @@ def test_native(op, index):
     sample = samples_of(op, requires_grad=True)[index]
     if sample.name == "extremes" and op.short == "soft_margin_loss":
         pytest.skip("native overflows where ours does not")
+    if sample.name == "empty" and op.short in ("multi_margin_loss", "multilabel_margin_loss"):
+        pytest.skip("native leaves its result as the allocator gave it")
     call = without_dtype(op.native)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
