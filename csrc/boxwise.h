@@ -46,7 +46,7 @@ struct BoxCall {
     for (int64_t s : shape) pairs *= s;
   }
 
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
   const Tensor& input() const { return *tensors[0]; }
   double normaliser(std::optional<Reduction> reduction) const {
     return reduction == Reduction::mean ? 1.0 / double(pairs) : 1.0;

@@ -23,11 +23,13 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
-  // Zeros into a tensor without gaps, in one run a thread: of a long one memset writes past the caches. True: it did.
+  // Zeros into a tensor without gaps. True: it did.
   static bool zero(const Tensor& t) {
     char* data = static_cast<char*>(t.mutable_data_ptr());
-    torch::stable::parallel_for(0, t.numel() * int64_t(t.element_size()), 1 << 20, [&](int64_t first, int64_t last) {
-      std::memset(data + first, 0, size_t(last - first));
+    int64_t bytes = t.numel() * int64_t(t.element_size());
+    torch::stable::parallel_for(0, bytes, 1 << 20, [&](int64_t first, int64_t last) {
+      if (bytes >= cpu::kStreamed) cpu::stream_bytes(data + first, nullptr, last - first);
+      else std::memset(data + first, 0, size_t(last - first));
     });
     return true;
   }
@@ -36,43 +38,20 @@ struct Cpu {
   // out[j][i] = body(in[0][i], ..., in[I-1][i])[j]: the operands are the inputs, then the outputs.
   template <class T, int I, int O, Sweep sweep = Sweep::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
-    // The backward pass of a reduced loss is bound by memory, and where that is narrow it would wait for copies into
-    // tiles. (A forward pass or an activation would not: its one loop over bfloat16 takes longer than three.)
-    if constexpr (std::is_same_v<T, float> && I > 1)
-      if (it.operand[0].uniform && cpu::is_stream<BFloat16>(it, 1))
-        return map_stream<T, BFloat16, I, O, sweep>(it, body);
-    each_chunk<sweep == Sweep::forward ? kFirstFirst : kLastFirst>(
-        it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
-          cpu::Buffers<T, I + O> buffers(it, I);
-          for (int64_t b = begin; b < end; b += cpu::kTile) {
-            int64_t n = std::min(cpu::kTile, end - b);
-            const T* in[I];
-            T* out[O];
-            for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
-            for (int k = 0; k < O; k++) out[k] = cpu::result_tile(it, I + k, b, buffers.at[I + k]);
-            cpu::map_loop<T, I, O>(body, T(0), in, out, n);
-            for (int k = 0; k < O; k++) cpu::write_tile(it, I + k, b, n, out[k], buffers.at[I + k]);
-          }
-        });
+    if constexpr (std::is_same_v<T, float>) {
+      // the gradient of a reduced loss is one number, of any dtype
+      if (I > 1 && it.operand[0].uniform && cpu::is_stream<BFloat16>(it, 1))
+        return map_of<T, BFloat16, I, O, sweep, (I > 1)>(it, body);
+      if (cpu::is_stream<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, body);
+    }
+    map_of<T, T, I, O, sweep>(it, body);
   }
 
   // out = scale * sum over i of body(in[0][i], ..., in[I-1][i])
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
-    std::vector<double> partial(size_t(chunks(it.numel, cpu::kChunk)));
-    each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
-      cpu::Buffers<T, I> buffers(it, I);
-      double total = 0;
-      for (int64_t b = begin; b < end; b += cpu::kTile) {
-        int64_t n = std::min(cpu::kTile, end - b);
-        const T* in[I];
-        for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
-        total += double(cpu::sum_loop<T, I>(body, in, n));
-      }
-      partial[size_t(chunk)] = total;
-    });
     double total = 0;
-    for (double p : partial) total += p;
+    with_stored<T>(it, [&](auto* tag) { total = sum_of<T, std::remove_pointer_t<decltype(tag)>>(it, body); });
     write_scalar(out, dtype, total * scale);
   }
 
@@ -81,15 +60,18 @@ struct Cpu {
   static std::optional<T> outside_domain(const Iteration<I>& it, Body body) {
     std::atomic<bool> found{false};
     T which = 0;
-    each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
-      cpu::Buffers<T, 1> buffers(it, 1);
-      for (int64_t b = begin; b < end; b += cpu::kTile) {
-        int64_t n = std::min(cpu::kTile, end - b);
-        const T* x = cpu::read_tile(it, 0, b, n, buffers.at[0]);
-        if (cpu::domain_loop(body, x, n)) continue;
-        for (int64_t i = 0; i < n; i++)
-          if (!body.in_domain(x[i]) && !found.exchange(true)) which = x[i];
-      }
+    with_stored<T>(it, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
+        cpu::Buffers<S, 1> buffers(it, 0, 1);
+        for (int64_t b = begin; b < end; b += cpu::kTile) {
+          int64_t n = std::min(cpu::kTile, end - b);
+          const S* x = cpu::read_tile(it, 0, b, n, buffers.at[0]);
+          if (cpu::domain_loop<T>(body, x, n)) continue;
+          for (int64_t i = 0; i < n; i++)
+            if (!body.in_domain(widen<T>(x[i])) && !found.exchange(true)) which = widen<T>(x[i]);
+        }
+      });
     });
     return found ? std::optional<T>(which) : std::nullopt;
   }
@@ -164,7 +146,7 @@ struct Cpu {
 
   template <class T, class Body>
   static void boxes_map(const Boxes& boxes, Body body) {
-    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const T* a, const T* b, T third) {
+    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
       alignas(64) T buffer[cpu::kBoxTile];
       T* out = cpu::result_tile(boxes.it, Boxes::kValue, begin, buffer);
       cpu::box_map_loop(body, a, b, third, out, n);
@@ -174,7 +156,7 @@ struct Cpu {
   template <class T, class Body>
   static void boxes_sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
     std::vector<double> partial(size_t(chunks(boxes.it.numel, cpu::kBoxChunk)));
-    each_box_tile<T, kFirstFirst>(boxes, [&](int64_t chunk, int64_t, int64_t n, const T* a, const T* b, T third) {
+    each_box_tile<T, kFirstFirst>(boxes, [&](int64_t chunk, int64_t, int64_t n, const auto* a, const auto* b, T third) {
       partial[size_t(chunk)] += double(cpu::box_sum_loop(body, a, b, third, n));
     });
     double total = 0;
@@ -185,15 +167,17 @@ struct Cpu {
   static void boxes_grad(const Boxes& boxes, Body body, double scale) {
     const Operand& grad_output = boxes.it.operand[Boxes::kValue];
     bool for_input = boxes.it.operand[Boxes::kGradInput].data, for_target = boxes.it.operand[Boxes::kGradTarget].data;
-    auto loop = !for_target  ? cpu::box_grad_loop<T, true, false, Body>
-                : !for_input ? cpu::box_grad_loop<T, false, true, Body>
-                             : cpu::box_grad_loop<T, true, true, Body>;
-    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const T* a, const T* b, T third) {
-      alignas(64) T factors[cpu::kBoxTile], buffers[2][4 * cpu::kBoxTile];
+    each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
+      using S = std::remove_const_t<std::remove_pointer_t<decltype(a)>>;
+      auto loop = !for_target  ? cpu::box_grad_loop<T, true, false, Body, S>
+                  : !for_input ? cpu::box_grad_loop<T, false, true, Body, S>
+                               : cpu::box_grad_loop<T, true, true, Body, S>;
+      alignas(64) T factors[cpu::kBoxTile];
+      alignas(64) S buffers[2][4 * cpu::kBoxTile];
       if (grad_output.uniform) std::fill(factors, factors + n, cpu::one_number<T>(grad_output));
       const T* g = cpu::read_tile(boxes.it, Boxes::kValue, begin, n, factors);
-      T* da = cpu::result_boxes(boxes, Boxes::kGradInput, begin, buffers[0]);
-      T* db = cpu::result_boxes(boxes, Boxes::kGradTarget, begin, buffers[1]);
+      S* da = cpu::result_boxes(boxes, Boxes::kGradInput, begin, buffers[0]);
+      S* db = cpu::result_boxes(boxes, Boxes::kGradTarget, begin, buffers[1]);
       loop(body, a, b, third, g, T(scale), da, db, n);
       cpu::write_boxes(boxes, Boxes::kGradInput, begin, n, da, buffers[0]);
       cpu::write_boxes(boxes, Boxes::kGradTarget, begin, n, db, buffers[1]);
@@ -227,17 +211,49 @@ struct Cpu {
   }
 
  private:
-  template <class T, class S, int I, int O, Sweep sweep, class Body>
-  static void map_stream(const Iteration<I + O>& it, Body body) {
-    const T first = cpu::one_number<T>(it.operand[0]);
+  // use(null pointer of the type that the loops read: bfloat16 where memory holds nothing else, else T)
+  template <class T, int N, class Use>
+  static void with_stored(const Iteration<N>& it, Use use) {
+    if constexpr (std::is_same_v<T, float>)
+      if (cpu::is_stream<BFloat16>(it, 0)) return use(static_cast<BFloat16*>(nullptr));
+    use(static_cast<T*>(nullptr));
+  }
+  // S: what the loops read, T: what they compute in. Fixed: input 0 is one number.
+  template <class T, class S, int I, int O, Sweep sweep, bool Fixed = false, class Body>
+  static void map_of(const Iteration<I + O>& it, Body body) {
+    const T first = Fixed ? cpu::one_number<T>(it.operand[0]) : T(0);
+    constexpr int from = Fixed ? 1 : 0;
     each_chunk<sweep == Sweep::forward ? kFirstFirst : kLastFirst>(
         it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
-          const S* in[I];
-          S* out[O];
-          for (int k = 1; k < I; k++) in[k] = static_cast<const S*>(it.operand[k].data) + begin;
-          for (int k = 0; k < O; k++) out[k] = static_cast<S*>(it.operand[I + k].data) + begin;
-          cpu::map_loop<T, I, O, true>(body, first, in, out, end - begin);
+          cpu::Buffers<S, I + O> buffers(it, from, I);
+          for (int64_t b = begin; b < end; b += cpu::kTile) {
+            int64_t n = std::min(cpu::kTile, end - b);
+            const S* in[I];
+            S* out[O];
+            for (int k = from; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
+            for (int k = 0; k < O; k++) out[k] = cpu::result_tile(it, I + k, b, buffers.at[I + k]);
+            cpu::map_loop<T, I, O, Fixed>(body, first, in, out, n);
+            for (int k = 0; k < O; k++) cpu::write_tile(it, I + k, b, n, out[k], buffers.at[I + k]);
+          }
         });
+  }
+  template <class T, class S, int I, class Body>
+  static double sum_of(const Iteration<I>& it, Body body) {
+    std::vector<double> partial(size_t(chunks(it.numel, cpu::kChunk)));
+    each_chunk<kFirstFirst>(it.numel, cpu::kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+      cpu::Buffers<S, I> buffers(it, 0, I);
+      double total = 0;
+      for (int64_t b = begin; b < end; b += cpu::kTile) {
+        int64_t n = std::min(cpu::kTile, end - b);
+        const S* in[I];
+        for (int k = 0; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);
+        total += double(cpu::sum_loop<T, I>(body, in, n));
+      }
+      partial[size_t(chunk)] = total;
+    });
+    double total = 0;
+    for (double p : partial) total += p;
+    return total;
   }
   static int64_t chunks(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
   static int64_t chunk_of(int64_t cost) { return std::max<int64_t>(1, cpu::kChunk / std::max<int64_t>(1, cost)); }
@@ -253,16 +269,22 @@ struct Cpu {
       in_order<order>(first, last, [&](int64_t c) { each(c, c * chunk, std::min(n, (c + 1) * chunk)); });
     });
   }
-  // each(chunk, begin, n, input, target, third) over tiles of pairs.
+  // each(chunk, begin, n, input, target, third) over tiles of pairs: boxes of T, or of bfloat16 where all are.
   template <class T, Order order, class Each>
   static void each_box_tile(const Boxes& boxes, Each each) {
+    if constexpr (std::is_same_v<T, float>)
+      if (cpu::are_in_place<BFloat16>(boxes)) return each_box_tile_of<T, BFloat16, order>(boxes, each);
+    each_box_tile_of<T, T, order>(boxes, each);
+  }
+  template <class T, class S, Order order, class Each>
+  static void each_box_tile_of(const Boxes& boxes, Each each) {
     T third = cpu::one_number<T>(boxes.it.operand[Boxes::kThird]);
     each_chunk<order>(boxes.it.numel, cpu::kBoxChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
-      alignas(64) T buffers[2][4 * cpu::kBoxTile];
+      alignas(64) S buffers[2][4 * cpu::kBoxTile];
       for (int64_t b = begin; b < end; b += cpu::kBoxTile) {
         int64_t n = std::min(cpu::kBoxTile, end - b);
-        const T* input = cpu::read_boxes(boxes, Boxes::kInput, b, n, buffers[0]);
-        const T* target = cpu::read_boxes(boxes, Boxes::kTarget, b, n, buffers[1]);
+        const S* input = cpu::read_boxes(boxes, Boxes::kInput, b, n, buffers[0]);
+        const S* target = cpu::read_boxes(boxes, Boxes::kTarget, b, n, buffers[1]);
         each(chunk, b, n, input, target, third);
       }
     });

@@ -26,6 +26,7 @@ class GroupWorker {
       if (!direct) buffer_[k].reset(new T[size_t(g_.members * width_)]);
     }
     for (int k = 0; k < F::gradients; k++) out_[k].reset(new T[size_t(across_ ? width_ : g_.members)]);
+    for (int k = 1; k < F::gradients; k++) only_first_ = only_first_ && !operand(G::kGrad + k).data;
     std::fill(a_.label, a_.label + kGroupTile, T(1));
     std::fill(a_.valid, a_.valid + kGroupTile, 1);
     std::fill(a_.index, a_.index + kGroupTile, -1);
@@ -69,8 +70,9 @@ class GroupWorker {
       for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
       get(G::kResult, offset, 0, a_.factor, n);
       for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? T(double(a_.factor[i]) * scale) : T(0);
-      if (across_) return grad_across(n, offset);
-      for (int64_t i = 0; i < n; i++) grad_of_group(i, offset);
+      if (across_) grad_across(n, offset);
+      else if (only_first_) grad_along_members<1>(n, offset);
+      else grad_along_members<F::gradients>(n, offset);
     });
   }
 
@@ -126,17 +128,31 @@ class GroupWorker {
     }
   }
   // Group i of the run: of every tensor, an array along its members.
-  void members_along(const int64_t* offset, int64_t i, const T* (&x)[M]) {
+  template <class S>
+  void members_along(const int64_t* offset, int64_t i, const S* (&x)[M]) {
     for (int k = 0; k < M; k++) {
       const Operand& o = operand(k);
-      x[k] = load(o.dtype, o.data, place(k, offset, i, 0), g_.member_stride[k], buffer_[k].get(), g_.members);
+      S* buffer = nullptr;
+      if constexpr (std::is_same_v<S, T>) buffer = buffer_[k].get();
+      x[k] = load(o.dtype, o.data, place(k, offset, i, 0), g_.member_stride[k], buffer, g_.members);
     }
   }
-
+  // Does memory hold the members of the operands from `first` on side by side, as S? (Those that are not asked for
+  // hold nothing.)
+  template <class S>
+  bool packed(int first, int last) const {
+    for (int k = first; k < last; k++) {
+      const Operand& o = operand(k);
+      if (o.data && (o.dtype != dtype_of_storage<S> || g_.member_stride[k] != 1)) return false;
+    }
+    return true;
+  }
   void find_statistics(int64_t n, const int64_t* offset) {
     for (auto& max : a_.max) std::fill(max, max + n, T(-INFINITY));
     if (across_) return statistics_across(n, offset);
-    for (int64_t i = 0; i < n; i++) statistics_of_group(i, offset);
+    if constexpr (std::is_same_v<T, float>)
+      if (packed<BFloat16>(0, M)) return statistics_along<BFloat16>(n, offset);
+    statistics_along<T>(n, offset);
   }
   void statistics_across(int64_t n, const int64_t* offset) {
     const T* x[M];
@@ -159,23 +175,23 @@ class GroupWorker {
     }
     for (int k = 0; k < F::sums; k++) std::copy(total[k], total[k] + n, a_.sum[k]);
   }
-  void statistics_of_group(int64_t i, const int64_t* offset) {
-    const T* x[M];
-    members_along(offset, i, x);
-    T max[kMostMaxima] = {a_.max[0][i], a_.max[1][i], a_.max[2][i]};
-    if constexpr (F::maxima(Mode) > 0) maxima_along<T, Mode>(f_, x, a_.index[i], max, g_.members);
-    double sum[kMostSums] = {};
-    for (int64_t c = 0; c < g_.members; c += kTile) {
-      const T* part[M];
-      for (int k = 0; k < M; k++) part[k] = x[k] + c;
-      terms_along<T, Mode>(f_, part, a_.index[i] - c, max, sum, std::min(kTile, g_.members - c));
+  template <class S>
+  void statistics_along(int64_t n, const int64_t* offset) {
+    for (int64_t i = 0; i < n; i++) {
+      const S* x[M];
+      members_along(offset, i, x);
+      T max[kMostMaxima] = {a_.max[0][i], a_.max[1][i], a_.max[2][i]};
+      if constexpr (F::maxima(Mode) > 0) maxima_along<T, Mode>(f_, x, a_.index[i], max, g_.members);
+      double sum[kMostSums] = {};
+      for (int64_t c = 0; c < g_.members; c += kTile) {
+        const S* part[M];
+        for (int k = 0; k < M; k++) part[k] = x[k] + c;
+        terms_along<T, Mode>(f_, part, a_.index[i] - c, max, sum, std::min(kTile, g_.members - c));
+      }
+      for (int k = 0; k < F::maxima(Mode); k++) a_.max[k][i] = max[k];
+      for (int k = 0; k < F::sums; k++) a_.sum[k][i] = T(sum[k]);
     }
-    for (int k = 0; k < F::maxima(Mode); k++) a_.max[k][i] = max[k];
-    for (int k = 0; k < F::sums; k++) a_.sum[k][i] = T(sum[k]);
   }
-
-  // Where a gradient goes: straight into memory that holds T in the order of the vectors, else through a buffer.
-  bool is_direct(int k, int64_t step) const { return operand(k).data && operand(k).dtype == dtype_for<T> && step == 1; }
 
   void grad_across(int64_t n, const int64_t* offset) {
     const T* x[M];
@@ -184,7 +200,7 @@ class GroupWorker {
       members_across(offset, c, n, x);
       for (int j = 0; j < F::gradients; j++) {
         int k = G::kGrad + j;
-        bool direct = is_direct(k, stride(k));
+        bool direct = operand(k).data && operand(k).dtype == dtype_for<T> && stride(k) == 1;
         out[j] = direct ? static_cast<T*>(operand(k).data) + place(k, offset, 0, c) : out_[j].get();
       }
       grad_members<T, Mode>(f_, a_, x, out, g_.members, int32_t(c), n);
@@ -192,33 +208,47 @@ class GroupWorker {
         if (out[j] == out_[j].get()) put(G::kGrad + j, offset, c, out[j], n);
     }
   }
-  void grad_of_group(int64_t i, const int64_t* offset) {
-    const T* x[M];
-    T* out[F::gradients];
-    members_along(offset, i, x);
-    for (int j = 0; j < F::gradients; j++) {
+  // The gradients in the first O tensors.
+  template <int O>
+  void grad_along_members(int64_t n, const int64_t* offset) {
+    if (packed<T>(0, M) && packed<T>(G::kGrad, G::kOperands)) return grad_in_memory<T, O>(n, offset);
+    if constexpr (std::is_same_v<T, float>)
+      if (packed<BFloat16>(0, M) && packed<BFloat16>(G::kGrad, G::kOperands))
+        return grad_in_memory<BFloat16, O>(n, offset);
+    for (int64_t i = 0; i < n; i++) {
+      const T* x[M];
+      Packed<const T> from[M];
+      Packed<T> to[O];
+      members_along(offset, i, x);
+      for (int k = 0; k < M; k++) from[k] = {x[k], 0};
+      for (int j = 0; j < O; j++) to[j] = {out_[j].get(), 0};
+      cpu::grad_along<T, Mode, O>(f_, a_, i, 1, from, to, g_.members);
+      for (int j = 0; j < O; j++) {
+        const Operand& o = operand(G::kGrad + j);
+        int64_t at = place(G::kGrad + j, offset, i, 0);
+        if (o.data) store(o.dtype, o.data, at, g_.member_stride[G::kGrad + j], out_[j].get(), g_.members);
+      }
+    }
+  }
+  template <class S, int O>
+  void grad_in_memory(int64_t n, const int64_t* offset) {
+    Packed<const S> from[M];
+    Packed<S> to[O];
+    for (int k = 0; k < M; k++) from[k] = {static_cast<const S*>(operand(k).data) + offset[k], stride(k)};
+    for (int j = 0; j < O; j++) {
       int k = G::kGrad + j;
-      bool direct = is_direct(k, g_.member_stride[k]);
-      out[j] = direct ? static_cast<T*>(operand(k).data) + place(k, offset, i, 0) : out_[j].get();
+      bool wanted = operand(k).data;
+      to[j] = {wanted ? static_cast<S*>(operand(k).data) + offset[k] : reinterpret_cast<S*>(out_[j].get()),
+               wanted ? stride(k) : 0};
     }
-    if (a_.factor[i] == T(0)) {  // ignored, too: it may hold anything
-      for (T* o : out) std::fill(o, o + g_.members, T(0));
-    } else {
-      T c[F::coefficients];
-      for (int k = 0; k < F::coefficients; k++) c[k] = a_.coefficient[k][i];
-      grad_along<T, Mode>(f_, c, a_.factor[i], x, g_.members, a_.index[i], out);
-    }
-    for (int j = 0; j < F::gradients; j++) {
-      const Operand& o = operand(G::kGrad + j);
-      if (o.data && out[j] == out_[j].get())
-        store(o.dtype, o.data, place(G::kGrad + j, offset, i, 0), g_.member_stride[G::kGrad + j], out[j], g_.members);
-    }
+    cpu::grad_along<T, Mode, O>(f_, a_, 0, n, from, to, g_.members);
   }
 
   const F f_;
   const G& g_;
   const int64_t tile_;
   const bool across_;
+  bool only_first_ = true;  // only the first tensor's gradient is asked for
   int64_t width_;
   GroupArrays<T, F> a_;
   std::unique_ptr<T[]> buffer_[M], out_[F::gradients];

@@ -3,10 +3,11 @@
 //
 // A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the
 // vector loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
-#if defined(__SSE2__)
-#include <emmintrin.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
+#include "cpu_lanes.h"
 #include "formula.h"
 #include "tensor.h"
 
@@ -38,26 +39,27 @@ LOSSREG_CLONES void narrow_all(const T* from, S* to, int64_t stride, int64_t n) 
 }
 
 template <class T>
-constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64
-                            : sizeof(T) == 8      ? DType::float64
-                                                  : DType::float32;
+constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64 : dtype_of_storage<T>;
 
-// Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer.
+// Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer. (BFloat16 is no
+// type to compute in: it is read where it lies, see is_stream.)
 template <class T>
 const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* buffer, int64_t n) {
   if (dtype == dtype_for<T> && stride == 1) return static_cast<const T*>(base) + offset;
-  with_storage(dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    widen_all<T, S>(static_cast<const S*>(base) + offset, stride, buffer, n);
-  });
+  if constexpr (std::is_arithmetic_v<T>)
+    with_storage(dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      widen_all<T, S>(static_cast<const S*>(base) + offset, stride, buffer, n);
+    });
   return buffer;
 }
 template <class T>
 void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buffer, int64_t n) {
-  with_floating_storage(dtype, [&](auto* tag) {
-    using S = std::remove_pointer_t<decltype(tag)>;
-    narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
-  });
+  if constexpr (std::is_arithmetic_v<T>)
+    with_floating_storage(dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      narrow_all<T, S>(buffer, static_cast<S*>(base) + offset, stride, n);
+    });
 }
 
 // Walks the elements [begin, begin + n) of operand k in runs along the innermost dimension.
@@ -87,12 +89,12 @@ void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
   }
 }
 
-// Does every operand from `first` on lie in memory as an S, in order? Such loops need no tiles.
+// Do the operands from `first` on lie in memory as S, in order, or are one S? The loops read them there.
 template <class S, int N>
 bool is_stream(const Iteration<N>& it, int first) {
   for (int k = first; k < N; k++) {
     const Operand& o = it.operand[k];
-    if (!o.data || !o.flat || o.dtype != dtype_of_storage<S>) return false;
+    if (o.data && (o.dtype != dtype_of_storage<S> || !(o.flat || o.uniform))) return false;
   }
   return true;
 }
@@ -110,23 +112,45 @@ const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* b
   return buffer;
 }
 
-// A result of so many bytes is out of the caches before anybody reads it; stores past them then save reading first what
-// they overwrite. A smaller one may be wanted right away.
-constexpr int64_t kStreamed = int64_t(64) << 20;
-template <class T>
-void stream_to(T* to, const T* from, int64_t n) {
-#if defined(__SSE2__)
-  if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    int64_t whole = n * int64_t(sizeof(T)) / 16;
-    auto* out = reinterpret_cast<__m128i*>(to);
-    auto* in = reinterpret_cast<const __m128i*>(from);
-    for (int64_t i = 0; i < whole; i++) _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
-    int64_t done = whole * 16 / int64_t(sizeof(T));
-    std::copy(from + done, from + n, to + done);
-    return;
-  }
+// A result of so many bytes drives everything else out of the caches, and itself before anybody reads it: stores past
+// them then save reading first what they overwrite.
+constexpr int64_t kStreamed = int64_t(32) << 20;
+constexpr int64_t kLine = 64;  // bytes
+#if defined(__x86_64__)
+// Lines that begin `step` bytes after each other, into memory. A whole line a store: in four parts it takes half as
+// long again.
+__attribute__((target("avx512f"))) inline void stream_lines_avx512(char* to, const char* from, int64_t step,
+                                                                   int64_t lines) {
+  for (int64_t i = 0; i < lines; i++)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i * kLine), _mm512_loadu_si512(from + i * step));
+}
+inline void stream_lines_sse2(char* to, const char* from, int64_t step, int64_t lines) {
+  for (int64_t i = 0; i < lines; i++)
+    for (int64_t part = 0; part < kLine; part += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i * kLine + part),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * step + part)));
+}
+inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines) {
+  static const bool wide = __builtin_cpu_supports("avx512f");
+  if (wide) stream_lines_avx512(to, from, step, lines);
+  else stream_lines_sse2(to, from, step, lines);
+}
+#else
+inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines) {
+  for (int64_t i = 0; i < lines; i++) std::memcpy(to + i * kLine, from + i * step, kLine);
+}
 #endif
-  std::copy(from, from + n, to);
+// Bytes into memory, past the caches but for those of half a line at the ends; without `from`, zeros.
+inline void stream_bytes(char* to, const char* from, int64_t n) {
+  alignas(kLine) static const char zeros[kLine] = {};
+  auto plainly = [&](int64_t at, int64_t count) {
+    if (from) std::memcpy(to + at, from + at, size_t(count));
+    else std::memset(to + at, 0, size_t(count));
+  };
+  int64_t head = std::min(n, int64_t(-reinterpret_cast<uintptr_t>(to) % kLine)), lines = (n - head) / kLine;
+  plainly(0, head);
+  stream_lines(to + head, from ? from + head : zeros, from ? kLine : 0, lines);
+  plainly(head + lines * kLine, n - head - lines * kLine);
 }
 
 // Where the tile's results go: straight into memory where that holds T in order, else into the buffer.
@@ -147,38 +171,66 @@ void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T
 // S: what memory holds. Fixed: the first input is one number.
 template <class T, int I, int O, bool Fixed = false, class Body, class S>
 LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* out, int64_t n) {
-  const S* x[I];
-  S* y[O];
-  for (int k = 0; k < I; k++) x[k] = in[k];
-  for (int k = 0; k < O; k++) y[k] = out[k];
+  using L = Lane<S>;
+  const Word<S>* x[I];
+  Word<S>* y[O];
+  for (int k = Fixed ? 1 : 0; k < I; k++) x[k] = words(in[k]);
+  for (int k = 0; k < O; k++) y[k] = words(out[k]);
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T a[I], b[O];
+  for (int64_t i = 0; i < n / L::width; i++) {
+    T b[O][L::width];
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) {
+      T a[I], c[O];
+      if constexpr (Fixed) a[0] = first;
+      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
+      body(a, c);
+      for (int k = 0; k < O; k++) b[k][l] = c[k];
+    }
+    for (int k = 0; k < O; k++) y[k][i] = L::of(b[k]);
+  }
+  if (n % L::width) {
+    T a[I], c[O];
     if constexpr (Fixed) a[0] = first;
-    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(x[k][i]);
-    body(a, b);
-    for (int k = 0; k < O; k++) y[k][i] = Narrow<S>::from(b[k]);
+    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
+    body(a, c);
+    for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
   }
 }
-template <class T, int I, class Body>
-LOSSREG_CLONES T sum_loop(Body body, const T* const* in, int64_t n) {
-  const T* x[I];
-  for (int k = 0; k < I; k++) x[k] = in[k];
+template <class T, int I, class Body, class S>
+LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* x[I];
+  for (int k = 0; k < I; k++) x[k] = words(in[k]);
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) {
+  for (int64_t i = 0; i < n / L::width; i++) {
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) {
+      T a[I], b[1];
+      for (int k = 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
+      body(a, b);
+      sum += b[0];
+    }
+  }
+  if (n % L::width) {
     T a[I], b[1];
-    for (int k = 0; k < I; k++) a[k] = x[k][i];
+    for (int k = 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
     body(a, b);
     sum += b[0];
   }
   return sum;
 }
-template <class T, class Body>
-LOSSREG_CLONES bool domain_loop(Body body, const T* x, int64_t n) {
-  int outside = 0;
+template <class T, class Body, class S>
+LOSSREG_CLONES bool domain_loop(Body body, const S* x, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* word = words(x);
+  int outside = n % L::width ? int(!body.in_domain(widen<T>(x[n - 1]))) : 0;
 #pragma omp simd reduction(| : outside)
-  for (int64_t i = 0; i < n; i++) outside |= int(!body.in_domain(x[i]));
+  for (int64_t i = 0; i < n / L::width; i++) {
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) outside |= int(!body.in_domain(L::template get<T>(word[i], l)));
+  }
   return outside == 0;
 }
 
@@ -227,15 +279,15 @@ LOSSREG_CLONES void total_loop(Body body, int64_t begin, int64_t end, double (&s
 }
 
 // A tile of each operand. Those of one element are filled here, for all tiles that follow.
-template <class T, int N>
+template <class S, int N>
 struct Buffers {
-  alignas(64) T at[N][kTile];
+  alignas(64) S at[N][kTile];
   template <int M>
-  Buffers(const Iteration<M>& it, int inputs) {
-    for (int k = 0; k < inputs; k++) {
+  Buffers(const Iteration<M>& it, int first, int last) {
+    for (int k = first; k < last; k++) {
       const Operand& o = it.operand[k];
       if (!o.uniform) continue;
-      T value = T(1);
+      S value = Narrow<S>::from(1.f);
       if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
       std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
     }

@@ -130,7 +130,7 @@ struct GroupCall {
     for (int64_t s : group_shape) groups *= s;
   }
 
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
   [[noreturn]] void mismatch(int k, const char* relation) const {
     fail(F::name, name(k), relation, name(0), ", got ", shape_text(shape_of(tensors[0])), " and ",
          shape_text(shape_of(tensors[k])));

@@ -58,7 +58,7 @@ struct PointwiseCall {
       dtypes[k] = DType::float32;
       if (optional(k) && !tensors[k]) continue;
       aligned[k] = shape_of(required(F::name, F::args, k, tensors[k]));
-      dtypes[k] = dtype_of(F::name, argument_name(F::args, k), *tensors[k], k == 0);
+      dtypes[k] = dtype_of(F::name, ArgumentName{F::args, k}, *tensors[k], k == 0);
       expect_one_device(F::name, *tensors[0], *tensors[k]);
       promotion.add(dtypes[k], int64_t(aligned[k].size()));
     }
@@ -66,7 +66,7 @@ struct PointwiseCall {
     fit();
   }
 
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
   static bool optional(int k) { return is_optional(F::args, k); }
 
   void fit() {

@@ -42,8 +42,8 @@ struct RowCall {
       : input(required(F::name, F::args, 0, inputs[0])), target(required(F::name, F::args, 1, inputs[1])) {
     if constexpr (F::has_bias) weight = required(F::name, F::args, 2, inputs[2]);
     else if constexpr (F::inputs > 2) weight = inputs[2];
-    input_dtype = dtype_of(F::name, argument_name(F::args, 0), input, true);
-    target_dtype = dtype_of(F::name, argument_name(F::args, 1), target, false);
+    input_dtype = dtype_of(F::name, ArgumentName{F::args, 0}, input, true);
+    target_dtype = dtype_of(F::name, ArgumentName{F::args, 1}, target, false);
     Promotion promotion;
     promotion.add(input_dtype, input.dim());
     promotion.add(target_dtype, target.dim());
@@ -69,7 +69,7 @@ struct RowCall {
     }
   }
 
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
 
   void check_target() {
     probabilities = F::probabilities && is_floating(target_dtype);

@@ -34,15 +34,20 @@ inline std::string_view tensor_argument(const char* args, int n) {
 inline bool is_optional(const char* args, int n) {
   return tensor_argument(args, n)[sizeof("Tensor") - 1] == '?';
 }
-inline std::string argument_name(const char* args, int n) {
-  std::string_view text = tensor_argument(args, n);
+// Its name, which is only looked up for a message.
+struct ArgumentName {
+  const char* args;
+  int n;
+};
+inline std::ostream& operator<<(std::ostream& out, ArgumentName name) {
+  std::string_view text = tensor_argument(name.args, name.n);
   text.remove_prefix(text.find(' ') + 1);
-  return std::string(text.substr(0, text.find('=')));
+  return out << text.substr(0, text.find('='));
 }
 
 // The n-th tensor argument, there.
 inline const Tensor& required(const char* op, const char* args, int n, const std::optional<Tensor>& t) {
-  if (!t || !t->defined()) fail(op, argument_name(args, n), " to be a tensor, got None");
+  if (!t || !t->defined()) fail(op, ArgumentName{args, n}, " to be a tensor, got None");
   return *t;
 }
 
@@ -89,7 +94,8 @@ inline std::optional<DType> known_dtype(ScalarType s) {
 constexpr auto kFloating = "of dtype float64, float32, bfloat16 or float16";
 constexpr auto kReal = "of a real dtype";
 
-inline DType dtype_of(const char* op, const std::string& argument, const Tensor& t, bool floating) {
+template <class Name>
+DType dtype_of(const char* op, const Name& argument, const Tensor& t, bool floating) {
   std::optional<DType> d = known_dtype(t.scalar_type());
   if (!d || (floating && !is_floating(*d)))
     fail(op, argument, " ", floating ? kFloating : kReal, ", got ", d ? name_of(*d) : dtype_text(t.scalar_type()));
@@ -152,12 +158,31 @@ std::array<Tensor, Returns> call_aten(const char* name, const char* overload, co
   return results;
 }
 
-// The same memory, and no part of an autograd graph: what ATen does to it is not recorded, whoever called the kernel.
+// The same memory from element `offset` of t on, and no part of an autograd graph: what ATen does to it is not
+// recorded, whoever called the kernel. Not through the dispatcher by name: a small call would feel that.
+inline Tensor strided(const Tensor& t, const Shape& shape, const Shape& strides, int64_t offset = 0) {
+  AtenTensorHandle result;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), int64_t(shape.size()), shape.data(), strides.data(), offset, &result));
+  return Tensor(result);
+}
+inline Shape strides_of(const Tensor& t) {
+  auto s = t.strides();
+  return Shape(s.begin(), s.end());
+}
 inline Tensor detached(const Tensor& t) {
-  return call_aten("aten::detach", "", t)[0];
+  return strided(t, shape_of(t), strides_of(t));
+}
+inline Tensor narrow(const Tensor& t, int64_t dim, int64_t start, int64_t count) {
+  Shape shape = shape_of(t);
+  shape[dim] = count;
+  return strided(t, shape, strides_of(t), start * t.strides()[dim]);
+}
+inline Tensor transposed(const Tensor& t) {
+  return strided(t, {t.size(1), t.size(0)}, {t.strides()[1], t.strides()[0]});
 }
 
-// Uninitialised, of these strides, where `like` is. Not through the dispatcher by name: a small call would feel that.
+// Uninitialised, of these strides, where `like` is.
 inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape& strides, DType dtype) {
   using torch::stable::detail::from, torch::stable::detail::to;
   int32_t device, code = to<int32_t>(from(scalar_type(dtype)));
@@ -179,8 +204,7 @@ inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
 // Of the same strides where they are dense.
 inline Tensor empty_like(const Tensor& like, DType dtype) {
   if (like.is_contiguous()) {
-    auto strides = like.strides();
-    return empty_strided(like, shape_of(like), Shape(strides.begin(), strides.end()), dtype);
+    return empty_strided(like, shape_of(like), strides_of(like), dtype);
   }
   auto none = std::nullopt;
   return call_aten("aten::empty_like", "", like, std::optional(scalar_type(dtype)), none, none, none, none)[0];

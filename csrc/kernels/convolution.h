@@ -62,7 +62,7 @@ inline Tensor sum_over(const Tensor& t, const Shape& dims, DType dtype) {
   return call_aten("aten::sum", "dim_IntList", t, std::optional(dims), true, std::optional(scalar_type(dtype)))[0];
 }
 inline Tensor channels(Tensor t, int64_t start, int64_t count) {
-  return torch::stable::narrow(t, 1, start, count);
+  return narrow(t, 1, start, count);
 }
 inline void copy(Tensor to, const Tensor& from) {
   torch::stable::copy_(to, from);
@@ -86,7 +86,7 @@ struct Checked {
       fail(F::name, "input of shape (C, H, W) or (N, C, H, W), got ", shape_text(shape));
     input = batched(input, 4);
   }
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
 
   // A required operand, of the input's device and dtype.
   Tensor operand(const Inputs& tensors, int k) const {
@@ -168,6 +168,7 @@ struct CoordConv2d {
       "int groups=1";
   static constexpr int inputs = 3, gradients = 3;
   static constexpr bool keeps_state = false;
+  static constexpr int64_t kFewElements = 1 << 14;
   convolution::Options options;
 
   static CoordConv2d make(Shape stride, Shape padding, Shape dilation, int64_t groups) {
@@ -188,7 +189,10 @@ struct CoordConv2d {
       return torch::stable::to(convolution::channels(weight, 0, 2), scalar_type(wide()));
     }
     Tensor weight_of_input() const { return convolution::channels(weight, 2, input.size(1)); }
-    // Groups mix coordinates and channels.
+    // Groups mix coordinates and channels; for few elements one convolution is faster than two.
+    bool joined(const convolution::Options& o) const {
+      return o.groups > 1 || (dtype == wide() && input.numel() <= kFewElements);
+    }
     template <class Backend>
     Tensor with_coordinates() const {
       using namespace convolution;
@@ -196,7 +200,7 @@ struct CoordConv2d {
       full[1] += 2;
       Tensor t = new_empty(input, full, dtype);
       Shape planes = {full[0], 2, full[2], full[3]};
-      copy(channels(t, 0, 2), call_aten("aten::expand", "", coordinates<Backend>(input, dtype), planes, false)[0]);
+      copy(channels(t, 0, 2), strided(coordinates<Backend>(input, dtype), planes, {0, full[2] * full[3], full[3], 1}));
       copy(channels(t, 2, input.size(1)), input);
       return t;
     }
@@ -208,7 +212,7 @@ struct CoordConv2d {
     Call call(options, tensors);
     typename Backend::Guard guard(call.input);
     Tensor result = call.new_result(), rows = batched(result, 4);
-    if (options.groups > 1) {
+    if (call.joined(options)) {
       copy(rows, convolve(call.with_coordinates<Backend>(), call.weight, call.bias, options, options.groups));
       return result;
     }
@@ -241,7 +245,7 @@ struct CoordConv2d {
     if (in_weight || in_bias) of_batch = sum_over(grad, {0}, call.wide());
     if (in_bias) copy(*in_bias, torch::stable::reshape(sum_over(of_batch, {0, 2, 3}, call.wide()), shape_of(*in_bias)));
     if (!in_input && !in_weight) return results;
-    if (options.groups > 1) {
+    if (call.joined(options)) {
       auto g = convolve_backward(grad, call.with_coordinates<Backend>(), call.weight, options, options.groups,
                                  {mask[0], mask[1], false});
       if (in_input) copy(batched(*in_input, 4), channels(g[0], 2, planes));
@@ -335,16 +339,16 @@ struct DynamicConv2d {
     Tensor of_kernels, of_bias;
     if (in_kernels) of_kernels = torch::stable::reshape(g[1], {call.samples, -1});
     if (in_bias) of_bias = torch::stable::reshape(g[2], {call.samples, -1});
-    Tensor by_kernel = torch::stable::transpose(call.attention, 0, 1);
+    Tensor by_kernel = transposed(call.attention);
     auto put = [&, next = results.data()](const Tensor& t) mutable {
       copy(*next, torch::stable::reshape(t, shape_of(*next)));
       next++;
     };
     if (mask[0]) put(g[0]);
     if (mask[1]) {
-      Tensor t = torch::stable::matmul(of_kernels, torch::stable::transpose(call.weight, 0, 1));
+      Tensor t = torch::stable::matmul(of_kernels, transposed(call.weight));
       if (in_bias) {
-        Tensor more = torch::stable::matmul(of_bias, torch::stable::transpose(*call.bias, 0, 1));
+        Tensor more = torch::stable::matmul(of_bias, transposed(*call.bias));
         map_tensors<Backend, Add>(name, call.dtype, {t, more}, t);
       }
       put(t);

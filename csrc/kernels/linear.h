@@ -41,11 +41,8 @@ inline void product(Tensor out, const Tensor& a, const Tensor& b) {
   else torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
 }
 
-inline Tensor rows_of(Tensor t, int64_t first, int64_t count) {
-  return torch::stable::narrow(t, 0, first, count);
-}
-inline Tensor transposed(const Tensor& t) {
-  return torch::stable::transpose(t, 0, 1);
+inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
+  return narrow(t, 0, first, count);
 }
 inline Tensor ones(const Tensor& like, const Shape& shape, DType dtype) {
   return torch::stable::fill_(new_empty(like, shape, dtype), 1.0);
@@ -122,7 +119,7 @@ struct Call {
     // the row kernels' own checks, on scores that take no memory
     Shape of_scores = shape;
     of_scores.back() = classes;
-    Tensor scores = call_aten("aten::expand", "", new_empty(input, {}, dtype), of_scores, false)[0];
+    Tensor scores = strided(new_empty(input, {}, dtype), of_scores, Shape(of_scores.size()));
     RowCall<ScoreLoss> checked({scores, target, weight});
     probabilities = checked.probabilities;
     result = checked.result;
@@ -132,7 +129,7 @@ struct Call {
     target = torch::stable::reshape(target, probabilities ? Shape{rows, classes} : Shape{rows});
   }
 
-  std::string name(int k) const { return argument_name(F::args, k); }
+  ArgumentName name(int k) const { return {F::args, k}; }
   void check_operand(int k, const Tensor& t) const {
     expect_one_device(F::name, input, t);
     DType got = dtype_of(F::name, name(k), t, false);
@@ -160,7 +157,7 @@ struct GradientSums {
       if (mask[k]) end += shape[k][0] * shape[k][1];
     }
   }
-  Tensor part(int k) const { return torch::stable::view(rows_of(flat, start[k], shape[k][0] * shape[k][1]), shape[k]); }
+  Tensor part(int k) const { return strided(flat, shape[k], {shape[k][1], 1}, start[k]); }
 };
 
 // The rows [first, first + count): their losses, and the state of the row kernels, whose last entry is the normaliser.
@@ -223,7 +220,7 @@ class Pass {
   }
   // The gradients in class probabilities and in weight, those that are asked for.
   std::vector<Tensor> backpropagate_shares(const Chunk& c, const Tensor& grad_loss, bool target, bool weight) const {
-    Tensor of_rows = call_aten("aten::expand", "", grad_loss, Shape{c.count}, false)[0];
+    Tensor of_rows = grad_loss.numel() == 1 ? strided(grad_loss, {c.count}, {0}) : grad_loss;
     return RowKernel<ScoreLoss, Backend>::grad(row_loss_, of_rows, c.state, {c.scores, c.target, call_.weight},
                                                Reduction::none, {false, target, weight});
   }

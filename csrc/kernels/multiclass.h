@@ -597,7 +597,7 @@ struct MultilabelSoftMarginLoss {
       for (int k = 0; k < 3; k++) {
         if (k == 2 && !tensors[k]) continue;
         const Tensor& t = required(name, args, k, tensors[k]);
-        dtypes[k] = dtype_of(name, argument_name(args, k), t, k == 0);
+        dtypes[k] = dtype_of(name, ArgumentName{args, k}, t, k == 0);
         expect_one_device(name, *tensors[0], t);
         promotion.add(dtypes[k], t.dim());
         if (k == 0) {
@@ -609,7 +609,7 @@ struct MultilabelSoftMarginLoss {
         }
         auto joined = broadcast(shape, shape_of(t));
         if (!joined)
-          fail(name, argument_name(args, k), " that broadcasts with input, got ", shape_text(shape_of(*tensors[0])),
+          fail(name, ArgumentName{args, k}, " that broadcasts with input, got ", shape_text(shape_of(*tensors[0])),
                " and ", shape_text(shape_of(t)));
         shape = *joined;
       }
@@ -682,7 +682,7 @@ struct MultilabelSoftMarginLoss {
       if (!mask[k]) continue;
       const Tensor& t = required(name, args, k, call.tensors[k]);
       if (!is_floating(call.dtypes[k]))
-        fail(name, argument_name(args, k), " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+        fail(name, ArgumentName{args, k}, " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
       // that of an operand which was expanded is summed, in a wide type
       DType wide = call.result == DType::float64 ? DType::float64 : DType::float32;
       bool same = shape_of(t) == call.shape;
