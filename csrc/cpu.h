@@ -223,11 +223,13 @@ struct Cpu {
   static void map_of(const Iteration<I + O>& it, Body body) {
     const T first = Fixed ? cpu::one_number<T>(it.operand[0]) : T(0);
     constexpr int from = Fixed ? 1 : 0;
+    // what lies in memory as the loops read it needs no tiles
+    const int64_t tile = cpu::is_unbroken<S>(it, from) ? cpu::kChunk : cpu::kTile;
     each_chunk<sweep == Sweep::forward ? kFirstFirst : kLastFirst>(
         it.numel, cpu::kChunk, [&](int64_t, int64_t begin, int64_t end) {
           cpu::Buffers<S, I + O> buffers(it, from, I);
-          for (int64_t b = begin; b < end; b += cpu::kTile) {
-            int64_t n = std::min(cpu::kTile, end - b);
+          for (int64_t b = begin; b < end; b += tile) {
+            int64_t n = std::min(tile, end - b);
             const S* in[I];
             S* out[O];
             for (int k = from; k < I; k++) in[k] = cpu::read_tile(it, k, b, n, buffers.at[k]);

@@ -99,6 +99,15 @@ bool is_stream(const Iteration<N>& it, int first) {
   return true;
 }
 
+template <class S, int N>
+bool is_unbroken(const Iteration<N>& it, int first) {
+  for (int k = first; k < N; k++) {
+    const Operand& o = it.operand[k];
+    if (!o.data || !o.flat || o.uniform || o.dtype != dtype_of_storage<S>) return false;
+  }
+  return true;
+}
+
 // The tile [begin, begin + n) of operand k.
 template <class T, int N>
 const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
