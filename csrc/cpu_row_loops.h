@@ -256,12 +256,15 @@ LOSSREG_CLONES T max_of(const F& f, T max, const S* x, const T* w, int64_t n) {
   const Word<S>* at = words(x);
 #pragma omp simd reduction(max : max)
   for (int64_t i = 0; i < n / L::width; i++) {
+    T top[L::width];
 #pragma GCC unroll 2
     for (int l = 0; l < L::width; l++) {
-      T z = g.logit(L::template get<T>(at[i], l));
-      if constexpr (F::has_bias) z += w[i * L::width + l];
-      max = z > max ? z : max;
+      top[l] = g.logit(L::template get<T>(at[i], l));
+      if constexpr (F::has_bias) top[l] += w[i * L::width + l];
     }
+    // those of a word first: the running maximum waits for one comparison
+    const T z = top[0] > top[L::width - 1] ? top[0] : top[L::width - 1];
+    max = z > max ? z : max;
   }
   if (n % L::width) {
     T z = g.logit(widen<T>(x[n - 1]));
