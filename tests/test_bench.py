@@ -405,6 +405,18 @@ def test_targets_that_are_missed_name_ratio_and_floor():
     assert written.count("| MISSED |") == 12
 
 
+def test_bfloat16_misses_say_what_the_arithmetic_takes():
+    def at(size, shape, milliseconds, **other):
+        seconds = {"ours": milliseconds * 1e-3, "eager": 1.0, "floor": 1e-3}
+        return row("mish", {"ours/floor": 1.5}, size=size, shape=shape, seconds=seconds, **other)
+
+    # an element takes (2.1 - 0.1) ms / 1000 = 2 µs at the usual size, and 2.5 µs at the large one
+    rows = [at("small", [10, 10], 0.1), at("usual", [1100], 2.1), at("large", [4000], 10.0)]
+    found = targets(report_of(*rows, at("large", [4000], 9.0, dtype="bfloat16")))
+    (miss,) = next(t.misses for t in found if "bfloat16" in t.goal)
+    assert miss == "mish 4000: 1.11, 1.50 × the copy floor, float32 in cache takes 0.80 of its time"
+
+
 def test_noise_is_no_miss_and_nothing_measured_is_neither():
     assert [t.met for t in targets(report_of())] == [None] * 12
     noisy = row("mish", {"eager/ours": 0.9, "inductor/ours": 0.99})

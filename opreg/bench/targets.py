@@ -3,6 +3,7 @@
 A ratio counts as a miss beyond noise only: by more than two standard errors of the two medians, 2 % at least.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,22 @@ def near_floor(rows: Sequence[Row], names: Sequence[str], most: float, what: str
     )
 
 
+def in_cache(report: Mapping[str, Any], row: Row) -> float | None:
+    """How much of a large case's time its arithmetic takes: what an element costs at the usual size, which fits into
+    cache, beyond what a call costs at the small one. From 2/3 on half of the bytes can't make it 1.5 times as fast."""
+    by_size = {
+        size: [r for r in rows_of(report, size, row["dtype"], row["pass"]) if r["op"] == row["op"]]
+        for size in ("small", "usual", "large")
+    }
+    if len({len(rows) for rows in by_size.values()}) != 1:
+        return None
+    small, usual, large = next(group for group in zip(*by_size.values(), strict=True) if group[2] is row)
+    (few, quick), (many, slow), (most, whole) = (
+        (math.prod(r["shape"]), float(r["seconds"]["ours"])) for r in (small, usual, large)
+    )
+    return (slow - quick) / (many - few) * most / whole if many > few else None
+
+
 def half_precision(report: Mapping[str, Any]) -> Target:
     wide = {name_of(r): r for r in rows_of(report, "large", "float32")}
     pairs = []
@@ -100,16 +117,20 @@ def half_precision(report: Mapping[str, Any]) -> Target:
         of = wide.get(name_of(r))
         if of is not None and of["ratios"].get("ours/floor", 9) <= MEMORY_BOUND:
             ratio = of["seconds"]["ours"] / r["seconds"]["ours"]
-            pairs.append(
-                {**r, "ratio": ratio, "margin": noise([r["spread"]["ours"], of["spread"]["ours"]], r["rounds"])}
-            )
+            margin_of_both = noise([r["spread"]["ours"], of["spread"]["ours"]], r["rounds"])
+            pairs.append({**r, "ratio": ratio, "margin": margin_of_both, "in_cache": in_cache(report, of)})
+
+    def text(r: Row) -> str:
+        part = r["in_cache"]
+        return floor_text(r) + ("" if part is None else f", float32 in cache takes {part:.2f} of its time")
+
     return each(
         f"large, forward+backward: bfloat16 at least 1.5 times as fast as our float32, where that is within "
         f"{MEMORY_BOUND:g} of the copy floor",
         pairs,
         lambda r: float(r["ratio"]),
         lambda r: bool(r["ratio"] * (1 + r["margin"]) < 1.5),
-        floor_text,
+        text,
         largest=False,
     )
 
