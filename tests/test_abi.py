@@ -16,7 +16,7 @@ HEADERS = Path(torch.__file__).parent / "include/torch/csrc"
 
 # A symbol with a version is of the system; without one it is of torch's C interface, of the C++ runtime that torch
 # brings along (libtorch_cpu.so has the newer parts of libstdc++ in it), or a mark of the toolchain. Compiled models ask
-# for aoti_torch__reinterpret_tensor, two lines and all, in every version.
+# for aoti_torch__reinterpret_tensor, two underscores included, in every version.
 SYSTEM = re.compile(r"GLIBC_\d|GLIBCXX_3\.4|CXXABI_1\.3|GCC_\d")
 TORCH = re.compile(r"(aoti_torch|torch)__?[a-z]\w*")
 RUNTIME = re.compile(r"_Z(N?K?)(S[absiod]?t?|T[ISV]|n|d)")
