@@ -13,7 +13,6 @@ ROWS = [
     "cross_entropy", "nll_loss", "softmax_focal_loss", "ohem_cross_entropy", "multi_margin_loss",
     "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "pc_softmax_cross_entropy",
 ]  # fmt: skip
-VECTORS = ["triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss"]
 BOXES = ["iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "siou_loss"]
 
 

@@ -268,3 +268,14 @@ def test_gradient_too_large_for_the_caches(size):
     (want,) = torch.autograd.grad(F.nll_loss(x, target), x)
     assert grad.nbytes >= 64 << 20
     torch.testing.assert_close(grad, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 19, 1001, 1003), (601, 32_003)], ids=str)
+def test_a_large_gradient_of_nll_loss_is_zero_but_at_the_targets(dtype, shape):
+    """Beyond 32 MiB it goes past the caches by whole lines; at these sizes most runs begin and end inside of one."""
+    x = torch.zeros(shape, dtype=dtype, device=DEVICE, requires_grad=True)
+    t = torch.randint(0, shape[1], (shape[0], *shape[2:]), device=DEVICE)
+    grad = torch.autograd.grad(torch.ops.lossreg.nll_loss(x, t, reduction="sum"), x)[0]
+    assert grad.numel() * grad.element_size() >= 2**25
+    assert torch.equal(grad, torch.zeros_like(grad).scatter_(1, t.unsqueeze(1), -1.0))
