@@ -5,8 +5,17 @@
 #include "register.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lossreg, m) {
-  lossreg::define(m, lossreg::Ops{});
+  lossreg::enter([&] { lossreg::define(m, lossreg::Ops{}); });
 }
 STABLE_TORCH_LIBRARY_IMPL(lossreg, CPU, m) {
-  lossreg::implement<lossreg::Cpu>(m, lossreg::Ops{});
+  lossreg::enter([&] { lossreg::implement<lossreg::Cpu>(m, lossreg::Ops{}); });
+}
+
+// The same kernels under a second name, to which Python attaches nothing: what Inductor's code calls, autograd and
+// autocast being done by then. A thread that runs a deployed package never waits for Python's interpreter there.
+STABLE_TORCH_LIBRARY_FRAGMENT(lossreg_kernels, m) {
+  lossreg::enter([&] { lossreg::define(m, lossreg::Ops{}); });
+}
+STABLE_TORCH_LIBRARY_IMPL(lossreg_kernels, CPU, m) {
+  lossreg::enter([&] { lossreg::implement<lossreg::Cpu>(m, lossreg::Ops{}); });
 }

@@ -3,6 +3,7 @@
 #include "boxwise.h"
 #include "groupwise.h"
 #include "pointwise.h"
+#include "registration.h"
 #include "rowwise.h"
 #include "written.h"
 
@@ -171,7 +172,7 @@ struct SkeletonOf<WrittenOps<F...>> {
 
 template <class F, class Library>
 void define(Library& m, bool loss, bool keeps_state) {
-  std::string name = F::name, args = F::args, separator = ", *, ";
+  std::string name = entering() = F::name, args = F::args, separator = ", *, ";
   std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] output_mask";
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
@@ -190,7 +191,7 @@ void define(Library& m, List<F...>) {
 }
 template <class Library, class... F>
 void define(Library& m, OwnSchemaOps<F...>) {
-  (m.def(F::schema), ...);
+  ((entering() = F::name, m.def(F::schema)), ...);
 }
 template <class Library, class... Lists>
 void define(Library& m, Family<Lists...>) {

@@ -79,8 +79,9 @@ def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Seq
     return grads
 
 
-def register_fakes(name: str, rule: Rule, *, state: State | None = None) -> None:
-    """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``."""
+def register_fakes(name: str, rule: Rule, lib: torch.library.Library, *, state: State | None = None) -> None:
+    """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``, as long as ``lib``
+    lives."""
     namespace, short = name.split("::")
 
     def bound_to(suffix: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def register_fakes(name: str, rule: Rule, *, state: State | None = None) -> None
         full = rule.elements(short, operands) if hasattr(rule, "elements") else None
         return backward_fake(bound, full, inputs)
 
-    torch.library.register_fake(name, value)
-    torch.library.register_fake(name + "_backward", backward)
+    torch.library.register_fake(name, value, lib=lib)
+    torch.library.register_fake(name + "_backward", backward, lib=lib)
     if state is not None:
-        torch.library.register_fake(name + "_forward", forward)
+        torch.library.register_fake(name + "_forward", forward, lib=lib)

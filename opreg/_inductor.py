@@ -1,8 +1,15 @@
-"""Inductor: an op that is declared inline is replaced by its reference when Inductor compiles."""
+"""Inductor: what stands in an op's place in compiled code, and in the keys of the caches on disk.
+
+An op that is declared inline is replaced by its reference, so that it fuses with its neighbours. The others are called
+under their second name, ``torch.ops.lossreg_kernels.NAME``, to which no Python is attached: the gradient and autocast
+are in the graph by then, the call is shorter, and a deployed package's thread never waits for the interpreter.
+"""
 
 import hashlib
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,30 +18,106 @@ from torch import Tensor
 
 from . import _private
 from ._autograd import reference_backward
-from ._library import library_path
+from ._fingerprint import fingerprint
+from ._imports import when_imported
+from ._library import library_paths
+from .meta import register_fakes
 from .meta.schema import bind
 
 if TYPE_CHECKING:
     from .registry import Op
 
 
+# What an op contributes to compiled code: a change of it changes the keys of the caches.
+_CONTRIBUTED = (
+    "qualname", "reference", "shape", "indices", "state", "constants", "detached", "lowered", "inline", "schema",
+    "kernels", "backward_kernels",
+)  # fmt: skip
+_digest = hashlib.sha1(usedforsecurity=False)
+_INDUCTOR_TABLE = "torch._inductor.decomposition"
+
+
 def tell_caches() -> None:
-    """Makes this text of opreg part of the key of whatever torch.compile keeps on disk.
+    """Makes this text of opreg, and the library that it loads, part of the key of whatever torch.compile keeps on disk.
 
     A cached graph holds what opreg put into it: inlined formulas, autograd, rewrites.
     """
-    digest = hashlib.sha256(str(library_path().stat().st_size).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    _private.add_to_cache_keys(f"opreg {digest.hexdigest()[:16]}")
+        _digest.update(path.read_bytes())
+    for library in library_paths():
+        _add_file(library)
+    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
 
 
-def inline(op: "Op") -> None:
+def tell_caches_of(op: "Op") -> None:
+    """The same of an op that is declared outside of opreg."""
+    _digest.update(fingerprint([getattr(op, name) for name in _CONTRIBUTED]).encode())
+    if op.kernels is None:  # its kernels come from a library of its own, which one is not known
+        for library in sorted(torch.ops.loaded_libraries - {str(path) for path in library_paths()}):
+            _add_file(library)
+    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
+
+
+def _add_file(path: str | os.PathLike[str]) -> None:
+    _digest.update(Path(path).read_bytes())
+
+
+# The ops in the order of their registration.
+_attached: dict[str, "Op"] = {}
+# The fakes of the kernels' own names live as long as these.
+_libraries: dict[str, torch.library.Library] = {}
+
+
+def attach(op: "Op") -> None:
+    """Tells Inductor, now or as soon as somebody imports it, what to compile in the op's place."""
+    if op.inline or (not op.mutated and _private.has_op(kernels_name(op))):
+        _attached[op.qualname] = op
+        if _INDUCTOR_TABLE in sys.modules:
+            _decompose(op)
+
+
+def withdraw(op: "Op") -> None:
+    """Undoes ``attach``, and throws away what was compiled with the op."""
+    if _attached.pop(op.qualname, None) is not None and _INDUCTOR_TABLE in sys.modules:
+        for overload in op.overloads:
+            sys.modules[_INDUCTOR_TABLE].decompositions.pop(overload, None)
+        if lib := _libraries.pop(op.qualname, None):
+            _private.destroy_library(lib)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def kernels_name(op: "Op") -> str:
+    """The name under which the op's kernels stand alone, without autograd."""
+    namespace, short = op.qualname.split("::")
+    return f"{namespace}_kernels::{short}"
+
+
+def _decompose(op: "Op") -> None:
+    (_inline if op.inline else _call_kernels)(op)
+
+
+def _decompose_all() -> None:
+    for op in _attached.values():
+        _decompose(op)
+
+
+when_imported(_INDUCTOR_TABLE, _decompose_all)
+
+
+def _call_kernels(op: "Op") -> None:
+    from torch._inductor.decomposition import decompositions
+
+    namespace = f"{op.qualname.split('::')[0]}_kernels"
+    _libraries[op.qualname] = torch.library.Library(namespace, "IMPL")
+    register_fakes(kernels_name(op), op.shape, _libraries[op.qualname], state=op.state)
+    for overload in op.overloads:
+        decompositions[overload] = getattr(getattr(torch.ops, namespace), overload._schema.name.split("::")[1]).default
+
+
+def _inline(op: "Op") -> None:
     """Registers the reference and its gradient as Inductor's decompositions. For pointwise ops."""
-    from torch._inductor.decomposition import register_decomposition
-
-    def value(*args: Any, **kwargs: Any) -> Any:
-        return op.call_reference(*args, **kwargs)
+    from torch._inductor.decomposition import decompositions
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         bound = bind(op.backward, args, kwargs)
@@ -43,11 +126,12 @@ def inline(op: "Op") -> None:
         kinds = tuple((n, t.dtype, t.device) for n, t in tensors.items())
         return gradient_graph(op, kinds, options)(*tensors.values())
 
-    register_decomposition([op.value])(value)
-    register_decomposition([op.backward])(backward)
+    decompositions[op.value] = op.call_reference
+    decompositions[op.backward] = backward
 
 
-@cache
+# Bounded, because a schedule may give an option another value at each compilation.
+@lru_cache(maxsize=128)
 def gradient_graph(op: "Op", kinds: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """The reference's gradient as a graph of ATen calls, which Inductor can trace through as it could not through
     autograd itself. Traced on two elements: a pointwise graph holds no shape.

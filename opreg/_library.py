@@ -1,5 +1,6 @@
 """Finds and loads the shared library that holds every schema and kernel."""
 
+import ctypes
 import os
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,8 @@ _NAME = "liblossreg.so"
 def library_path() -> Path:
     """The shared library: what a Python-free process gives to ``dlopen`` before it loads a package.
 
-    The environment variable ``OPREG_LIBRARY`` names another build of it.
+    The environment variable ``OPREG_LIBRARY`` names another build of it. Like ``LD_PRELOAD``, it makes this process run
+    whatever code the file holds: set it to files that you trust.
     """
     if chosen := os.environ.get("OPREG_LIBRARY"):
         return Path(chosen.split(os.pathsep)[0])
@@ -29,10 +31,20 @@ def library_path() -> Path:
     raise FileNotFoundError(f"opreg: expected {_NAME} beside {__file__} or in the installed package, found neither")
 
 
+def library_paths() -> list[Path]:
+    """What is loaded: the library, or each of several in ``OPREG_LIBRARY``: families built apart."""
+    chosen = os.environ.get("OPREG_LIBRARY", "").split(os.pathsep)
+    return [Path(path) if path else library_path() for path in chosen]
+
+
 def load() -> None:
-    """Loads the library; of several in ``OPREG_LIBRARY``, each: families built apart, while working on one."""
-    for path in os.environ.get("OPREG_LIBRARY", "").split(os.pathsep):
-        path = path or str(library_path())
+    """Loads the library, or libraries.
+
+    Raises:
+        OSError: torch or the processor does not fit.
+        RuntimeError: two libraries define the same op.
+    """
+    for path in library_paths():
         try:
             torch.ops.load_library(path)
         except OSError as error:  # the loader's own words name a symbol, and not what to do
@@ -40,3 +52,10 @@ def load() -> None:
             if os.environ.get("OPREG_LIBRARY"):
                 what += ", or no OPREG_LIBRARY, which chose it"
             raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
+        refused = getattr(ctypes.CDLL(str(path)), "lossreg_refused", None)  # every library with our headers has it
+        if refused is None:
+            continue
+        refused.restype = ctypes.c_char_p
+        if op := refused().decode():
+            others = ", ".join(sorted(torch.ops.loaded_libraries - {os.path.realpath(path)}))
+            raise RuntimeError(f"opreg: expected ops that no library defines yet, got {op} in {path} beside {others}")

@@ -78,8 +78,19 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def add_to_cache_keys(text: str) -> None:
-    """Compiled code on disk is told apart by this text too."""
+def set_in_cache_keys(name: str, digest: str) -> None:
+    """Compiled code on disk is told apart by this digest too; an earlier one of the same name is replaced."""
     import torch.compiler.config as config
 
-    config.cache_key_tag = " ".join(part for part in (config.cache_key_tag, text) if part)
+    others = [part for part in config.cache_key_tag.split() if not part.startswith(f"{name}=")]
+    config.cache_key_tag = " ".join((*others, f"{name}={digest}"))
+
+
+def destroy_library(lib: torch.library.Library) -> None:
+    """Takes back what was defined and registered through it, from the dispatcher and from ``torch.ops``."""
+    lib._destroy()
+
+
+def has_op(name: str) -> bool:
+    """Does the dispatcher know an op of this name, ``NAMESPACE::NAME``?"""
+    return bool(torch._C._dispatch_has_kernel(name))

@@ -40,7 +40,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
             op.value(*args, **kwargs)
         increment_version([t for t in written if not t.is_inference()])
 
-    torch.library.register_fake(op.qualname, fake)
+    torch.library.register_fake(op.qualname, fake, lib=lib)
     lib.impl(op.short, update, "Autograd")
     lib.impl(op.short, noticed, "ADInplaceOrView")
     lib.impl(op.short, op.write_reference, VMAP_KEY)

@@ -7,14 +7,15 @@ op of yours, whose kernels come from a library of yours or from Python functions
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _autocast, _autograd, _inductor, _update
+from . import _autocast, _autograd, _inductor, _private, _update
+from ._fingerprint import fingerprint
 from .meta import Rule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
 from .meta.schema import bind, require_tensors
@@ -123,12 +124,17 @@ class Op:
         return self.qualname.split("::")[1]
 
     @cached_property
-    def family(self) -> str:
-        """The stem of the file that declares it: ``binary``."""
+    def module_name(self) -> str:
+        """The module that declares it: ``opreg.ops.binary``."""
         declared: Any = self.samples
         while isinstance(declared, partial):
             declared = declared.func
-        return str(declared.__module__).rsplit(".", 1)[-1]
+        return str(declared.__module__)
+
+    @cached_property
+    def family(self) -> str:
+        """The stem of the file that declares it: ``binary``."""
+        return self.module_name.rsplit(".", 1)[-1]
 
     def _overload(self, suffix: str) -> Any:
         return getattr(getattr(torch.ops, self.qualname.split("::")[0]), self.short + suffix).default
@@ -228,41 +234,87 @@ class Op:
 
 
 _ops: dict[str, Op] = {}
-# Registrations live as long as their Library objects.
-_libraries: list[torch.library.Library] = []
+# What each was declared with when it was registered.
+_texts: dict[str, str] = {}
+# Of each op; registrations live as long as their Library objects.
+_libraries: dict[str, list[torch.library.Library]] = {}
 
 
-def register(op: Op) -> Op:
-    """Makes ``op`` a full citizen: see the module's docstring. Returns it."""
-    if op.qualname in _ops:
-        raise ValueError(f"{op.qualname}: expected an op that is not registered yet, got one that is")
+def register(op: Op, *, replace: bool = False) -> Op:
+    """Makes ``op`` a full citizen: see the module's docstring. Returns it.
+
+    The same declaration again, as a notebook's cell that is run twice gives it, is the op that is there already.
+
+    Args:
+        op: the declaration.
+        replace: take the place of an op of this name that was registered with another text. Its compiled code is thrown
+            away, and graphs and modules that hold the old op are to be made anew.
+
+    Raises:
+        ValueError: another op of this name is registered, or the dispatcher knows no schema for it.
+    """
     namespace = op.qualname.split("::")[0]
-    if op.kernels is not None:
-        _libraries.append(_define(op, namespace))
-    elif not hasattr(getattr(torch.ops, namespace), op.short):
-        raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
-    lib = torch.library.Library(namespace, "IMPL")
-    _libraries.append(lib)
-    if op.mutated:
-        _update.attach(op, lib)
-    else:
-        register_fakes(op.qualname, op.shape, state=op.state)
-        _autograd.attach(op, lib)
-        _autocast.attach(op, lib)
-    if op.inline:
-        _inductor.inline(op)
-    _ops[op.qualname] = op
+    own = op.module_name.startswith("opreg.")
+    text = "" if own else fingerprint([getattr(op, f.name) for f in fields(op)])
+    if op.qualname in _ops:
+        there = _ops[op.qualname]
+        if op is there or (text and text == _texts[op.qualname]):
+            return there
+        if not replace:
+            raise ValueError(
+                f"{op.qualname}: expected an op that is not registered yet, got one that is, from {_origin(there)} "
+                f"and now from {_origin(op)}; pass replace=True to exchange it"
+            )
+        _withdraw(there)
+    made = _libraries[op.qualname] = []
+    try:
+        if op.kernels is not None:
+            made.append(torch.library.Library(namespace, "FRAGMENT"))
+            _define(op, made[0])
+        elif not hasattr(getattr(torch.ops, namespace), op.short):
+            raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
+        lib = torch.library.Library(namespace, "IMPL")
+        made.append(lib)
+        if op.mutated:
+            _update.attach(op, lib)
+        else:
+            register_fakes(op.qualname, op.shape, lib, state=op.state)
+            _autograd.attach(op, lib)
+            _autocast.attach(op, lib)
+        _inductor.attach(op)
+    except BaseException:  # a declaration that is refused leaves nothing behind: it can be mended and tried again
+        _destroy(op.qualname)
+        raise
+    _ops[op.qualname], _texts[op.qualname] = op, text
+    if not own:  # opreg's own text is in the key already
+        _inductor.tell_caches_of(op)
     return op
 
 
-def _define(op: Op, namespace: str) -> torch.library.Library:
+def _origin(op: Op) -> str:
+    code = getattr(op.reference, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(op.reference)
+
+
+def _withdraw(op: Op) -> None:
+    """Undoes ``register``."""
+    _inductor.withdraw(op)
+    del _ops[op.qualname], _texts[op.qualname]
+    _destroy(op.qualname)
+
+
+def _destroy(qualname: str) -> None:
+    for lib in reversed(_libraries.pop(qualname)):
+        _private.destroy_library(lib)
+
+
+def _define(op: Op, lib: torch.library.Library) -> None:
     """Schemas and kernels of an op whose kernels are Python functions."""
     arguments, returns = op.schema.rsplit("->", 1)
     if not op.schema.startswith("(") or returns.strip() != "Tensor":
         raise ValueError(f'{op.qualname}: expected a schema "(...) -> Tensor", got "{op.schema}"')
     inner = arguments.strip()[1:-1]
     positional = inner.split(", *, ")[0]
-    lib = torch.library.Library(namespace, "FRAGMENT")
     lib.define(op.short + op.schema)
     tensors = sum("Tensor" in a for a in positional.split(","))
     lib.define(f"{op.short}_backward(Tensor grad_output, {positional}, *, bool[{tensors}] output_mask) -> Tensor[]")
@@ -272,7 +324,6 @@ def _define(op: Op, namespace: str) -> torch.library.Library:
     default = {key: lambda *a, **k: _autograd.reference_backward(op, a, k) for key in op.kernels}
     for key, backward in (op.backward_kernels or default).items():
         lib.impl(op.short + "_backward", backward, key)
-    return lib
 
 
 def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

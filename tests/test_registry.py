@@ -11,9 +11,12 @@ from opreg._private import (
     apply_function,
     below_autograd,
     below_inplace,
+    destroy_library,
     fake_mode,
     has_kernel,
+    has_op,
     names_in,
+    set_in_cache_keys,
     tensor_metadata,
     transform_active,
     without_autocast,
@@ -95,7 +98,7 @@ def test_an_op_of_ones_own_gets_everything(monkeypatch):
     opreg.testing.check(op)
     assert opreg.get("test_registry::double") is op
     with pytest.raises(ValueError, match="test_registry::double: expected an op that is not registered yet"):
-        opreg.register(declaration())
+        opreg.register(declaration(source="another"))
 
 
 def test_bad_declarations_are_refused():
@@ -174,6 +177,26 @@ def test_private_names_and_kernels():
     assert "relu" in names_in("aten")
     assert has_kernel("aten::relu", "CPU")
     assert not has_kernel("lossreg::mish", "MPS")
+
+
+def test_private_cache_keys(monkeypatch):
+    import torch.compiler.config as config
+
+    monkeypatch.setattr(config, "cache_key_tag", "mine other=1")
+    set_in_cache_keys("opreg", "a")
+    set_in_cache_keys("opreg", "b")
+    assert config.cache_key_tag == "mine other=1 opreg=b"
+
+
+def test_private_libraries_end():
+    lib = torch.library.Library("registration", "FRAGMENT")
+    lib.define("for_a_while(Tensor x) -> Tensor")
+    lib.impl("for_a_while", torch.clone, "CPU")
+    assert has_op("registration::for_a_while")
+    assert torch.ops.registration.for_a_while(torch.ones(1)).item() == 1
+    destroy_library(lib)
+    assert not has_op("registration::for_a_while")
+    assert not hasattr(torch.ops.registration, "for_a_while")
 
 
 def test_private_below_inplace():

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
 
@@ -84,6 +83,8 @@ def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a == b
+    import sympy  # type: ignore[import-untyped]
+
     return bool(a == b or sympy.expand(a - b) == 0)
 
 
@@ -91,6 +92,8 @@ def _smaller(a: Any, b: Any) -> bool:
     """Is one size, perhaps symbolic, a proper divisor of the other?"""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
+    import sympy
+
     quotient = sympy.cancel(b / a)
     if quotient.is_number:
         return bool(quotient > 1)

@@ -1,0 +1,243 @@
+"""Registering: once, again, in another's place; what compiled code on disk is told apart by; what importing costs."""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import opreg
+from opreg import _inductor, registry
+from opreg._fingerprint import fingerprint
+from opreg.testing import Maker
+
+
+@pytest.fixture(autouse=True)
+def _withdrawn() -> Iterator[None]:
+    """Other tests count the ops."""
+    yield
+    for op in opreg.registered():
+        if op.qualname.startswith("registration::"):
+            registry._withdraw(op)
+
+
+def samples(make: Maker) -> Iterator[opreg.Sample]:
+    yield opreg.Sample((make.normal(3, 4), make.normal(3, 4)))
+
+
+def errors(make: Maker) -> Iterator[opreg.ErrorSample]:
+    yield from ()
+
+
+def kernel(input: Tensor, target: Tensor) -> Tensor:
+    return input * target
+
+
+def declaration(name: str, factor: float = 1.0, **options: Any) -> opreg.Op:
+    def reference(input: Tensor, target: Tensor) -> Tensor:
+        return input * target * factor
+
+    given: dict[str, Any] = {
+        "name": f"registration::{name}",
+        "schema": "(Tensor input, Tensor target) -> Tensor",
+        "kernels": {"CPU": reference},
+        "reference": reference,
+        "shape": opreg.meta.same("input", "target"),
+        "samples": samples,
+        "errors": errors,
+        "source": "a product",
+    }
+    return opreg.Op(**{**given, **options})
+
+
+def run(text: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+# once and again
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_the_same_declaration_again_is_the_same_op(inline):
+    first = opreg.register(declaration(f"again_{inline}", inline=inline))
+    assert opreg.register(declaration(f"again_{inline}", inline=inline)) is first
+    assert opreg.register(first) is first
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_another_declaration_takes_its_place_when_asked_to(inline):
+    x, t = torch.randn(3), torch.randn(3)
+    name = f"exchanged_{inline}"
+    opreg.register(declaration(name, inline=inline))
+    compiled = torch.compile(lambda x, t: getattr(torch.ops.registration, name)(x, t), fullgraph=True)
+    torch.testing.assert_close(compiled(x, t), x * t)
+    with pytest.raises(
+        ValueError, match=rf"registration::{name}: expected an op that is not registered yet, got one that is"
+    ):
+        opreg.register(declaration(name, 3.0, inline=inline))
+    torch.testing.assert_close(getattr(torch.ops.registration, name)(x, t), x * t)
+    for factor in (3.0, 5.0):
+        op = opreg.register(declaration(name, factor, inline=inline), replace=True)
+        assert opreg.get(op.qualname) is op
+        torch.testing.assert_close(op.value(x, t), factor * x * t)
+        torch.testing.assert_close(compiled(x, t), factor * x * t)
+        opreg.testing.check(op)
+
+
+def test_a_refused_declaration_leaves_nothing_behind():
+    wrong = "(Tensor input, Tensor target, *, float factor=1.0) -> Tensor"
+    with pytest.raises(ValueError, match="expected a schema whose one argument behind"):
+        opreg.register(declaration("mended", schema=wrong))
+    x, t = torch.randn(3), torch.randn(3)
+    torch.testing.assert_close(opreg.register(declaration("mended")).value(x, t), x * t)
+
+
+def test_two_libraries_with_the_same_ops(tmp_path):
+    """An error that names the op and both files, and not the end of the process."""
+    library = opreg.library_path()
+    twin = tmp_path / "libtwin.so"
+    shutil.copy(library, twin)
+    done = run("import opreg", OPREG_LIBRARY=os.pathsep.join((str(library), str(twin))))
+    assert done.returncode == 1
+    op, where, beside = re.search(
+        r"RuntimeError: opreg: expected ops that no library defines yet, got (\w+) in (\S+) beside (\S+)", done.stderr
+    ).groups()
+    assert (op in dir(torch.ops.lossreg), where, beside) == (True, str(twin), str(library))
+    # without Python's question: the first library goes on
+    text = (
+        f"import ctypes, torch, opreg; ctypes.CDLL({str(twin)!r})\n"
+        "print(torch.ops.lossreg.swish(torch.zeros(2)).tolist())"
+    )
+    done = run(text)
+    assert done.stdout.strip() == "[0.0, 0.0]", done.stderr
+    assert "lossreg: expected ops that no other library defines, got " in done.stderr
+
+
+# caches
+
+OWN_OP = """
+import torch, opreg
+from opreg import meta
+FACTOR = {factor}
+def helper(x): return x * FACTOR
+def reference(input): return helper(input)
+def samples(make): yield opreg.Sample((make.normal(3),))
+opreg.register(opreg.Op(
+    name="cached::scale", schema="(Tensor input) -> Tensor", kernels={{"CPU": reference}}, reference=reference,
+    shape=meta.same("input"), samples=samples, errors=lambda make: iter(()), source="a test", inline=True,
+))
+x = torch.ones(3, requires_grad=True)
+y = torch.compile(torch.ops.cached.scale, fullgraph=True)(x)
+y.sum().backward()
+print(torch.ops.cached.scale(x.detach())[0].item(), y[0].item(), x.grad[0].item())
+from torch._dynamo.utils import counters
+print(counters["inductor"]["fxgraph_cache_hit"], counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+def test_an_edited_op_is_compiled_anew(tmp_path):
+    """Each in a process of its own, with one cache on disk: two texts, then the second again."""
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "0"}
+    for factor, hits in ((2.0, False), (5.0, False), (5.0, True)):
+        done = run(OWN_OP.format(factor=factor), **environment)
+        values, counted = done.stdout.splitlines() if done.returncode == 0 else (done.stderr, "")
+        assert values == f"{factor} {factor} {factor}"
+        assert any(int(n) for n in counted.split()) == hits
+
+
+def test_the_library_is_told_apart_by_its_content(tmp_path):
+    """A byte of it, not its size."""
+    text = "import torch, opreg; print(torch.compiler.config.cache_key_tag)"
+    keys = []
+    for last in (b"a", b"b"):
+        copy = tmp_path / f"lib{last.decode()}.so"
+        shutil.copy(opreg.library_path(), copy)
+        with copy.open("ab") as file:
+            file.write(last)
+        keys.append(run(text, OPREG_LIBRARY=str(copy), TORCH_COMPILE_CACHE_KEY_TAG="mine").stdout.split())
+    assert [key[0] for key in keys] == ["mine", "mine"]
+    assert keys[0][1].startswith("opreg=")
+    assert keys[0][1] != keys[1][1]
+
+
+def test_fingerprints():
+    """The same of the same text made twice; another one of every change that another number could come from."""
+
+    class Table:
+        def __init__(self, value: object) -> None:
+            self.value = value
+
+    def made(factor: Any = 2.0, default: float = 1.0, call: Any = math.sin, table: Any = None) -> Any:
+        def inner(x: float, scale: float = default, *, shift: float = 0.0) -> float:
+            return call(x * factor) * scale + shift
+
+        return inner, functools.partial(inner, scale=default), {"a": {1, 2}, "table": table or Table([1])}
+
+    def other(factor: Any = 2.0) -> Any:
+        def inner(x: float, scale: float = 1.0, *, shift: float = 0.0) -> float:
+            return math.sin(x / factor) * scale + shift
+
+        return inner
+
+    assert fingerprint(made()) == fingerprint(made())
+    changed = [
+        made(), made(factor=3.0), made(factor=torch.tensor(2.0)), made(factor=torch.tensor(3.0)), made(default=2.0),
+        made(call=math.cos), made(call=lambda x: x), made(call=lambda x: x + 1), made(table=Table([2])), other(),
+        functools.partial(made()[0], 1.0), torch.float32, torch.bfloat16, [1, 2], (1, 2), {1: 2}, {2: 1}, Table,
+        torch.nn.functional.silu, torch.nn.functional.relu, torch.ops.aten.silu.default, None, True, 1, 1.0, "1",
+    ]  # fmt: skip
+    assert len({fingerprint(value) for value in changed}) == len(changed)
+
+    def recursive(n: int) -> int:
+        return 1 if n == 0 else n * recursive(n - 1)
+
+    assert fingerprint(recursive) == fingerprint(recursive)
+    fields = [f.name for f in dataclasses.fields(opreg.Op)]
+    assert set(_inductor._CONTRIBUTED) <= {*fields, "qualname"}
+
+
+def test_gradient_graphs_are_bounded():
+    """A schedule that gives an option a new value each time keeps no graph for each."""
+    limit = _inductor.gradient_graph.cache_info().maxsize
+    assert limit is not None
+    assert limit <= 256
+
+
+# importing
+
+# Each costs a tenth of a second and more, and is of use to those who compile.
+HEAVY = ("torch._dynamo", "torch._inductor", "torch.export", "torch.onnx", "sympy", "torch.distributed.tensor")
+
+
+def test_importing_is_light():
+    """What ``import opreg`` loads beyond ``import torch``."""
+    text = (
+        "import sys, torch\nbefore = set(sys.modules)\nimport opreg\n"
+        f"print(*[name for name in {HEAVY} if name in sys.modules and name not in before])"
+    )
+    done = run(text)
+    assert done.stdout.split() == [], done.stderr
+
+
+def test_inductor_is_told_when_somebody_imports_it():
+    text = (
+        "import sys, opreg\nassert 'torch._inductor.decomposition' not in sys.modules\nfinders = len(sys.meta_path)\n"
+        "from torch._inductor.decomposition import decompositions as found\n"
+        "assert len(sys.meta_path) == finders - 1\n"
+        "import torch, inspect\n"
+        "assert 'register_decomposition' in inspect.getsource(sys.modules['torch._inductor.decomposition'])\n"
+        "print(*[op.value in found and op.backward in found for op in opreg.registered() if not op.mutated])"
+    )
+    done = run(text)
+    assert set(done.stdout.split()) == {"True"}, done.stderr
