@@ -13,8 +13,10 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
-    """``torch.result_type`` of the floating tensors: 0-d ones give way to those with dimensions."""
+    """``torch.result_type`` of the floating tensors: 0-d ones give way to those with dimensions; float32 of none."""
     floating = [t for t in tensors if t.is_floating_point()]
+    if not floating:
+        return torch.float32
     with_dims = [t.dtype for t in floating if t.dim() > 0] or [t.dtype for t in floating]
     dtype = with_dims[0]
     for other in with_dims[1:]:

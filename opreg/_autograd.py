@@ -32,7 +32,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
             return op.call_reference(*args, **kwargs)
         if not wants_gradient(args):
             with below_autograd():
-                return op.value(*args, **kwargs)
+                return op.value_entry(*args, **kwargs)
         values = (*args, *tail[len(args) :])
         for k, a in enumerate(values):
             if k not in differentiable and isinstance(a, Tensor) and a.requires_grad:
@@ -46,7 +46,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
             return reference_backward(op, args, kwargs)
         if not wants_gradient(args):
             with below_autograd():
-                return op.backward(*args, **kwargs)
+                return op.backward_entry(*args, **kwargs)
         return list(apply_function(Backward, op, *bind(op.backward, args, kwargs).values()))
 
     lib.impl(op.short, value, "Autograd")
@@ -58,7 +58,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             with below_autograd():
-                return op.forward(*args, **kwargs)
+                return op.forward_entry(*args, **kwargs)
 
         lib.impl(op.short + "_forward", forward, "Autograd")
 
@@ -97,11 +97,11 @@ class Value(torch.autograd.Function):
         state: Tensor | None = None
         with below_autograd():
             if op.forward is None:
-                result = op.value(*positional, **dtype)
+                result = op.value_entry(*positional, **dtype)
             elif op.forward_takes_mask:
-                result, state = op.forward(*positional, **dtype, output_mask=mask)
+                result, state = op.forward_entry(*positional, **dtype, output_mask=mask)
             else:
-                result, state = op.forward(*positional, **dtype)
+                result, state = op.forward_entry(*positional, **dtype)
         save(ctx, op, state, positional)
         ctx.mask = mask if op.forward_takes_mask else None
         return result
@@ -117,7 +117,7 @@ class Value(torch.autograd.Function):
             given = op.backward(*leading, *positional, output_mask=mask)
         else:
             with below_autograd():
-                given = op.backward(*leading, *positional, output_mask=mask)
+                given = op.backward_entry(*leading, *positional, output_mask=mask)
         grads: list[Tensor | None] = [None] * len(needed)
         made = iter(given)
         for k, wanted in zip(op.differentiable_positions, mask, strict=True):
@@ -133,7 +133,7 @@ class Backward(torch.autograd.Function):
     def forward(ctx: Any, op: "Op", *values: Any) -> Any:
         *positional, ctx.mask = values
         with below_autograd():
-            grads = op.backward(*positional, output_mask=ctx.mask)
+            grads = op.backward_entry(*positional, output_mask=ctx.mask)
         save(ctx, op, None, positional)
         return tuple(grads)
 

@@ -1,5 +1,6 @@
 """Every private name of torch that opreg leans on, in one place, each with a test in tests/test_registry.py."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +18,32 @@ def transform_active() -> bool:
     if _functorch.peek_interpreter_stack() is not None:
         return True
     return torch.autograd.forward_ad._current_level >= 0
+
+
+def has_tangent(t: torch.Tensor) -> bool:
+    """Does forward mode differentiate it?"""
+    level = torch.autograd.forward_ad
+    return level._current_level >= 0 and level.unpack_dual(t).tangent is not None
+
+
+def entry_of(overload: Any) -> Any:
+    """What torch.ops calls for an overload, without what it was wrapped in."""
+    entry = getattr(overload, "_op", overload)
+    return getattr(entry, "entry", entry)
+
+
+def wrap_entries(overload: Any, wrap: Callable[[Any], Any]) -> None:
+    """Puts ``wrap(entry)`` for what torch.ops calls: of the overload, and of its name where that has no other one.
+
+    TorchScript knows an op by that entry too.
+    """
+    if not hasattr(overload, "_op"):  # a torch that calls otherwise: its own words then
+        return
+    overload._op = wrap(overload._op)
+    packet = overload._overloadpacket
+    if packet.overloads() == ["default"]:
+        packet._op = wrap(packet._op)
+        torch.jit._builtins._register_builtin(packet._op, overload._schema.name)
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:

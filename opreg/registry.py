@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _autograd, _inductor, _private, _update
+from . import _autocast, _autograd, _inductor, _messages, _private, _update
 from ._fingerprint import fingerprint
 from .meta import Rule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
@@ -67,6 +67,7 @@ class Op:
         accepts: arguments that ``opreg.functional.NAME`` takes in other forms too: ``convert(value, arguments)`` makes
             the op's own of them; the annotation of ``value`` says which forms.
         native: torch's own function with the op's signature, where there is one.
+        advice: what to do about an error, by a regular expression that its message matches.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
         state: ``state(shape, args)`` gives an empty tensor like the one that ``NAME_forward`` keeps for the backward
@@ -98,6 +99,7 @@ class Op:
     doc: str = ""
     module: str = ""
     accepts: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = field(default_factory=dict)
+    advice: Mapping[str, str] = field(default_factory=dict)
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
@@ -156,6 +158,19 @@ class Op:
     def forward(self) -> Any:
         """``NAME_forward``: result and state; None where the op keeps no state."""
         return None if self.state is None else self._overload("_forward")
+
+    # For calls inside a call, which is looked at when it has failed (_messages.py); once is enough.
+    @cached_property
+    def value_entry(self) -> Any:
+        return _private.entry_of(self.value)
+
+    @cached_property
+    def backward_entry(self) -> Any:
+        return _private.entry_of(self.backward)
+
+    @cached_property
+    def forward_entry(self) -> Any:
+        return _private.entry_of(self.forward)
 
     @property
     def overloads(self) -> list[Any]:
@@ -281,6 +296,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
             register_fakes(op.qualname, op.shape, lib, state=op.state)
             _autograd.attach(op, lib)
             _autocast.attach(op, lib)
+        _messages.attach(op)
         _inductor.attach(op)
     except BaseException:  # a declaration that is refused leaves nothing behind: it can be mended and tried again
         _destroy(op.qualname)

@@ -42,10 +42,20 @@ def yes_no(value: bool) -> str:
 
 
 def coverage(op: Op) -> dict[str, bool]:
+    """What an op has, by ``COVERED``: what the dispatcher holds, but that an op may have no second derivative."""
+    return {**kernels(op), "second derivative": kernels(op)["second derivative"] and has_second_derivative(op)}
+
+
+def has_second_derivative(op: Op) -> bool:
+    """Not where its declaration says so, nor where it writes to its arguments: there is nothing to derive."""
+    return op.second_derivative and not op.mutated
+
+
+def kernels(op: Op) -> dict[str, bool]:
     """What the dispatcher holds for an op, by ``COVERED``: each entry is asked for the op and for its backward op.
 
-    CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative is the backward op's
-    own autograd kernel, and an op that writes to its arguments has nothing to derive. A kernel for every backend
+    CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative's kernel is the
+    backward op's own for autograd, which is also what refuses one. A kernel for every backend
     (CompositeExplicitAutograd) counts for each.
     """
     both = [overload._schema.name for overload in (op.value, op.backward) if overload is not None]
@@ -191,7 +201,7 @@ def gather() -> Facts:
         gpu_name=torch.cuda.get_device_name() if gpu else None,
         gpu_capability=torch.cuda.get_device_capability() if gpu else None,
         driver=Path("/proc/driver/nvidia/version").exists(),
-        kernels={op.name: coverage(op) for op in ops},
+        kernels={op.name: kernels(op) for op in ops},
         undeclared=tuple(n for n in _private.names_in(NAMESPACE) if n not in declared),
         loops=loops_for(processor_flags()),
         capability=torch.backends.cpu.get_cpu_capability(),

@@ -125,3 +125,18 @@ def test_wheel_with_another_library(tmp_path):
 def test_tools_of_the_audit_are_there():
     assert shutil.which("nm")
     assert shutil.which("readelf")
+
+
+def test_builds_of_the_makefile_take_its_torch():
+    """A source distribution is built with any torch of a range; the Makefile's environment has one exact version, which
+    is in that range, and no build of it is isolated: pip would fetch the newest torch, with CUDA, for it."""
+    root = Path(__file__).parents[1]
+    makefile, project = (root / "Makefile").read_text(), (root / "pyproject.toml").read_text()
+    (exact,) = re.findall(r"^TORCH \?= torch==([\d.]+)$", makefile, re.M)
+    (requires,) = re.findall(r"^requires = \[(.*)\]$", project, re.M)
+    (oldest,) = re.findall(r'"torch>=([\d.]+)"', requires)
+    numbers = [[int(n) for n in text.split(".")] for text in (oldest, exact)]
+    assert numbers[0] <= numbers[1]
+    here = [line for line in makefile.splitlines() if re.search(r'pip (install|wheel).*[ "]\.(\[|$|"| )', line)]
+    assert len(here) == 2
+    assert all("--no-build-isolation" in line for line in here)

@@ -14,6 +14,12 @@ import torch
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+def require_demo() -> None:
+    """What pyproject's ``demo`` installs."""
+    for library in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(library)
+
+
 def run(script: Path, *options: object) -> str:
     # torch's caches don't see a change of this package: they would serve the graphs of an earlier state of it
     environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
@@ -31,6 +37,7 @@ def test_example_runs(script: Path) -> None:
 
 
 def test_digits(tmp_path: Path) -> None:
+    require_demo()
     printed = run(
         EXAMPLES / "digits.py",
         "--epochs",
@@ -53,6 +60,7 @@ def test_digits(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> ModuleType:
+    require_demo()
     spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
     assert spec is not None
     assert spec.loader is not None
@@ -75,3 +83,13 @@ def test_digits_finds_disagreement(digits: ModuleType, change: dict[str, object]
     eager = digits.Row("eager", torch.eye(10), 0.5, 1.0)
     deployed = eager._replace(name="deployed", **change)
     assert re.fullmatch(found, "; ".join(digits.disagreements([eager, deployed], torch.arange(10))))
+
+
+def test_without_matplotlib(tmp_path: Path) -> None:
+    """The demo's tests are skipped where what only the demo needs is not installed."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_digits"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^6 skipped", done.stdout, re.M), done.stdout

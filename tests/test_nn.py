@@ -142,14 +142,27 @@ def test_legacy_arguments():
     assert each(x, x).shape == x.shape
 
 
-def test_wrong_options_are_errors():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
+def test_wrong_arguments_are_errors():
+    """Of the constructor at once, as of the call."""
+    with pytest.raises(
+        TypeError, match="FocalLoss: expected arguments out of alpha, gamma, reduction, got one named b"
+    ):
         opreg.nn.FocalLoss(beta=1.0)
-    with pytest.raises(TypeError, match="too many positional arguments"):
+    with pytest.raises(
+        TypeError, match=r"FocalLoss: expected at most 3 by position \(alpha, gamma, reduction\), got 4"
+    ):
         opreg.nn.FocalLoss(0.25, 2.0, "mean", 1)
     x = torch.randn(3, device=DEVICE)
+    with pytest.raises(RuntimeError, match=r"FocalLoss: expected at most 2 by position .*got 3; options go to the con"):
+        opreg.nn.FocalLoss()(x, x, 0.25)
+    with pytest.raises(
+        RuntimeError, match="FocalLoss: expected arguments out of input, target, dtype, got one named gam"
+    ):
+        opreg.nn.FocalLoss()(x, x, gamma=1.0)
+    module = opreg.nn.FocalLoss()
+    module.gamma = -1.0
     with pytest.raises(RuntimeError, match="focal_loss: expected finite gamma >= 0, got -1"):
-        opreg.nn.FocalLoss(gamma=-1.0)(x, x.sigmoid())
+        module(x, x.sigmoid())
 
 
 def test_one_variance_for_all():

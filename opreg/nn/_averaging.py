@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._messages import require_number, said
+
 
 class EMA:
     """Exponential moving average of a model's parameters: smoother weights than the last, often better ones.
@@ -41,6 +43,9 @@ class EMA:
     """
 
     def __init__(self, model: torch.nn.Module, alpha: float = 0.999, average_buffers: bool = False) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"EMA: expected model to be a torch.nn.Module, got {said(model)}")
+        require_number("EMA", "alpha", alpha)
         if not 0 <= alpha <= 1:
             raise ValueError(f"EMA: expected alpha in [0, 1], got {alpha}")
         self.model, self.alpha, self.average_buffers = model, alpha, average_buffers

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from .._messages import check_options, require_number, require_tensor, said
+from ..registry import get
+
 
 class WIoULoss(torch.nn.Module):
     """Wise IoU: boxes of ordinary quality count most, those that are far better or worse than the mean count less.
@@ -61,9 +64,13 @@ class WIoULoss(torch.nn.Module):
         eps: float = 1e-7,
     ) -> None:
         super().__init__()
+        check_options(get("wiou_loss"), {"alpha": alpha, "delta": delta, "reduction": reduction, "eps": eps})
+        for name, given in (("momentum", momentum), ("batches_per_epoch", batches_per_epoch), ("epochs", epochs)):
+            if given is not None:
+                require_number("WIoULoss", name, given)
         pair = (batches_per_epoch, epochs)
         if version not in ("v1", "v3"):
-            raise ValueError(f'WIoULoss: expected version "v1" or "v3", got "{version}"')
+            raise ValueError(f'WIoULoss: expected version "v1" or "v3", got {said(version)}')
         if (batches_per_epoch is None) != (epochs is None) or (momentum is not None and epochs is not None):
             raise ValueError(f"WIoULoss: expected momentum, or batches_per_epoch and epochs, got {momentum} and {pair}")
         if momentum is None:
@@ -79,6 +86,8 @@ class WIoULoss(torch.nn.Module):
         self.register_buffer("iou_mean", torch.ones(()))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        require_tensor("WIoULoss", "input", input)
+        require_tensor("WIoULoss", "target", target)
         mean = None
         if self.version == "v3":
             if self.training:

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._messages import check_options, require_number, require_sizes, require_tensor
+from ..registry import get
+
 Pair = int | tuple[int, int]
 
 
@@ -65,6 +68,9 @@ class CoordConv2d(torch.nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_geometry(
+            "CoordConv2d", "coord_conv2d", in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         super().__init__(
             in_channels + 2, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,  # type: ignore[arg-type]
@@ -72,6 +78,7 @@ class CoordConv2d(torch.nn.Conv2d):
         self.in_channels = in_channels
 
     def forward(self, input: Tensor) -> Tensor:
+        require_tensor("CoordConv2d", "input", input)
         top, bottom, left, right = margins(self.padding, self.kernel_size, self.dilation)
         if self.padding_mode != "zeros" or top != bottom or left != right:
             padded: Tensor = self._conv_forward(with_coordinates(input), self.weight, self.bias)
@@ -156,8 +163,12 @@ class DynamicConv2d(torch.nn.Module):
             ("num_kernels", num_kernels), ("reduction", reduction), ("temperature", temperature),
             ("anneal_epochs", anneal_epochs),
         ):  # fmt: skip
+            require_number("DynamicConv2d", name, value)
             if not value >= 1:
                 raise ValueError(f"DynamicConv2d: expected {name} >= 1, got {value}")
+        check_geometry(
+            "DynamicConv2d", "dynamic_conv2d", in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         # one kernel of the K, on no device: it checks the arguments and has the geometry
         conv = torch.nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
@@ -193,6 +204,7 @@ class DynamicConv2d(torch.nn.Module):
         self.temperature.sub_(self.anneal_step).clamp_(min=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        require_tensor("DynamicConv2d", "input", input)
         batch = input if input.dim() == 4 else input.unsqueeze(0)
         logits = self.attention(batch.mean((-2, -1)))
         attention = torch.softmax(logits / self.temperature.to(logits.dtype), -1)
@@ -210,6 +222,28 @@ class DynamicConv2d(torch.nn.Module):
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
         options = ", ".join(f"{n}={getattr(self, n)}" for n in names)
         return f"{options}, bias={self.bias is not None}, num_kernels={self.weight.shape[0]}"
+
+
+def check_geometry(
+    caller: str,
+    op: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: str | Pair,
+    dilation: Pair,
+    groups: int,
+) -> None:
+    """What torch.nn.Conv2d leaves to the first call."""
+    sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,)
+    require_sizes(caller, in_channels=in_channels, out_channels=out_channels, groups=groups)
+    for size in sizes:
+        require_sizes(caller, kernel_size=size)
+    options = {"stride": stride, "dilation": dilation, "groups": groups}
+    if not isinstance(padding, str):
+        options["padding"] = padding
+    check_options(get(op), options)
 
 
 def margins(

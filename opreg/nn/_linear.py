@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from .._messages import check_options, require_sizes, require_tensor
+from ..registry import get
+
 
 class LinearCrossEntropyLoss(torch.nn.Module):
     """Cross entropy of a linear layer's scores, which are never held as a whole: for large vocabularies.
@@ -65,6 +68,16 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         options: object = None,
     ) -> None:
         super().__init__()
+        require_sizes("LinearCrossEntropyLoss", in_features=in_features, num_classes=num_classes)
+        check_options(
+            get("linear_cross_entropy"),
+            {
+                "reduction": reduction,
+                "weight": weight,
+                "ignore_index": -100 if ignore_index is None else ignore_index,
+                "label_smoothing": label_smoothing,
+            },
+        )
         self.num_classes, self.out_features = num_classes, tuple(out_features)
         self.reduction, self.ignore_index = reduction, ignore_index
         self.label_smoothing, self.options = label_smoothing, options
@@ -80,6 +93,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             self.label_smoothing,
         )
         if self.out_features:
+            require_tensor("LinearCrossEntropyLoss", "input", input)
             scores = self.linear(input).unflatten(-1, (self.num_classes, *self.out_features))
             of_places: Tensor = torch.ops.lossreg.cross_entropy(scores, target, *rest)
             return of_places

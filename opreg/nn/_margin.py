@@ -1,12 +1,19 @@
 """Classifiers on the hypersphere: cosines of features and class centres, with a margin for the target."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._messages import check_options, require_sizes, require_tensor
+from ..registry import get
+
 
 class _MarginSoftmax(torch.nn.Module):
     """Holds a centre for each class, ``weight`` (num_classes, in_features)."""
+
+    loss: ClassVar[str]
 
     def __init__(
         self,
@@ -20,6 +27,9 @@ class _MarginSoftmax(torch.nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        require_sizes(type(self).__name__, in_features=in_features, num_classes=num_classes)
+        options = {"margin": margin, "scale": scale, "ignore_index": ignore_index, "reduction": reduction}
+        check_options(get(self.loss), options)
         self.in_features, self.num_classes = in_features, num_classes
         self.margin, self.scale = margin, scale
         self.ignore_index, self.reduction = ignore_index, reduction
@@ -31,6 +41,7 @@ class _MarginSoftmax(torch.nn.Module):
 
     def cosine(self, features: Tensor) -> Tensor:
         """cos θ of each row of ``features`` (N, in_features) and each centre: (N, num_classes)."""
+        require_tensor(type(self).__name__, "features", features)
         return F.linear(_normalized(features), _normalized(self.weight))
 
     def logits(self, features: Tensor) -> Tensor:
@@ -85,6 +96,8 @@ class AMSoftmax(_MarginSoftmax):
         >>> head(embeddings, target).backward()
         >>> predicted = head.logits(embeddings).argmax(1)
     """
+
+    loss = "amsoftmax_loss"
 
     def __init__(
         self,
@@ -145,6 +158,8 @@ class ArcFace(_MarginSoftmax):
         >>> head(embeddings, target).backward()
         >>> predicted = head.logits(embeddings).argmax(1)
     """
+
+    loss = "arcface_loss"
 
     def __init__(
         self,

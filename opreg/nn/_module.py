@@ -1,6 +1,7 @@
 """A module class over an op, from its declaration."""
 
 import inspect
+from collections.abc import Collection, Mapping, Sequence
 from inspect import Parameter
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .._docstrings import module_docstring
 from .._functions import converting, parameters
+from .._messages import check_options, wrong_names
 from ..registry import Op
 
 
@@ -70,9 +72,12 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     options = options_of(op)
     names = tuple(p.name for p in options)
     tensors = [p for p in parameters(op) if p.name in op.tensor_arguments and p.name not in names]
-    call = converting(op)
+    call, in_call = converting(op), [p.name for p in tensors]
+    by_name = ["dtype"] if op.is_loss else []
 
     def forward(self: OpModule, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > len(in_call) or any(n in kwargs for n in names):
+            raise RuntimeError(f"{name}: {wrong_names(in_call, by_name, args, kwargs)}; options go to the constructor")
         result: Tensor = call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
         return result
 
@@ -89,8 +94,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
         "options": names,
         "forward": forward,
     }
-    if native is None:
-        members["__init__"] = constructor(op, name, options)
+    members["__init__"] = constructor(op, name, options) if native is None else checked(op, name, native, names)
     return type(name, (OpModule,) if native is None else (OpModule, native), members)
 
 
@@ -100,9 +104,9 @@ def constructor(op: Op, name: str, options: list[Parameter]) -> Any:
 
     def __init__(self: OpModule, *args: Any, **kwargs: Any) -> None:
         torch.nn.Module.__init__(self)
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        for option, value in list(bound.arguments.items())[1:]:
+        given = bound_options(op, name, signature, (self, *args), kwargs)
+        check_options(op, given)
+        for option, value in given.items():
             if option in op.tensor_arguments:
                 self.register_buffer(option, value)
             else:
@@ -111,3 +115,32 @@ def constructor(op: Op, name: str, options: list[Parameter]) -> Any:
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{name}.__init__"
     return __init__
+
+
+def checked(op: Op, name: str, native: type[torch.nn.Module], options: Collection[str]) -> Any:
+    """torch.nn's constructor, behind a look at the options."""
+    signature = inspect.signature(native.__init__)
+
+    def __init__(self: OpModule, *args: Any, **kwargs: Any) -> None:
+        given = bound_options(op, name, signature, (self, *args), kwargs)
+        check_options(op, {n: value for n, value in given.items() if n in options})
+        native.__init__(self, *args, **kwargs)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{name}.__init__"
+    return __init__
+
+
+def bound_options(
+    op: Op, name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a constructor by name."""
+    names = list(signature.parameters)[1:]
+    if wrong := wrong_names(names, (), args[1:], kwargs):
+        raise TypeError(f"{name}: {wrong}")
+    given = signature.bind_partial(*args, **kwargs)
+    given.apply_defaults()
+    missing = [n for n in names if n not in given.arguments]
+    if missing:
+        raise TypeError(f"{name}: expected {' and '.join(missing)}, got no such argument")
+    return {n: given.arguments[n] for n in names}

@@ -1,6 +1,7 @@
 """What several families' references and samples share."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.sum() if reduction == "sum" else loss
 
 
-def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Tensor:
-    """Lengths of sequences, as ``torch.nn.functional.ctc_loss`` takes them: for ``Op.accepts``."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Any:
+    """Lengths of sequences, as ``torch.nn.functional.ctc_loss`` takes them: for ``Op.accepts``.
+
+    What is no length stays what it is: the op says what it expected.
+    """
+    each = value if isinstance(value, (list, tuple)) else (value,)
+    return torch.tensor(value, dtype=torch.int64) if all(isinstance(n, Integral) for n in each) else value
 
 
 def loss_errors(op: str, make: Maker, *extra: Tensor) -> Iterator[ErrorSample]:

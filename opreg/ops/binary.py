@@ -130,6 +130,7 @@ register(
     Op(
         "binary_cross_entropy",
         reference=F.binary_cross_entropy,
+        advice={r"expected input in \[0, 1\]": "of scores that are no probabilities: binary_cross_entropy_with_logits"},
         shape=meta.same("input", "target", optional=("weight",)),
         samples=bce_samples,
         errors=bce_errors,

@@ -54,8 +54,10 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, ep
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
-def one_for_all(var: Tensor | float, args: Mapping[str, Any]) -> Tensor:
-    return var if isinstance(var, Tensor) else torch.full_like(args["input"], var)
+def one_for_all(var: Tensor | float, args: Mapping[str, Any]) -> Any:
+    """One variance as a tensor; of what is none, or no input to go by, the op says what it expected."""
+    input = args.get("input")
+    return torch.full_like(input, var) if isinstance(var, (int, float)) and isinstance(input, Tensor) else var
 
 
 def kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> Tensor:
