@@ -180,13 +180,13 @@ def test_private_names_and_kernels():
     assert not has_kernel("lossreg::mish", "MPS")
 
 
-def test_private_cache_keys(monkeypatch):
+def test_private_cache_keys():
     import torch.compiler.config as config
 
-    monkeypatch.setattr(config, "cache_key_tag", "mine other=1")
-    set_in_cache_keys("opreg", "a")
-    set_in_cache_keys("opreg", "b")
-    assert config.cache_key_tag == "mine other=1 opreg=b"
+    with config.patch(cache_key_tag="mine other=1"):
+        set_in_cache_keys("opreg", "a")
+        set_in_cache_keys("opreg", "b")
+        assert config.cache_key_tag == "mine other=1 opreg=b"
 
 
 def test_private_libraries_end():
