@@ -374,3 +374,30 @@ def test_other_types_of_an_op_of_ones_own():
     require(message_of(call, X, 1, [0.5], t=1), "scaled", "input", "one named t")
     require(message_of(call, X), "scaled", "n", "no such argument")
     assert "for argument 'by'" in message_of(call, X, 1, "no")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda nn: nn.ArcFace(3, "4"), 'ArcFace: expected num_classes to be an integer of at least 1, got "4", a str'),
+        (lambda nn: nn.ArcFace(0, 4), "ArcFace: expected in_features to be an integer of at least 1, got 0"),
+        (lambda nn: nn.ArcFace(3, 4, scale=-1.0), "arcface_loss: expected finite scale > 0, got -1"),
+        (lambda nn: nn.AMSoftmax(3, 4, margin=None), "amsoftmax_loss: expected margin to be a number, got None"),
+        (lambda nn: nn.ArcFace(3, 4)(numpy.ones((2, 3)), INDEX), "ArcFace: expected features to be a tensor, got"),
+        (lambda nn: nn.WIoULoss("a"), 'WIoULoss: expected momentum to be a number, got "a", a str'),
+        (lambda nn: nn.WIoULoss(alpha=-1.0), "wiou_loss: expected finite alpha > 0, got -1"),
+        (lambda nn: nn.WIoULoss(version=3), 'WIoULoss: expected version "v1" or "v3", got 3, an int'),
+        (lambda nn: nn.WIoULoss()([0, 0, 1, 1], X), "WIoULoss: expected input to be a tensor, got a list"),
+        (lambda nn: nn.CoordConv2d(3, 8, 3, stride=0), "coord_conv2d: expected stride of at least 1, got [0, 0]"),
+        (lambda nn: nn.CoordConv2d(3, 8, "3"), 'CoordConv2d: expected kernel_size to be an integer of at least'),
+        (lambda nn: nn.DynamicConv2d(3, 8, 3, dilation=0.5), "dynamic_conv2d: expected dilation to be an integer or"),
+        (lambda nn: nn.DynamicConv2d(3, 8, 3)(numpy.ones(3)), "DynamicConv2d: expected input to be a tensor, got a"),
+        (lambda nn: nn.DynamicConv2d(3, 8, 3, temperature="1"), 'DynamicConv2d: expected temperature to be a number'),
+        (lambda nn: nn.LinearCrossEntropyLoss(4, 3, label_smoothing=2), "linear_cross_entropy: expected label_smooth"),
+        (lambda nn: nn.LinearCrossEntropyLoss(4, 3, weight=[1.0]), "linear_cross_entropy: expected weight to be"),
+        (lambda nn: nn.EMA("model"), 'EMA: expected model to be a torch.nn.Module, got "model", a str'),
+        (lambda nn: nn.EMA(torch.nn.Linear(2, 2), None), "EMA: expected alpha to be a number, got None"),
+    ],
+)  # fmt: skip
+def test_modules_that_are_written_out(make, message):
+    assert message_of(make, opreg.nn).startswith(message)
