@@ -111,19 +111,21 @@ struct GroupCall {
   static constexpr int I = F::inputs, M = F::members;
   std::vector<Tensor> tensors;
   std::vector<DType> dtypes;
-  DType result;
+  DType computed, result;
   Shape shape, group_shape;  // with the members and without
   int64_t axis = 0, members = 1, groups = 1;
 
   explicit GroupCall(const Inputs& inputs) {
-    Promotion promotion;
+    Promotion promotion, typed;
     for (int k = 0; k < I; k++) {
       tensors.push_back(required(F::name, F::args, k, inputs[k]));
       dtypes.push_back(dtype_of(F::name, name(k), tensors[k], k == 0));
       expect_one_device(F::name, tensors[0], tensors[k]);
       promotion.add(dtypes[k], tensors[k].dim());
+      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], tensors[k].dim());
     }
-    result = promotion.result();
+    computed = promotion.result();
+    result = typed.empty() ? computed : typed.result();
     shape = shape_of(tensors[0]);
     if constexpr (F::along == Along::last) fit_vectors();
     else fit_classes();
@@ -262,7 +264,7 @@ struct GroupKernel {
     expect_one_device(F::name, call.tensors[0], state);
     dtype_of(F::name, "grad_output", grad_output, true);
     DType computed = dtype_of(F::name, "state", state, true);
-    bool fits = computed == DType::float64 || (computed == DType::float32 && call.result != DType::float64);
+    bool fits = computed == DType::float64 || (computed == DType::float32 && call.computed != DType::float64);
     if (!fits || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
       fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
            name_of(computed), " of ", shape_text(shape_of(state)));
@@ -300,7 +302,7 @@ struct GroupKernel {
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.tensors[0], reduced ? Shape{} : call.group_shape, out_dtype);
-    in_compute_type(call.result, out_dtype, [&](auto zero) {
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
       using T = decltype(zero);
       if (keep) state = new_empty(call.tensors[0], {call.state_size()}, dtype_of_storage<T>);
       auto groups = call.problem(reduced ? nullptr : &out, state ? &*state : nullptr, nullptr, reduction);

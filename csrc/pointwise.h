@@ -50,10 +50,10 @@ struct PointwiseCall {
   std::array<DType, I> dtypes;
   std::array<Shape, I> aligned;  // the operands' shapes, as they broadcast
   Shape shape;
-  DType result;
+  DType computed, result;
 
   explicit PointwiseCall(std::vector<std::optional<Tensor>> inputs) : tensors(std::move(inputs)) {
-    Promotion promotion;
+    Promotion promotion, typed;
     for (int k = 0; k < I; k++) {
       dtypes[k] = DType::float32;
       if (optional(k) && !tensors[k]) continue;
@@ -61,8 +61,10 @@ struct PointwiseCall {
       dtypes[k] = dtype_of(F::name, ArgumentName{F::args, k}, *tensors[k], k == 0);
       expect_one_device(F::name, *tensors[0], *tensors[k]);
       promotion.add(dtypes[k], int64_t(aligned[k].size()));
+      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], int64_t(aligned[k].size()));
     }
-    result = promotion.result();
+    computed = promotion.result();
+    result = typed.empty() ? computed : typed.result();
     fit();
   }
 
@@ -138,7 +140,7 @@ struct PointwiseKernel {
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction && *reduction != Reduction::none;
     Tensor out = reduced ? new_empty(*call.tensors[0], {}, out_dtype) : call.full(0, out_dtype);
-    in_compute_type(call.result, out_dtype, [&](auto zero) {
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
       using T = decltype(zero);
       View views[I + 1];
       for (int k = 0; k < I; k++) views[k] = call.view(k);
@@ -170,7 +172,7 @@ struct PointwiseKernel {
 
     std::vector<Tensor> results;
     DType grad_dtype = dtype_of(F::name, "grad_output", grad_output, true);
-    in_compute_type(call.result, grad_dtype, [&](auto zero) {
+    in_compute_type(call.computed, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       bool only_first = mask[0];
       for (int k = 1; k < F::gradients; k++) only_first = only_first && !mask[k];

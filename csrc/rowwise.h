@@ -192,6 +192,9 @@ struct RowKernel {
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
+    if constexpr (F::probabilities)
+      expect(!call.probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
+             f.ignore_index);
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);

@@ -122,6 +122,7 @@ class Promotion {
     std::optional<DType>& slot = dim > 0 ? with_dims_ : scalars_;
     slot = slot ? join(*slot, d) : d;
   }
+  bool empty() const { return !with_dims_ && !scalars_; }
   DType result() const { return with_dims_ ? *with_dims_ : scalars_.value_or(DType::float32); }
 
  private:

@@ -16,4 +16,5 @@ from .rules import per_row as per_row
 from .rules import regions as regions
 from .rules import rows as rows
 from .rules import same as same
+from .rules import typed_by as typed_by
 from .rules import vectors as vectors

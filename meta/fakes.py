@@ -39,16 +39,18 @@ def check_tensors(op: str, args: Arguments, on_host: Sequence[str] = ()) -> list
     return [t for _, t in named]
 
 
-def result_dtype(args: Arguments) -> torch.dtype:
-    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors."""
+def result_dtype(args: Arguments, rule: Rule | None = None) -> torch.dtype:
+    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors, or of those that the op's rule
+    names (``typed_by``)."""
     given: torch.dtype | None = args.get("dtype")
-    return given or promoted([a for a in args.values() if isinstance(a, Tensor)])
+    typed = [args[n] for n in getattr(rule, "typed_by", ()) if args[n].is_floating_point()]
+    return given or promoted(typed or [a for a in args.values() if isinstance(a, Tensor)])
 
 
 def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
     tensors = check_tensors(op, args, getattr(rule, "on_host", ()))
     shape = rule(op, args)
-    dtype = result_dtype(args)
+    dtype = result_dtype(args, rule)
     reduction = args.get("reduction", "none")
     if reduction not in ("none", "mean", "sum", "batchmean"):
         raise fail(op, 'reduction "none", "mean" or "sum"', f'"{reduction}"')

@@ -42,6 +42,15 @@ def elementwise(rule: Rule) -> Rule:
     return rule
 
 
+def typed_by(*names: str, rule: Rule) -> Rule:
+    """The rule of an op whose result has the dtype of these tensors, whatever that of the others.
+
+    As torch's own function has it, which for instance writes into a tensor like its first one.
+    """
+    rule.typed_by = names  # type: ignore[attr-defined]
+    return rule
+
+
 def per_row(values: int) -> State:
     """The state of a row loss: float64, so many values a row, and the mean's denominator."""
 

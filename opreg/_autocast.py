@@ -26,7 +26,8 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
                 t = bound[name]
                 if t is not None and t.is_floating_point() and t.dtype != torch.float64:
                     bound[name] = t.to(torch.get_autocast_dtype(device_type))
-            if op.is_loss and bound["dtype"] is None and result_dtype(bound) in (torch.float16, torch.bfloat16):
+            low = (torch.float16, torch.bfloat16)
+            if op.is_loss and bound["dtype"] is None and result_dtype(bound, op.shape) in low:
                 bound["dtype"] = torch.float32
             with without_autocast(device_type):
                 return call(op.value, bound)

@@ -231,8 +231,9 @@ class Op:
     def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
         """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype."""
         bound = bind(self.value, args, kwargs)
-        dtype = result_dtype(bound)
-        compute = torch.promote_types(dtype, torch.float32)
+        dtype = result_dtype(bound, self.shape)
+        # float64 where one comes in or goes out
+        compute = torch.promote_types(torch.promote_types(dtype, result_dtype({**bound, "dtype": None})), torch.float32)
         bound.pop("dtype", None)
         for name in self.tensor_arguments:
             t = bound[name]

@@ -512,13 +512,16 @@ def bce_with_logits(g: Generator) -> None:
     loss(g, "binary_cross_entropy_with_logits", (x, t), options, torch.nn.BCEWithLogitsLoss, raw)
 
 
-@piece("binary_cross_entropy_with_logits", "binary", "probability used")
+@piece("binary_cross_entropy_with_logits", "binary", "probability used", "any target")
 def sigmoid_bce(g: Generator) -> None:
     shape = g.one((5,), (2, 3))
     x, t = g.before(g.real(*shape), shape), g.one(g.bits, g.unit)(*shape)
     p = g.call("sigmoid", x)
-    if g.miss:
+    if g.miss == "probability used":
         g.results.append(p)
+    if g.miss != "any target":  # one that shows that it lies in [0, 1]
+        t = g.let(g.one("{}.clamp(0, 1)", f"({{}} > 0.5).to({g.dtype})").format(t))
+        g.floats.remove(t)
     options = {"weight": weights(g, *shape)}
     loss(
         g,
@@ -863,7 +866,7 @@ BOX_MISSES = ("two eps", "not clamped", "a factor")
 def box(g: Generator, op: str) -> None:
     form = "pairs" if g.miss == "not clamped" else g.one("pairs", "mask", "parts")
     inter, union, width, height, (x1, y1, x2, y2, u1, v1, u2, v2) = overlap(g, form, 3)
-    eps = g.one(1e-7, 1e-6, 0)
+    eps = g.near("no eps", g.one(1e-7, 1e-6), 0)
     other_eps = g.near("two eps", eps, 1e-3)
     plus_eps = f" + {eps}" if eps else ""
     iou = g.let(f"{inter} / ({union}{plus_eps})")
@@ -880,7 +883,9 @@ def box(g: Generator, op: str) -> None:
         )
         y = g.plus(y, g.let(f"({centers}) / {diagonal}"))
     if op == "ciou_loss":
-        turn = f"torch.atan(({u2} - {u1}) / ({v2} - {v1})) - torch.atan(({x2} - {x1}) / ({y2} - {y1}))"
+        angle = g.near("atan of the quotient", "torch.atan2({}, {})", "torch.atan({} / ({}))")
+        sides = [(f"{u2} - {u1}", f"{v2} - {v1}"), (f"{x2} - {x1}", f"{y2} - {y1}")]
+        turn = " - ".join(angle.format(*(f"({side})" for side in pair)) for pair in sides)
         v = g.let(g.one("(4 / math.pi**2) * ({}) ** 2", "4 / math.pi**2 * torch.pow({}, 2)").format(turn))
         alpha = f"{v} / (1 - {iou} + {v}{plus_eps})"
         if g.miss == "alpha differentiated":
@@ -898,22 +903,22 @@ def box(g: Generator, op: str) -> None:
     g.after(y)
 
 
-@piece("iou_loss", "boxes", "not clamped", "a factor", dtypes=WIDE)
+@piece("iou_loss", "boxes", "not clamped", "a factor", "no eps", dtypes=WIDE)
 def iou_loss(g: Generator) -> None:
     box(g, "iou_loss")
 
 
-@piece("giou_loss", "boxes", "two eps", "not clamped", dtypes=WIDE)
+@piece("giou_loss", "boxes", "two eps", "not clamped", "no eps", dtypes=WIDE)
 def giou_loss(g: Generator) -> None:
     box(g, "giou_loss")
 
 
-@piece("diou_loss", "boxes", "two eps", "not clamped", dtypes=WIDE)
+@piece("diou_loss", "boxes", "two eps", "not clamped", "no eps", dtypes=WIDE)
 def diou_loss(g: Generator) -> None:
     box(g, "diou_loss")
 
 
-@piece("ciou_loss", "boxes", "two eps", "alpha differentiated", dtypes=WIDE)
+@piece("ciou_loss", "boxes", "two eps", "alpha differentiated", "no eps", "atan of the quotient", dtypes=WIDE)
 def ciou_loss(g: Generator) -> None:
     box(g, "ciou_loss")
 
@@ -969,17 +974,19 @@ def amsoftmax(g: Generator) -> None:
     g.after(g.let(loss_))
 
 
-@piece("arcface_loss", "softmax margins", "threshold", "another target", "two margins", dtypes=(torch.float32,))
+@piece(
+    "arcface_loss", "softmax margins", "threshold", "another target", "two margins", "no floor",
+    dtypes=(torch.float32,),
+)  # fmt: skip
 def arcface(g: Generator) -> None:
     c, t = cosines(g)
     m, scale = g.one(0.5, 0.3), g.one(30.0, 16.0)
+    floorless = ("torch.sqrt(1 - {0} ** 2)", "torch.sqrt((1 - {0} ** 2).clamp(0, 1))")
     sines = (
-        "torch.sqrt(1 - {0} ** 2)",
-        "torch.sqrt((1 - {0} ** 2).clamp(0, 1))",
         "torch.sqrt((1.0 - torch.pow({0}, 2)).clamp(min=1e-7))",
         "(1 - {0}.pow(2)).clamp(1e-7, 1).sqrt()",
     )
-    sine = g.let(g.one(*sines).format(c))
+    sine = g.let(g.one(*g.near("no floor", sines, floorless)).format(c))
     phi = g.minus(g.times(c, math.cos(m)), g.times(sine, g.near("two margins", math.sin(m), math.sin(0.4))))
     threshold = math.cos(math.pi - m)
     phi = g.let(f"torch.where({c} > {g.near('threshold', threshold, 0.0)}, {phi}, {c} - {math.sin(math.pi - m) * m})")

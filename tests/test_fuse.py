@@ -210,7 +210,7 @@ def box_loss(kind, eps=1e-7):
         loss = 1 - iou + apart / (width**2 + height**2 + eps)
         if kind == "diou":
             return loss
-        turn = torch.atan((x2g - x1g) / (y2g - y1g)) - torch.atan((x2 - x1) / (y2 - y1))
+        turn = torch.atan2(x2g - x1g, y2g - y1g) - torch.atan2(x2 - x1, y2 - y1)
         v = (4 / (torch.pi**2)) * torch.pow(turn, 2)
         with torch.no_grad():
             alpha = v / (1 - iou + v + eps)
@@ -248,7 +248,7 @@ def cosface(x, t):
 
 def arcface(x, t, m=0.5):
     cosine = F.linear(F.normalize(x), F.normalize(CLASSES))
-    sine = torch.sqrt((1.0 - torch.pow(cosine, 2)).clamp(0, 1))
+    sine = torch.sqrt((1.0 - torch.pow(cosine, 2)).clamp(1e-7, 1))
     phi = cosine * math.cos(m) - sine * math.sin(m)
     phi = torch.where(cosine > math.cos(math.pi - m), phi, cosine - math.sin(math.pi - m) * m)
     onehot = F.one_hot(t, 9).float()
@@ -269,7 +269,7 @@ TEACHER = torch.randn(7, 6)
 COMPOSED = {
     "log_softmax and nll_loss": (lambda x, t: F.nll_loss(F.log_softmax(x, 1), t), LOGITS, LABELS, "cross_entropy"),
     "sigmoid and binary_cross_entropy": (
-        lambda x, t: F.binary_cross_entropy(torch.sigmoid(x), t),
+        lambda x, t: F.binary_cross_entropy(torch.sigmoid(x), (t > 0.5).to(x.dtype)),
         SCORES,
         HARD,
         "binary_cross_entropy_with_logits",

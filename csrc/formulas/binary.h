@@ -10,6 +10,7 @@ struct BinaryCrossEntropy {
   static constexpr auto args = "Tensor input, Tensor target, Tensor? weight=None, str reduction=\"mean\"";
   static constexpr int inputs = 3, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
+  static constexpr unsigned typed_by = 0b001;
 
   static BinaryCrossEntropy make(Reduction) { return {}; }
   // Looked at on the CPU, where an error costs no synchronisation. Elsewhere the logarithm gives NaN.
@@ -37,6 +38,7 @@ struct BinaryCrossEntropyWithLogits {
       "Tensor input, Tensor target, Tensor? weight=None, Tensor? pos_weight=None, str reduction=\"mean\"";
   static constexpr int inputs = 4, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
+  static constexpr unsigned typed_by = 0b0010;  // torch writes into a tensor like 1 - t
 
   static BinaryCrossEntropyWithLogits make(Reduction) { return {}; }
   template <class T>
@@ -64,11 +66,13 @@ struct FocalLoss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
   double alpha, gamma;
+  double of_negative = 1;  // (-1)^gamma: a target outside of [0, 1] may make m negative
 
   static FocalLoss make(double alpha, double gamma, Reduction) {
     expect(alpha <= 1, name, "alpha <= 1 (below 0: no weighting)", alpha);
     expect(gamma >= 0 && gamma < INFINITY, name, "finite gamma >= 0", gamma);
-    return {alpha, gamma};
+    bool whole = gamma == ::floor(gamma), odd = ::fmod(gamma, 2.0) == 1.0;
+    return {alpha, gamma, whole ? (odd ? -1.0 : 1.0) : double(NAN)};
   }
   // gamma = 2 is the paper's choice, and needs no power
   static constexpr int modes = 2;
@@ -89,7 +93,8 @@ struct FocalLoss {
   template <int Mode, class T>
   HD T power(T miss) const {
     if constexpr (Mode == 1) return miss * miss;
-    return pow_unit(miss, T(gamma));
+    T size = pow_unit(abs(miss), T(gamma));
+    return miss < T(0) ? T(of_negative) * size : size;
   }
   template <int Mode, class T>
   HD T value(T x, T t) const {
@@ -101,7 +106,7 @@ struct FocalLoss {
     Terms<T> k = terms(x, t);
     T power_m = power<Mode>(k.miss);
     // gamma m^(gamma-1): by one division, and 0 where p_t = 1
-    T slope = k.miss > T(0) ? T(gamma) * power_m / k.miss : T(0);
+    T slope = k.miss != T(0) ? T(gamma) * power_m / k.miss : T(0);
     T dm_dx = k.p * k.q * (T(1) - T(2) * t), dm_dt = k.q - k.p;
     T dce_dx = (T(1) - t) * k.p - t * k.q;
     T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);

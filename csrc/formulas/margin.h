@@ -9,6 +9,7 @@ struct SoftMarginLoss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 1;
   static constexpr Shapes shapes = Shapes::to_input;
+  static constexpr unsigned typed_by = 0b01;
 
   static SoftMarginLoss make(Reduction) { return {}; }
   template <class T>
@@ -27,6 +28,7 @@ struct HingeEmbeddingLoss {
   static constexpr auto args = "Tensor input, Tensor target, float margin=1.0, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 1;
   static constexpr Shapes shapes = Shapes::broadcast;
+  static constexpr unsigned typed_by = 0b01;
   double margin;
 
   static HingeEmbeddingLoss make(double margin, Reduction) {

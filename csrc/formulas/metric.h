@@ -184,6 +184,7 @@ struct CosineEmbeddingLoss {
   static constexpr int inputs = 3, members = 2, gradients = 2;
   static constexpr Along along = Along::last;
   static constexpr Shapes shapes = Shapes::same_rank;
+  static constexpr unsigned typed_by = 0b011;
   double margin;
 
   static CosineEmbeddingLoss make(double margin, Reduction) {

@@ -70,6 +70,7 @@ struct HuberLoss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\", float delta=1.0";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
+  static constexpr unsigned typed_by = 0b01;
   double delta;
 
   static HuberLoss make(Reduction, double delta) {

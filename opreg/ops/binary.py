@@ -45,7 +45,7 @@ def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduct
     # 1 − p_t, of two sigmoids so that it keeps its digits near 0
     miss = torch.sigmoid(input) * (1 - target) + torch.sigmoid(-input) * target
     # the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
-    power = torch.where(miss > 0, torch.where(miss > 0, miss, 1.0) ** gamma, float(gamma == 0))
+    power = torch.where(miss != 0, torch.where(miss != 0, miss, 1.0) ** gamma, float(gamma == 0))
     weight = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1.0
     return reduce(weight * power * cross_entropy, reduction)
 
@@ -131,7 +131,7 @@ register(
         "binary_cross_entropy",
         reference=F.binary_cross_entropy,
         advice={r"expected input in \[0, 1\]": "of scores that are no probabilities: binary_cross_entropy_with_logits"},
-        shape=meta.same("input", "target", optional=("weight",)),
+        shape=meta.typed_by("input", rule=meta.same("input", "target", optional=("weight",))),
         samples=bce_samples,
         errors=bce_errors,
         source="torch.nn.functional.binary_cross_entropy",
@@ -171,7 +171,7 @@ register(
     Op(
         "binary_cross_entropy_with_logits",
         reference=F.binary_cross_entropy_with_logits,
-        shape=meta.same("input", "target", optional=("weight", "pos_weight")),
+        shape=meta.typed_by("target", rule=meta.same("input", "target", optional=("weight", "pos_weight"))),
         samples=logits_samples,
         errors=logits_errors,
         source="torch.nn.functional.binary_cross_entropy_with_logits",

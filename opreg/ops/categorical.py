@@ -1,6 +1,6 @@
 """Classification losses over a class dimension: negative log likelihood, cross entropy and its relatives."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
+from ..meta.rules import Arguments, fail
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS, reduce
@@ -64,7 +65,8 @@ def cross_entropy(
         target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
             ``input``.
         weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
-        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer, beside probabilities a
+            negative one, which is no class.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
 
     Returns:
@@ -72,8 +74,9 @@ def cross_entropy(
         of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
-            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; an ignore_index >= 0 beside
+            probabilities, a weight that requires grad beside class indices; on the CPU a class index out of range (on
+            a GPU it gives NaN at its place).
 
     Formula:
         −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
@@ -94,6 +97,7 @@ def cross_entropy(
     log_p = F.log_softmax(input, axis)
     weighted = log_p if weight is None else log_p * along_classes(weight, input)
     if target.is_floating_point():
+        require_no_index("cross_entropy", ignore_index)
         smoothed = target * (1 - label_smoothing) + label_smoothing / classes
         return reduce(-(weighted * smoothed).sum(axis), reduction)
     nll = nll_loss(log_p, target, weight, ignore_index, "none")
@@ -331,12 +335,31 @@ def nll_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, make.uniform(4, 3)), "nll_loss: expected target of dtype int64, int32 or uint8, got float")
 
 
+_of_rows = meta.rows("input", "target", weight="weight", probabilities=True)
+
+
+def require_no_index(op: str, ignore_index: int) -> None:
+    """Class probabilities have no position that an index could ignore: torch refuses one that is a class."""
+    if ignore_index >= 0:
+        raise fail(op, "ignore_index < 0 beside class probabilities", ignore_index)
+
+
+def cross_entropy_shape(op: str, args: Arguments) -> Sequence[int]:
+    shape = _of_rows(op, args)
+    if args["target"].is_floating_point():
+        require_no_index(op, args["ignore_index"])
+    return shape
+
+
 def cross_entropy_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from row_errors("cross_entropy", make)
     yield from class_errors("cross_entropy", "weight", make)
     x, t = make.normal(4, 3), make.index(3, 4)
     message = "cross_entropy: expected target of the shape of input, got \\[4, 3\\] and \\[4\\]"
     yield ErrorSample((x, make.uniform(4)), message)
+    for index in (0, 1, 7):
+        message = f"cross_entropy: expected ignore_index < 0 beside class probabilities, got {index}"
+        yield ErrorSample((x, make.uniform(4, 3)), message, {"ignore_index": index})
     for value in (-0.1, 1.5, float("nan")):
         message = "cross_entropy: expected label_smoothing in \\[0, 1\\], got"
         yield ErrorSample((x, t), message, {"label_smoothing": value}, True)
@@ -385,7 +408,7 @@ register(
     Op(
         "cross_entropy",
         reference=cross_entropy,
-        shape=meta.rows("input", "target", weight="weight", probabilities=True),
+        shape=cross_entropy_shape,
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
         source="torch.nn.functional.cross_entropy",

@@ -162,7 +162,7 @@ register(
     Op(
         "soft_margin_loss",
         reference=soft_margin_loss,
-        shape=expanding("target", to="input"),
+        shape=meta.typed_by("input", rule=expanding("target", to="input")),
         samples=soft_margin_samples,
         errors=partial(loss_errors, "soft_margin_loss"),
         source="torch.nn.functional.soft_margin_loss",
@@ -174,7 +174,7 @@ register(
     Op(
         "hinge_embedding_loss",
         reference=hinge_embedding_loss,
-        shape=meta.broadcast("input", "target"),
+        shape=meta.typed_by("input", rule=meta.broadcast("input", "target")),
         samples=hinge_samples,
         errors=hinge_errors,
         source="torch.nn.functional.hinge_embedding_loss",

@@ -264,7 +264,9 @@ register(
     Op(
         "cosine_embedding_loss",
         reference=cosine_embedding_loss,
-        shape=meta.vectors("input1", "input2", target="target", broadcasts=True),
+        shape=meta.typed_by(
+            "input1", "input2", rule=meta.vectors("input1", "input2", target="target", broadcasts=True)
+        ),
         samples=cosine_samples,
         errors=cosine_errors,
         source="torch.nn.functional.cosine_embedding_loss",

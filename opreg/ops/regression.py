@@ -158,7 +158,7 @@ register(
     Op(
         "huber_loss",
         reference=broadcasting(F.huber_loss),
-        shape=meta.broadcast("input", "target"),
+        shape=meta.typed_by("input", rule=meta.broadcast("input", "target")),
         samples=partial(samples, delta=1.0),
         errors=partial(bounded, "huber_loss", "delta", 0.0, "delta > 0"),
         source="torch.nn.functional.huber_loss; Huber 1964",

@@ -96,10 +96,17 @@ def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
     return Poly(frozenset((m, rounded(c)) for m, c in found.items() if rounded(c) != 0 and abs(c) > 1e-14))
 
 
+class Narrowed(TooLarge):
+    """An identity that does not hold where one of its sides has no value: x / x is 1, but not at 0."""
+
+
 def product(a: Monomial, b: Monomial) -> Monomial:
     exponents = dict(a)
     for atom, e in b:
-        exponents[atom] = exponents.get(atom, 0) + e
+        before = exponents.get(atom, 0)
+        if before * e < 0 or (whole(before + e) and not whole(e)):  # x · x⁻¹, √x · √x
+            raise Narrowed
+        exponents[atom] = before + e
     return frozenset((atom, e) for atom, e in exponents.items() if e != 0)
 
 
@@ -122,6 +129,10 @@ def single(p: Poly) -> tuple[Atom, float] | None:
     return (found, coefficient) if exponent == 1 else None
 
 
+def whole(exponent: float) -> bool:
+    return exponent == int(exponent)
+
+
 def power(p: Poly, exponent: float) -> Poly:
     exponent = rounded(exponent)
     number = p.number
@@ -131,8 +142,8 @@ def power(p: Poly, exponent: float) -> Poly:
         return constant(number**exponent)
     if exponent == 0:
         return constant(1)
-    whole = exponent == int(exponent)
-    if whole and 1 <= exponent <= 4:
+    integral = whole(exponent)
+    if integral and 1 <= exponent <= 4:
         result = p
         for _ in range(int(exponent) - 1):
             result = result * p
@@ -143,13 +154,15 @@ def power(p: Poly, exponent: float) -> Poly:
             return sigmoid(-z)
     if len(p.terms) == 1:
         ((monomial, coefficient),) = p.terms
-        if whole:
+        if integral:
+            if any(whole(e * exponent) and not whole(e) for _, e in monomial):  # (√x)⁻²
+                raise Narrowed
             return Poly(
                 frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))})
             )
     # one sign and scale for the base, so that (2a + 2b)^-1 is half of (a + b)^-1
     _, scale = min(p.terms, key=lambda term: repr_key(term[0]))
-    if scale < 0 and not whole:
+    if scale < 0 and not integral:
         scale = -scale
     base = p.scaled(1 / scale)
     if len(base.terms) == 1:
@@ -216,6 +229,14 @@ def logarithm(p: Poly) -> Poly:
 
 def odd(name: str) -> Callable[[Poly], Poly]:
     return lambda z: -atom(name, -z) if z.sign() < 0 else atom(name, z)
+
+
+def mask(p: Poly) -> bool:
+    """Is it one comparison, or several at once: 0 or 1 everywhere?"""
+    if len(p.terms) != 1:
+        return False
+    ((monomial, coefficient),) = p.terms
+    return bool(monomial) and coefficient == 1 and all(found[0] in ("gt", "ge") for found, _ in monomial)
 
 
 def clamp(z: Poly, low: float | None, high: float | None) -> Poly:

@@ -1,9 +1,11 @@
 """Modules exchanged for modules, and the calls in those whose forward can be traced."""
 
+import functools
 import inspect
 import re
 import types
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ._order import FRESH_MODULES
 from ._report import Left, Report, Swapped
 from ._rewrite import Rewriter
 from ._rule import Rule
+from ._state import State, Unwatched, Watch, frozen, hooked, options_of
 
 
 def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report, activations: bool) -> torch.nn.Module:
@@ -98,8 +101,11 @@ def trace_and_fuse(
     Returns the modules that it no longer calls.
     """
     candidates = mentioned(module)
+    before_this = vars(module).get("forward")
+    if hasattr(before_this, "_of_opreg_fuse"):  # fused before: what has changed since counts now
+        del vars(module)["forward"]
     try:
-        traced = traceable(module)
+        traced, state = traceable(module)
     except _Untraceable as reason:
         if candidates:
             where = f"{path or 'the module itself'} ({type(module).__qualname__})"
@@ -113,8 +119,35 @@ def trace_and_fuse(
     report.left.extend(Left(e.what, e.why, f"{e.where} in {at}") for e in inner.left)
     if inner.swapped:
         report.swapped.extend(Swapped(e.op, e.rule, f"{e.where} in {at}") for e in inner.swapped)
-        module.forward = types.MethodType(type(traced).forward, module)
+        module.forward = types.MethodType(
+            guarded(type(traced).forward, type(module).forward, state, path or type(module).__qualname__), module
+        )
     return before - called(traced)
+
+
+def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: State, name: str) -> Callable[..., Any]:
+    """The rewritten forward while all is as it was when it was traced, else the module's own."""
+    told = False
+
+    @functools.wraps(original)
+    def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        nonlocal told
+        if state.cells and torch.compiler.is_compiling():
+            return type(self).forward(self, *args, **kwargs)
+        changed = state.changed(self)
+        if not changed and all(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values())):
+            return rewritten(self, *args, **kwargs)
+        if changed and not told and not torch.compiler.is_compiling():
+            told = True
+            warnings.warn(
+                f"opreg.fuse: {changed} is not what it was when {name} was fused, so its own forward runs; fuse again "
+                "to have the ops back",
+                stacklevel=2,
+            )
+        return type(self).forward(self, *args, **kwargs)
+
+    forward._of_opreg_fuse = True  # type: ignore[attr-defined]
+    return forward
 
 
 def called(module: fx.GraphModule) -> set[str]:
@@ -163,22 +196,35 @@ def owned(module: torch.nn.Module) -> Iterator[torch.Tensor]:
         yield from (t for t in vars(m).values() if isinstance(t, torch.Tensor))
 
 
-def traceable(module: torch.nn.Module) -> fx.GraphModule:
-    """The graph of the module's forward, if it is the same in training and evaluation and for any arguments."""
+def traceable(module: torch.nn.Module) -> tuple[fx.GraphModule, State]:
+    """The graph of the module's forward, if it is the same in training and evaluation and for any tensors, and what
+    it is made of beside these."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     if any(p.default is not p.empty or p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
         raise _Untraceable("its forward has optional arguments")
     if "forward" in vars(module):
         raise _Untraceable("its forward was replaced")
-    found = []
+    found: list[fx.GraphModule] = []
+    state = State()
     flags = {m: m.training for m in module.modules()}
     try:
         for training in (False, True):
             for m in flags:
                 m.training = training
-            found.append(fx.GraphModule(module, _OneLevel().trace(module)))
+            tracer = _OneLevel()
+            watch = Watch(module, tracer)
+            with watch.watching():
+                graph = tracer.trace(module)
+            state.add(watch.finish())
+            found.append(fx.GraphModule(module, graph))
+        for path in called(found[0]):
+            inner = module.get_submodule(path)
+            if module_call(inner) is not None and not hooked(inner):  # its call may become part of an op's
+                state.options[path] = (type(inner), frozen(options_of(inner), f"the options of {path}"))
     except _Untraceable:
         raise
+    except Unwatched as reason:
+        raise _Untraceable(str(reason)) from None
     except Exception as error:  # whatever a forward does with a proxy
         raise _Untraceable(f"its forward can't be traced ({type(error).__name__})") from None
     finally:
@@ -186,7 +232,7 @@ def traceable(module: torch.nn.Module) -> fx.GraphModule:
             m.training = training
     if found[0].code != found[1].code:
         raise _Untraceable("its forward differs between training and evaluation")
-    return found[0]
+    return found[0], state
 
 
 def mentioned(module: torch.nn.Module) -> list[str]:

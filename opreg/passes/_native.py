@@ -151,8 +151,43 @@ def binary_cross_entropy_of_logits(native: Native, order: Order) -> Native | Non
     call = functional_call(order, inner)
     if native.op.short != "binary_cross_entropy" or call is None or call.name != "sigmoid":
         return None
+    if not in_unit(order, native.arguments.get("target")):  # of another target, which is an error, logits know nothing
+        return None
     arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
     return Native(_op("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
+
+
+# Calls whose results lie in [0, 1], and calls that keep their first argument's elements or choose among them.
+_UNIT = frozenset(
+    {"sigmoid", "softmax", "hardsigmoid", "one_hot", "zeros_like", "ones_like"}
+    | {"gt", "ge", "lt", "le", "eq", "ne", "isnan", "logical_and", "logical_or", "logical_not"}
+)
+_SAME_ELEMENTS = frozenset(
+    {"to", "float", "double", "half", "bfloat16", "type_as", "detach", "clone", "contiguous", "reshape", "flatten"}
+    | {"unsqueeze", "squeeze", "expand", "expand_as", "permute", "transpose", "select", "slice", "relu", "mean"}
+)
+
+
+def in_unit(order: Order, a: Any) -> bool:
+    """Does the graph itself show that every element lies in [0, 1] (or is NaN)?"""
+    for _ in range(8):
+        if not isinstance(a, fx.Node):
+            return False
+        t, call = value_of(a), functional_call(order, a)
+        if isinstance(t, Tensor) and t.dtype == torch.bool:
+            return True
+        if call is None:
+            return False
+        if call.name in _UNIT:
+            return True
+        if call.name in ("clamp", "hardtanh"):
+            low, high = given(call, 1, "min", "min_val"), given(call, 2, "max", "max_val")
+            numbers = isinstance(low, int | float) and isinstance(high, int | float)
+            return numbers and 0 <= low <= high <= 1
+        if call.name not in _SAME_ELEMENTS:
+            return False
+        a = given(call, 0, "input", "self")
+    return False
 
 
 def scaled(order: Order, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
@@ -203,6 +238,8 @@ def batch_mean(native: Native, order: Order) -> Native | None:
     # F.kl_div(reduction="batchmean") is two calls in an exported graph
     t = value_of(native.arguments.get("input"))
     if native.op.short != "kl_div" or native.arguments.get("reduction") != "sum" or not isinstance(t, Tensor):
+        return None
+    if t.dim() == 0:  # no batch
         return None
     return Native(native.op, {**native.arguments, "reduction": "batchmean"}, divided_by=t.shape[0])
 

@@ -298,6 +298,8 @@ class Rewriter:
             raise Refused(f"there is no kernel for {before.device.type}")
         if op is not None and not _private.has_kernel(op.qualname, _DEVICES[before.device.type]):
             raise Refused(f"{op.short} has no kernel for {before.device.type} in this library")
+        if before.dtype != after.dtype and op is not None and self.misreported(root, before.dtype):
+            before = before.to(after.dtype)
         if before.dtype != after.dtype and op is not None and op.is_loss:
             new.kwargs = {**new.kwargs, "dtype": before.dtype}
             after = self.fake(new)
@@ -307,6 +309,26 @@ class Rewriter:
             raise Refused(f"the op would give {would}, not {was}")
         if op is not None:
             self.rehearse(op, new)
+
+    def misreported(self, root: fx.Node, dtype: torch.dtype) -> bool:
+        """Is the graph's dtype for a native loss of tensors of several dtypes only what torch's fakes say of it?
+
+        Some of them promote, and the kernels do not. The op gives what the kernel gives, and so do programs that are
+        not rewritten. Under autocast, the graph knows better than a fake run here.
+        """
+        call = self.order.calls[root]
+        inputs = [value_of(n) for n in root.all_input_nodes]
+        floating = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
+        if call is None or call.target is None or len(floating) < 2:
+            return False
+        args, kwargs = fx.node.map_aggregate(
+            (call.args, dict(call.kwargs)), lambda a: value_of(a) if isinstance(a, fx.Node) else a
+        )
+        try:
+            given = call.target(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return isinstance(given, Tensor) and given.dtype == dtype
 
     def rehearse(self, op: Op, new: fx.Node) -> None:
         """The kernel's own opinion of the options, asked with a few elements: fakes do not look at them."""

@@ -231,11 +231,36 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
                 continue
             seen.add(value.poly)
             found = sorted(algebra.leaves(value.poly), key=order.position.__getitem__)
+            if forgotten(evaluator, found):
+                continue
             literals = numbers_in(order, evaluator.interior)
             for rule in rules:
                 match = matched(rule, root, value, found, literals, evaluator)
                 if match is not None:
                     yield match
+
+
+# Calls that read the shape or the dtype of a tensor, not its elements.
+_SHAPE_ONLY = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "reshape_as", "expand_as", "type_as"})
+_OF_SHAPE = frozenset({"size", "dim", "numel", "sym_size", "getattr"})
+
+
+def forgotten(evaluator: Evaluator, found: list[fx.Node]) -> bool:
+    """Has a normal form lost a tensor that the program reads, as ``x + 0 · y`` does?
+
+    That may be NaN or infinite, and its gradient is zero and not absent.
+    """
+    for node in evaluator.values:
+        if node in evaluator.interior or node in found:
+            continue
+        value, call = value_of(node), evaluator.graph.calls.get(node)
+        name = call.name if call is not None else getattr(node.target, "__name__", str(node.target))
+        if name.split(".")[0] in _OF_SHAPE or (value is not None and not isinstance(value, Tensor)):
+            continue
+        readers = [evaluator.graph.calls.get(u) for u in node.users if u in evaluator.interior]
+        if any(call is None or call.name not in _SHAPE_ONLY for call in readers):
+            return True
+    return False
 
 
 def cuts(

@@ -85,12 +85,7 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
 
 
 def masked(x: Any, mask: Any) -> Masked:
-    if (
-        not isinstance(x, Value)
-        or not isinstance(mask, Value)
-        or x.base != mask.base
-        or not algebra.names(mask.poly) & {"gt", "ge"}
-    ):
+    if not isinstance(x, Value) or not isinstance(mask, Value) or x.base != mask.base or not algebra.mask(mask.poly):
         raise Opaque("an index")
     return Masked(x, mask)
 
@@ -106,7 +101,7 @@ def _index(e: Evaluator, node: fx.Node, x: Any, indices: Any) -> Any:
 def _setitem(e: Evaluator, node: fx.Node, x: Any, mask: Any, new: Any) -> Any:
     if isinstance(new, Value) and new.scalar:
         new = Masked(new, mask)
-    if not isinstance(new, Masked) or not isinstance(mask, Value) or new.mask != mask:
+    if not isinstance(new, Masked) or not isinstance(mask, Value) or new.mask != mask or not algebra.mask(mask.poly):
         raise Opaque("a write")
     return combine(choose, mask, new.value, x)
 

@@ -167,7 +167,9 @@ for _name, _swapped in {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}.items():
 
 @handles("logical_and", "bitwise_and", "and", "__and__")
 def _and(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
-    return combine(operator.mul, x, other)  # of atoms that are 0 or 1
+    if not all(isinstance(v, Value) and algebra.mask(v.poly) for v in (x, other)):  # t & 1 is no product
+        raise Opaque("bits")
+    return combine(operator.mul, x, other)
 
 
 @handles("where")
@@ -177,10 +179,10 @@ def _where(e: Evaluator, node: fx.Node, condition: Any, x: Any, other: Any) -> A
 
 def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     """a where the condition holds, else b."""
-    if len(condition.terms) == 1:
+    if algebra.mask(condition):
         ((monomial, _),) = condition.terms
-        sides = [found[1] for found, _ in monomial if found[0] in ("gt", "ge")]
-        if len(sides) == len(monomial) and a - b == math.prod(sides[1:], start=sides[0]):
+        sides = [found[1] for found, _ in monomial]
+        if a - b == math.prod(sides[1:], start=sides[0]):
             clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
             return b + math.prod(clipped[1:], start=clipped[0])
     return b + atom("where", condition, a - b)

@@ -1,14 +1,14 @@
 """Overlap of boxes (x1, y1, x2, y2), one value a pair."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import at_least, every, same_shape
+from ._conditions import Condition, every, never, same_shape
 
 lossreg = torch.ops.lossreg
 
@@ -58,20 +58,32 @@ def diou_loss(input: Tensor, target: Tensor, *, eps: float = 0.0) -> Tensor:
     return 1 - iou(input, target, eps) + apart / (width**2 + height**2 + eps)
 
 
-def ciou_loss(input: Tensor, target: Tensor, *, eps: float = 0.0) -> Tensor:
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = corners(input), corners(target)
-    turn = torch.atan((u2 - u1) / (v2 - v1)) - torch.atan((x2 - x1) / (y2 - y1))
-    v = 4 / math.pi**2 * turn**2
-    alpha = (v / (1 - iou(input, target, eps) + v + eps)).detach()
-    return diou_loss(input, target, eps=eps) + alpha * v
+def ciou_of(angle: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def ciou_loss(input: Tensor, target: Tensor, *, eps: float = 0.0) -> Tensor:
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = corners(input), corners(target)
+        turn = angle(u2 - u1, v2 - v1) - angle(x2 - x1, y2 - y1)
+        v = 4 / math.pi**2 * turn**2
+        alpha = (v / (1 - iou(input, target, eps) + v + eps)).detach()
+        return diou_loss(input, target, eps=eps) + alpha * v
+
+    return ciou_loss
 
 
-def rule(pattern: Callable[..., Tensor], op: Any) -> Rule:
+# Boxes come from a network as well, and then they may have no area, or x2 < x1.
+ANGLE = never("atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only, and these may be others")
+
+
+def positive_eps(arguments: Mapping[str, Any]) -> str:
+    eps = arguments["eps"]
+    return "" if eps > 0 else f"eps is {eps}, and boxes without an area give NaN, of which the op makes a number"
+
+
+def rule(pattern: Callable[..., Tensor], op: Any, name: str = "", *conditions: Condition) -> Rule:
     return Rule(
-        f"{pattern.__name__}, written out",
+        name or f"{pattern.__name__}, written out",
         pattern,
         lambda input, target, *, eps: op(input, target, "none", eps),
-        every(at_least(0, "eps"), same_shape("input", "target")),
+        every(positive_eps, same_shape("input", "target"), *conditions),
     )
 
 
@@ -79,5 +91,6 @@ RULES = (
     rule(iou_loss, lossreg.iou_loss),
     rule(giou_loss, lossreg.giou_loss),
     rule(diou_loss, lossreg.diou_loss),
-    rule(ciou_loss, lossreg.ciou_loss),
+    rule(ciou_of(torch.atan2), lossreg.ciou_loss),
+    rule(ciou_of(lambda w, h: torch.atan(w / h)), lossreg.ciou_loss, "ciou_loss of atan(w / h)", ANGLE),
 )

@@ -4,7 +4,7 @@ The replacements are made where cross_entropy is replaced; these rules tell the 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import Condition, always
+from ._conditions import Condition, always, never
 
 
 # In a pattern, one_hot has the classes of the tensor that stands in the place of their number, and the cosine of a
@@ -33,11 +33,8 @@ def angular(sine: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return pattern
 
 
-def not_float64(arguments: Mapping[str, Any]) -> str:
-    # 1 - cos^2 is 0 or at least 1.2e-7 in float32; and at 0 the square root has no finite slope
-    if arguments["cosine"].dtype == torch.float64:
-        return "arcface_loss takes sin^2 no less than 1e-7, which float64 resolves"
-    return ""
+# Rounding takes a cosine to 1 and beyond: 0 or NaN there in the first forms, which the op does not give.
+FLOOR = never("arcface_loss takes sin^2 no less than 1e-7: write .clamp(min=1e-7) for the same")
 
 
 def arcface(sine: Callable[[Tensor], Tensor], condition: Condition) -> Rule:
@@ -48,9 +45,9 @@ def arcface(sine: Callable[[Tensor], Tensor], condition: Condition) -> Rule:
 RULES = {
     "amsoftmax_loss": (Rule("amsoftmax_loss, its margin written out", additive, additive),),
     "arcface_loss": (
-        arcface(lambda c: torch.sqrt(1 - c**2), not_float64),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(0, 1)), not_float64),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(min=0)), not_float64),
+        arcface(lambda c: torch.sqrt(1 - c**2), FLOOR),
+        arcface(lambda c: torch.sqrt((1 - c**2).clamp(0, 1)), FLOOR),
+        arcface(lambda c: torch.sqrt((1 - c**2).clamp(min=0)), FLOOR),
         arcface(lambda c: torch.sqrt((1 - c**2).clamp(min=1e-7)), always),
         arcface(lambda c: torch.sqrt((1 - c**2).clamp(1e-7, 1)), always),
     ),
