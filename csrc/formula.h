@@ -107,8 +107,8 @@ enum class Along { last, classes };
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 
-// Which operands give the result its dtype, a bit each. All, but where torch's own function takes that of one alone, for
-// instance because it writes into a tensor like that one: a formula says so by `typed_by`.
+// Which operands give the result its dtype, a bit each. All, but where torch's own function takes that of one alone,
+// for instance because it writes into a tensor like that one: a formula says so by `typed_by`.
 template <class F, class = void>
 struct TypedBy {
   static constexpr unsigned operands = ~0u;

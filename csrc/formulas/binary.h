@@ -66,13 +66,14 @@ struct FocalLoss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
   double alpha, gamma;
-  double of_negative = 1;  // (-1)^gamma: a target outside of [0, 1] may make m negative
+  // A target outside of [0, 1] makes m negative, or larger than 1: (-1)^gamma, and what m^gamma is finite for.
+  double of_negative = 1, largest = INFINITY;
 
   static FocalLoss make(double alpha, double gamma, Reduction) {
     expect(alpha <= 1, name, "alpha <= 1 (below 0: no weighting)", alpha);
     expect(gamma >= 0 && gamma < INFINITY, name, "finite gamma >= 0", gamma);
     bool whole = gamma == ::floor(gamma), odd = ::fmod(gamma, 2.0) == 1.0;
-    return {alpha, gamma, whole ? (odd ? -1.0 : 1.0) : double(NAN)};
+    return {alpha, gamma, whole ? (odd ? -1.0 : 1.0) : double(NAN), ::exp2(127.9 / gamma)};
   }
   // gamma = 2 is the paper's choice, and needs no power
   static constexpr int modes = 2;
@@ -94,6 +95,8 @@ struct FocalLoss {
   HD T power(T miss) const {
     if constexpr (Mode == 1) return miss * miss;
     T size = pow_unit(abs(miss), T(gamma));
+    // as a float, pow_unit is as exact beyond 1, but does not overflow to infinity
+    if constexpr (sizeof(T) == 4) size = abs(miss) > T(largest) ? T(INFINITY) : size;
     return miss < T(0) ? T(of_negative) * size : size;
   }
   template <int Mode, class T>

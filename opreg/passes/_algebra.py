@@ -239,6 +239,22 @@ def mask(p: Poly) -> bool:
     return bool(monomial) and coefficient == 1 and all(found[0] in ("gt", "ge") for found, _ in monomial)
 
 
+_TOTAL = frozenset({"leaf", "component", "maximum", "minimum", "abs", "sigmoid", "softplus", "tanh", "atan", "clamp"})
+
+
+def total(part: Any) -> bool:
+    """Has a polynomial a value, and no NaN, wherever its leaves have one? Not one with a root or a quotient in it."""
+    if isinstance(part, Poly):
+        return all(whole(e) and e > 0 and total(a) for monomial, _ in part.terms for a, e in monomial)
+    if isinstance(part, frozenset):
+        return all(map(total, part))
+    if isinstance(part, tuple) and part:
+        return part[0] in _TOTAL and (
+            part[0] == "leaf" or all(total(p) for p in part[1:] if isinstance(p, Poly | frozenset))
+        )
+    return True
+
+
 def clamp(z: Poly, low: float | None, high: float | None) -> Poly:
     if low == 0 and high is None:
         return relu(z)

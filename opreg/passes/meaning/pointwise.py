@@ -182,7 +182,8 @@ def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     if algebra.mask(condition):
         ((monomial, _),) = condition.terms
         sides = [found[1] for found, _ in monomial]
-        if a - b == math.prod(sides[1:], start=sides[0]):
+        # where makes 0 of a NaN that a root or a quotient gives, and a clamp NaN
+        if all(map(algebra.total, sides)) and a - b == math.prod(sides[1:], start=sides[0]):
             clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
             return b + math.prod(clipped[1:], start=clipped[0])
     return b + atom("where", condition, a - b)
