@@ -75,6 +75,62 @@ def test_a_pair_may_be_one_tensor():
     torch.testing.assert_close(t, before)
 
 
+def random_view(buffer, generator):
+    """Any sizes and strides in a buffer, and the places of its elements there."""
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    size = [draw(1, 4) for _ in range(draw(1, 4))]
+    stride = [draw(0, 12) for _ in size]
+    offset = draw(0, 20)
+    view = buffer.as_strided(size, stride, offset)
+    places = torch.arange(len(buffer)).as_strided(size, stride, offset).flatten().tolist()
+    return view, places
+
+
+def test_overlap_is_decided_by_element():
+    """Random views of one buffer, in lists of two: refused just where an average meets another element."""
+    generator = torch.Generator().manual_seed(0)
+    refused = 0
+    for _ in range(2000):
+        buffer = torch.randn(160, device=DEVICE, dtype=torch.float64)
+        drawn = [random_view(buffer, generator) for _ in range(2)]
+        inside = int(torch.randint(0, 2, (), generator=generator))  # is the second one an average or a parameter?
+        params = [torch.randn(view.shape, device=DEVICE, dtype=torch.float64) for view, _ in drawn]
+        (first, places), (second, others) = drawn
+        if inside:
+            averages, clash = [first, second], len({*places, *others}) < len(places) + len(others)
+        else:
+            averages, params = [first, torch.zeros(second.shape, device=DEVICE).double()], [params[0], second]
+            clash = len({*places}) < len(places) or bool({*places} & {*others})
+        want = expected(averages, params, 0.25)
+        if clash:
+            with pytest.raises(RuntimeError, match=r"ema_update_: expected averages.* share"):
+                ema_update_(averages, params, 0.25)
+            refused += 1
+        else:
+            ema_update_(averages, params, 0.25)
+            torch.testing.assert_close([a.cpu() for a in averages], want)
+    assert 500 < refused < 1500
+
+
+@pytest.mark.parametrize("columns", [slice(None, None, 2), slice(None, 3), slice(2, 5)], ids=str)
+def test_parts_of_one_matrix(columns):
+    """Columns lie between each other in memory, and are apart; so do blocks, and a matrix viewed as bytes."""
+    matrix = torch.randn(50, 6, device=DEVICE)
+    rest = [k for k in range(6) if k not in range(6)[columns]]
+    averages = [matrix[:, columns], *(matrix[:, k] for k in rest)]
+    params = [torch.randn(a.shape, device=DEVICE) for a in averages]
+    want = expected(averages, params, 0.5)
+    ema_update_(averages, params, 0.5)
+    torch.testing.assert_close([a.double().cpu() for a in averages], want)
+    ema_update_([matrix[:, 0]], [matrix[:, 1]], 0.5)
+    counters = matrix.view(torch.int32)  # other elements in the same memory
+    with pytest.raises(RuntimeError, match=r"share no memory with another tensor of the call, got averages.0. and "):
+        ema_update_([matrix[:, 0], counters[3]], [params[0][:, 0], counters[3].clone()], 0.5)
+
+
 def test_errors():
     """On real tensors and, where no address is needed, on fakes; and nothing was written before."""
     from torch._subclasses.fake_tensor import FakeTensorMode

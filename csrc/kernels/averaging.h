@@ -1,8 +1,9 @@
 #pragma once
 // Moving averages of a model's tensors, in place.
 #include <algorithm>
-#include <numeric>
+#include <tuple>
 
+#include "../overlap.h"
 #include "../written.h"
 
 namespace lossreg {
@@ -28,7 +29,7 @@ struct EmaUpdate {
       fail(name, "as many averages as params, got ", averages.size(), " and ", params.size());
     std::vector<Iteration<3>> steps;
     for (size_t i = 0; i < averages.size(); i++) steps.push_back(step(averages[i], params[i], averages[0], i));
-    expect_apart(averages);
+    expect_apart(averages, params);
 
     Average body{decay, 1 - decay};
     for (size_t i = 0; i < averages.size(); i++) {
@@ -44,6 +45,11 @@ struct EmaUpdate {
  private:
   static std::string item(const char* list, size_t i) { return std::string(list) + "[" + std::to_string(i) + "]"; }
 
+  static Footprint footprint(const Tensor& t) {
+    DType dtype = *known_dtype(t.scalar_type());
+    return {t.const_data_ptr(), shape_of(t), strides_of(t), size_of(dtype)};
+  }
+
   // One pair: average, parameter, and the average again as what is written.
   static Iteration<3> step(const Tensor& average, const Tensor& param, const Tensor& first, size_t i) {
     std::string a = item("averages", i), p = item("params", i);
@@ -54,7 +60,7 @@ struct EmaUpdate {
     if (dtype != other) fail(name, p, " of the dtype of ", a, ", got ", name_of(dtype), " and ", name_of(other));
     expect_one_device(name, average, param);
     if (average.is_cuda() != first.is_cuda()) expect_one_device(name, first, average);
-    if (!has_distinct_elements(average))
+    if (!has_distinct_elements(footprint(average)))
       fail(name, a, " whose elements share no memory, got strides ",
            shape_text(Shape(average.strides().begin(), average.strides().end())));
     View of_average = view_of(average, dtype, shape);
@@ -62,29 +68,36 @@ struct EmaUpdate {
     return make_iteration<3>(name, shape, views);
   }
 
-  // Each dimension steps over all that the smaller ones reach.
-  static bool has_distinct_elements(const Tensor& t) {
-    std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-    for (int64_t d = 0; d < t.dim(); d++)
-      if (t.size(d) != 1) dims.push_back({t.strides()[d], t.size(d)});
-    std::sort(dims.begin(), dims.end());
-    int64_t reach = 0;
-    for (auto [stride, size] : dims) {
-      if (size > 0 && stride <= reach) return false;
-      reach += (size - 1) * stride;
-    }
-    return true;
-  }
-  // No average comes twice: it would be averaged twice.
-  static void expect_apart(const std::vector<Tensor>& averages) {
-    std::vector<size_t> order(averages.size());
-    std::iota(order.begin(), order.end(), size_t(0));
-    auto at = [&](size_t i) { return averages[i].numel() ? averages[i].const_data_ptr() : nullptr; };
-    std::stable_sort(order.begin(), order.end(), [&](size_t i, size_t j) { return std::less<>()(at(i), at(j)); });
-    for (size_t k = 1; k < order.size(); k++)
-      if (at(order[k]) && at(order[k]) == at(order[k - 1]))
-        fail(name, "averages that share no memory, got ", item("averages", order[k - 1]), " and ",
-             item("averages", order[k]));
+  // Nothing that a step writes may be read or written by another one: the result would hang on their order. An average
+  // that is its own parameter, element for element, is none of that.
+  static void expect_apart(const std::vector<Tensor>& averages, const std::vector<Tensor>& params) {
+    struct Entry {
+      Footprint footprint;
+      const char* list;
+      size_t index;
+    };
+    std::vector<Entry> entries;
+    entries.reserve(2 * averages.size());
+    for (size_t i = 0; i < averages.size(); i++)
+      if (averages[i].numel()) {
+        entries.push_back({footprint(averages[i]), "averages", i});
+        entries.push_back({footprint(params[i]), "params", i});
+      }
+    // by where they begin, averages first: what starts beyond the end of one shares nothing with it
+    auto before = [](const Entry& a, const Entry& b) {
+      if (a.footprint.begin != b.footprint.begin) return a.footprint.begin < b.footprint.begin;
+      return std::tie(a.list[0], a.index) < std::tie(b.list[0], b.index);
+    };
+    std::sort(entries.begin(), entries.end(), before);
+    for (size_t i = 0; i < entries.size(); i++)
+      for (size_t j = i + 1; j < entries.size() && entries[j].footprint.begin < entries[i].footprint.end; j++) {
+        const Entry &a = entries[i], &b = entries[j];
+        bool both_read = *a.list == 'p' && *b.list == 'p';
+        bool one_pair = *a.list != *b.list && a.index == b.index && a.footprint.same_as(b.footprint);
+        if (!both_read && !one_pair && share_memory(a.footprint, b.footprint))
+          fail(name, "averages that share no memory with another tensor of the call, got ", item(a.list, a.index),
+               " and ", item(b.list, b.index));
+      }
   }
 };
 

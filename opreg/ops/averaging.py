@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..meta.rules import Arguments, fail, shape_text
+from ..meta.rules import Arguments, fail, same_shape, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 
@@ -17,17 +17,19 @@ def ema_update_(averages: Sequence[Tensor], params: Sequence[Tensor], decay: flo
     optimizer. Integers and bools, such as counters, are copied. Everything is checked before anything is written.
 
     Args:
-        averages: the tensors to update: float64, float32, bfloat16, float16, integer or bool, of any strides, but
-            without memory in common. Outside of ``torch.no_grad()``, none may require grad.
-        params: as many tensors, each of the shape, dtype and device of its average. They are constants.
+        averages: the tensors to update: float64, float32, bfloat16, float16, integer or bool, of any strides. Outside
+            of ``torch.no_grad()``, none may require grad.
+        params: as many tensors, each of the shape, dtype and device of its average. They are constants. No element of
+            an average may be in memory that it shares with another tensor of the call; with its own parameter, it may
+            share all.
         decay: in [0, 1], the average's part.
 
     Returns:
         Nothing.
 
     Raises:
-        RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory or require grad, or ``decay``
-            is out of range.
+        RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory with another tensor or
+            require grad, or ``decay`` is out of range.
 
     Formula: average = decay * average + (1 - decay) * param, in float32 (float64). Source: Polyak and Juditsky 1992.
 
@@ -54,7 +56,7 @@ def pairs(op: str, args: Arguments) -> Sequence[int]:
     if len(averages) != len(params):
         raise fail(op, "as many averages as params", len(averages), len(params))
     for i, (a, p) in enumerate(zip(averages, params, strict=True)):
-        if a.shape != p.shape:
+        if not same_shape(a.shape, p.shape):
             raise fail(op, f"params[{i}] of the shape of averages[{i}]", shape_text(a), shape_text(p))
         if a.is_complex():
             raise fail(op, f"averages[{i}] of a real dtype", str(a.dtype).removeprefix("torch."))
@@ -101,8 +103,13 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample(
         ([windows], [b], 0.5), message.replace("0, 1\\]", "1, 1\\]").replace("s\\[1", "s\\[0"), values=True
     )
-    message = f"{op}: expected averages that share no memory, got averages\\[0\\] and averages\\[2\\]"
-    yield ErrorSample(([a, b, a], [b, a, b], 0.5), message, values=True)
+    apart = f"{op}: expected averages that share no memory with another tensor of the call, got"
+    other = [make.constant(make.normal(2, 3)) for _ in range(3)]
+    yield ErrorSample(([a, b, a], other, 0.5), f"{apart} averages\\[0\\] and averages\\[2\\]", values=True)
+    yield ErrorSample(([a, b], [other[0], a], 0.5), f"{apart} averages\\[0\\] and params\\[1\\]", values=True)
+    line, others = make.constant(make.normal(5)), [make.constant(make.normal(4)) for _ in range(2)]
+    yield ErrorSample(([line[:4], line[1:]], others, 0.5), f"{apart} averages\\[0\\] and averages\\[1\\]", values=True)
+    yield ErrorSample(([line[1:]], [line[:4]], 0.5), f"{apart} params\\[0\\] and averages\\[0\\]", values=True)
 
 
 register(
