@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Arguments, Rule, State, fail
+from .rules import Arguments, Rule, State, fail, is_size
 from .schema import bind, require_tensors
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -64,7 +64,7 @@ def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     # ranks first: comparing sizes of different dimensions would be a guard on them
     if t.dim() != len(shape):
         return t.new_empty(tuple(shape), dtype=dtype)
-    if t.shape == shape:
+    if all(is_size(a, b) for a, b in zip(t.shape, shape, strict=True)):
         return torch.empty_like(t, dtype=dtype)
     last = torch.channels_last
     if t.dim() == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
@@ -78,7 +78,9 @@ def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Seq
     for name, wanted in zip(inputs, args["output_mask"], strict=False):
         if wanted:
             t: Tensor = args[name]
-            expanded = full_shape is not None and t.shape != full_shape
+            expanded = full_shape is not None and not (
+                t.dim() == len(full_shape) and all(is_size(a, b) for a, b in zip(t.shape, full_shape, strict=True))
+            )
             grads.append(t.new_empty(t.shape) if expanded else torch.empty_like(t))
     return grads
 

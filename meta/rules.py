@@ -23,9 +23,41 @@ def shape_text(t: Tensor | Sequence[int]) -> str:
     return str(list(t.shape if isinstance(t, Tensor) else t))
 
 
+def same_size(a: int, b: int) -> bool:
+    """Are two sizes equal? Where only the run will tell, yes, and the program asserts it.
+
+    That is a size that depends on values, such as the number of a mask's true elements: a plain ``==`` of it ends a
+    capture by torch.export or torch.compile.
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    equal: Any = a == b
+    if not guard_or_true(equal):
+        return False
+    torch._check(equal)
+    return True
+
+
+def is_size(a: int, b: int) -> bool:
+    """Are two sizes equal? Where only the run will tell, no."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    known: bool = guard_or_false(a == b)
+    return known
+
+
+def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+    # ranks first: comparing sizes of different dimensions would be a guard on them
+    return len(a) == len(b) and all(same_size(x, y) for x, y in zip(a, b, strict=True))
+
+
 def expands_to(shape: Sequence[int], target: Sequence[int]) -> bool:
     lead = len(target) - len(shape)
-    return lead >= 0 and all(a == 1 or a == b for a, b in zip(shape, target[lead:], strict=True))
+    return lead >= 0 and all(is_size(a, 1) or same_size(a, b) for a, b in zip(shape, target[lead:], strict=True))
 
 
 def joined(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
@@ -86,7 +118,7 @@ def same(*names: str, optional: Sequence[str] = ()) -> Rule:
     def rule(op: str, args: Arguments) -> Sequence[int]:
         shape = args[first].shape
         for name in others:
-            if args[name].shape != shape:
+            if not same_shape(args[name].shape, shape):
                 raise fail(op, f"{name} of the shape of {first}", shape_text(shape), shape_text(args[name]))
         return expanding(*optional, to=first)(op, args)
 
@@ -131,11 +163,12 @@ def variance(input: str, target: str, var: str) -> Rule:
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         shape, v = args[input].shape, args[var].shape
-        if v != shape and v == shape[:-1]:
+        if len(v) == len(shape) - 1 and same_shape(v, shape[:-1]):
             v = (*v, 1)
         else:
-            different = [b for a, b in zip(shape, v, strict=False) if a != b]
-            if len(v) != len(shape) or different not in ([], [1]):
+            ones = [is_size(b, 1) and not is_size(a, 1) for a, b in zip(shape, v, strict=False)]
+            fit = all(one or same_size(a, b) for one, a, b in zip(ones, shape, v, strict=False))
+            if len(v) != len(shape) or not fit or sum(ones) > 1:
                 expected = f"{var} of the shape of {input}, or with one dimension of 1 or the last one missing"
                 raise fail(op, expected, shape_text(shape), shape_text(v))
         both = broadcast(input, target)(op, args)
@@ -152,9 +185,9 @@ def boxes(input: str, target: str, *, number: str | None = None) -> Rule:
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, t = args[input], args[target]
-        if x.dim() == 0 or x.shape[-1] != 4:
+        if x.dim() == 0 or not same_size(x.shape[-1], 4):
             raise fail(op, f"{input} of shape (..., 4)", shape_text(x))
-        if t.shape != x.shape:
+        if not same_shape(t.shape, x.shape):
             raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
         n = None if number is None else args[number]
         if n is not None and n.dim() != 0:
@@ -177,23 +210,23 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         if x.dim() == 0:
             raise fail(op, f"{input} of shape (C) or (N, C, ...)", shape_text(x))
         axis = min(1, x.dim() - 1)
-        if x.shape[axis] == 0:
+        if is_size(x.shape[axis], 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
         result = (*x.shape[:axis], *x.shape[axis + 1 :])
         if t.is_floating_point():
             if not probabilities:
                 raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
-            if t.shape != x.shape:
+            if not same_shape(t.shape, x.shape):
                 raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
         else:
             if t.dtype not in (torch.int64, torch.int32, torch.uint8):
                 raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
-            one_row = x.dim() == 1 and t.shape == (1,)
-            if t.shape != result and not one_row:
+            one_row = x.dim() == 1 and t.dim() == 1 and same_size(t.shape[0], 1)
+            if not one_row and not same_shape(t.shape, result):
                 expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
                 raise fail(op, expected, shape_text(t))
         w = None if weight is None else args[weight]
-        if w is not None and (w.dim() != 1 or w.shape[0] != x.shape[axis]):
+        if w is not None and not same_shape(w.shape, (x.shape[axis],)):
             raise fail(op, f"{weight} of one entry a class, [{x.shape[axis]}]", shape_text(w))
         return result
 
@@ -208,22 +241,24 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
         if x.dim() > 2:
             raise fail(op, f"{input} of shape (C) or (N, C)", shape_text(x))
         classes = x.shape[-1] if x.dim() else 1
-        if classes == 0:
+        if is_size(classes, 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
         if t.dtype not in (torch.int64, torch.int32, torch.uint8):
             raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
         result = x.shape[:1] if x.dim() == 2 else x.shape[:0]
         if lists:
             # one class may come without a dimension
-            if (tuple(t.shape) or (1,)) != (tuple(x.shape) or (1,)):
+            if not same_shape(tuple(t.shape) or (1,), tuple(x.shape) or (1,)):
                 raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
         else:
-            if t.shape != result and not (t.shape in ((), (1,)) and (x.dim() < 2 or x.shape[0] == 1)):
+            one = t.dim() == 0 or (t.dim() == 1 and is_size(t.shape[0], 1))
+            one_row = one and (x.dim() < 2 or is_size(x.shape[0], 1))
+            if not one_row and not same_shape(t.shape, result):
                 expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
                 raise fail(op, expected, shape_text(t))
             result = t.shape
         w = None if weight is None else args[weight]
-        if w is not None and (w.dim() != 1 or w.shape[0] != classes):
+        if w is not None and not same_shape(w.shape, (classes,)):
             raise fail(op, f"{weight} of one entry a class, [{classes}]", shape_text(w))
         return tuple(result)
 
@@ -281,7 +316,7 @@ def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
             raise fail(op, f"{first} of shape (C) or (N, C, ...)", shape_text(x))
         same(first, *others)(op, args)
         axis = min(1, x.dim() - 1)
-        if x.shape[axis] < least:
+        if any(is_size(x.shape[axis], n) for n in range(least)):
             raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
         return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
 
@@ -313,12 +348,12 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
         x, t = args[input], args[target]
         if x.dim() != 4:
             raise fail(op, f"{input} of shape (N, C, H, W)", shape_text(x))
-        if x.shape[1] == 0:
+        if is_size(x.shape[1], 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
         if t.dtype not in (torch.int64, torch.int32, torch.uint8):
             raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
         expected = (x.shape[0], *x.shape[2:])
-        if t.shape != expected:
+        if not same_shape(t.shape, expected):
             raise fail(
                 op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t)
             )

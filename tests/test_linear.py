@@ -1,5 +1,6 @@
 """linear_cross_entropy: chunks, the memory that they are for, and gradients that the forward pass keeps."""
 
+import importlib
 import math
 
 import pytest
@@ -45,8 +46,10 @@ def test_by_hand(reduction, label_smoothing):
     x, w = torch.randn(7, 3, dtype=torch.float64, device=DEVICE), torch.randn(9, 3, dtype=torch.float64, device=DEVICE)
     indices = torch.tensor([0, 8, 4, 4, 2, 5, 1], device=DEVICE)
     probabilities = torch.rand(7, 9, dtype=torch.float64, device=DEVICE)
-    options = {"ignore_index": 4, "reduction": reduction, "label_smoothing": label_smoothing}
     for target in (indices, probabilities):
+        options = {"reduction": reduction, "label_smoothing": label_smoothing}
+        if target is indices:
+            options["ignore_index"] = 4
         for bias in (None, torch.randn(9, dtype=torch.float64, device=DEVICE)):
             weight = None if bias is None else torch.rand(9, dtype=torch.float64, device=DEVICE)
             got = linear_cross_entropy(x, w, target, bias, weight, **options)
@@ -92,6 +95,84 @@ def test_several_chunks(dtype, reduction, tolerance):
     for g, e in zip(got, want, strict=True):
         assert g.dtype == dtype
         assert (g.double() - e).norm() <= tolerance * e.norm()
+
+
+def in_torch():
+    """torch's own samples of its function, those with options for chunks too."""
+    database = importlib.import_module("torch.testing._internal.common_methods_invocations")
+    return [entry for entry in database.op_db if entry.name == "nn.functional.linear_cross_entropy"]
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="a torch without the function")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_samples_of_torch(dtype):
+    """Each of them: value and every gradient those of torch; in bfloat16 both against torch's float64."""
+    seen = 0
+    # the others differ by the options of torch's chunks, and by one more reduction
+    for entry in in_torch()[: None if dtype == torch.float64 else 1]:
+        for sample in entry.sample_inputs(DEVICE, dtype, requires_grad=True):
+            options = {k: v for k, v in sample.kwargs.items() if k != "options"}
+            arguments = [sample.input, *sample.args, *options.values()]
+            inputs = [t for t in arguments if isinstance(t, Tensor) and t.requires_grad]
+            loss = linear_cross_entropy(sample.input, *sample.args, **options)
+            wide = {id(t): t.detach().double().requires_grad_() for t in inputs}
+            args, options = torch.utils._pytree.tree_map_only(
+                Tensor, lambda t, w=wide: w.get(id(t), t.double() if t.is_floating_point() else t),
+                ((sample.input, *sample.args), options),
+            )  # fmt: skip
+            want = torch.nn.functional.linear_cross_entropy(*args, **options)
+            scale = torch.rand(want.shape, dtype=dtype, device=DEVICE)
+            got = [loss, *torch.autograd.grad(loss, inputs, scale)]
+            expected = [want, *torch.autograd.grad(want, [wide[id(t)] for t in inputs], scale.double())]
+            for g, e in zip(got, expected, strict=True):
+                assert g.dtype == dtype
+                assert g.shape == e.shape
+                error = (g.double() - e).norm()
+                assert error <= {8: 1e-12, 4: 1e-5, 2: 3e-2}[dtype.itemsize] * (1 + e.norm())
+            seen += 1
+    assert seen > 100
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="a torch without the function")
+def test_error_inputs_of_torch():
+    for entry in in_torch():
+        for error in entry.error_inputs(DEVICE):
+            call = error.sample_input
+            with pytest.raises(RuntimeError, match=r"linear_cross_entropy: expected .*, got"):
+                linear_cross_entropy(call.input, *call.args, **call.kwargs)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_every_leading_dimension_is_of_rows(reduction, probabilities):
+    """(B, T, D), of any strides: what the rows give, in their shape."""
+    x = torch.randn(3, 2, 4, device=DEVICE, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    w = torch.randn(4, 5, device=DEVICE, dtype=torch.float64).t().requires_grad_()
+    target = torch.randint(5, (3, 2), device=DEVICE).t()
+    if probabilities:
+        target = torch.rand(3, 2, 5, device=DEVICE, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    of_rows = target.reshape(6, 5) if probabilities else target.reshape(6)
+    inputs = [t for t in (x, w, target) if t.requires_grad]
+    got = linear_cross_entropy(x, w, target, reduction=reduction)
+    want = linear_cross_entropy(x.reshape(6, 4), w, of_rows, reduction=reduction)
+    torch.testing.assert_close(got, want.reshape(2, 3) if reduction == "none" else want)
+    scale = torch.rand_like(got)
+    grads = torch.autograd.grad(want, inputs, scale.reshape(want.shape))
+    torch.testing.assert_close(torch.autograd.grad(got, inputs, scale), grads)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
+def test_memory_of_places():
+    """The scores of all places, 262 MB, are there for a chunk of rows at a time."""
+    rows, features, classes, places = 2048, 16, 4000, (2, 4)
+    x, w = torch.randn(rows, features, requires_grad=True), torch.randn(classes, *places, features, requires_grad=True)
+    target = torch.randint(classes, (rows, *places))
+    gradients = x.nbytes + w.nbytes
+
+    def step():
+        return torch.autograd.grad(linear_cross_entropy(x, w, target), (x, w))
+
+    assert peak(step) - gradients < (64 << 20) + gradients + 1_000_000
 
 
 def peak(call) -> int:

@@ -1,5 +1,5 @@
 #pragma once
-// linear_cross_entropy: the (N, C) scores exist for one chunk of rows at a time.
+// linear_cross_entropy: the (N, C) scores, or (N, C, d1 ... dk), exist for one chunk of rows at a time.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include "../cross_entropy.h"
@@ -41,6 +41,11 @@ inline void product(Tensor out, const Tensor& a, const Tensor& b) {
   else torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
 }
 
+inline int64_t count_of(const Shape& shape) {
+  int64_t count = 1;
+  for (int64_t size : shape) count *= size;
+  return count;
+}
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
   return narrow(t, 0, first, count);
 }
@@ -84,13 +89,16 @@ struct FinishLoss {
 // The tensor arguments in the schema's order.
 enum Argument { kInputAt, kLinearWeightAt, kTargetAt, kLinearBiasAt, kWeightAt, kArguments };
 
-// The tensors of one call, checked against each other. Unbatched, they count as one row.
+// The tensors of one call, checked against each other. Unbatched, they count as one row; the leading dimensions of an
+// input with several count as one. The d1 ... dk of linear_weight are one dimension of P places, each a loss of its
+// own.
 template <class F>
 struct Call {
-  Tensor input, linear_weight, target;  // (N, D), (C, D), (N) or (N, C)
-  std::optional<Tensor> linear_bias, weight;
+  Tensor input, linear_weight, target;        // (N, D), (C P, D), (N, ...) or (N, C, ...), where ... is P if there is k
+  std::optional<Tensor> linear_bias, weight;  // (C P), (C)
   DType dtype, result;
-  Shape row_shape;
+  Shape row_shape;  // of the losses: (..., d1 ... dk)
+  Shape places;     // (P), or () without k
   int64_t rows, features, classes;
   bool probabilities;
 
@@ -100,33 +108,53 @@ struct Call {
         target(detached(required(F::name, F::args, kTargetAt, tensors[kTargetAt]))) {
     dtype = dtype_of(F::name, name(kInputAt), input, true);
     Shape shape = shape_of(input), of_weight = shape_of(linear_weight);
-    if (shape.empty() || shape.size() > 2) fail(F::name, "input of shape (D) or (N, D), got ", shape_text(shape));
+    if (shape.empty()) fail(F::name, "input of shape (..., D), got []");
     features = shape.back();
-    if (of_weight.size() != 2 || of_weight[1] != features)
-      fail(F::name, "linear_weight of shape (C, ", features, ") for input of shape ", shape_text(shape), ", got ",
+    if (of_weight.size() < 2 || of_weight.back() != features)
+      fail(F::name, "linear_weight of shape (C, ..., ", features, ") for input of shape ", shape_text(shape), ", got ",
            shape_text(of_weight));
     check_operand(kLinearWeightAt, linear_weight);
     classes = of_weight[0];
+    Shape outputs(of_weight.begin(), of_weight.end() - 1);  // (C, d1 ... dk)
+    Shape inner(outputs.begin() + 1, outputs.end());
+    if (!inner.empty()) {
+      places = {count_of(inner)};
+      if (shape.size() != 2)
+        fail(F::name, "input of shape (N, ", features, ") for linear_weight of shape ", shape_text(of_weight), ", got ",
+             shape_text(shape));
+    }
     if (tensors[kLinearBiasAt]) {
       linear_bias = detached(*tensors[kLinearBiasAt]);
-      if (shape_of(*linear_bias) != Shape{classes})
-        fail(F::name, "linear_bias of one entry a class, ", shape_text({classes}), ", got ",
-             shape_text(shape_of(*linear_bias)));
+      if (shape_of(*linear_bias) != outputs)
+        fail(F::name, "linear_bias of shape ", shape_text(outputs), " for linear_weight of shape ",
+             shape_text(of_weight), ", got ", shape_text(shape_of(*linear_bias)));
       check_operand(kLinearBiasAt, *linear_bias);
+      linear_bias = torch::stable::reshape(*linear_bias, {columns()});
     }
     if (tensors[kWeightAt]) weight = detached(*tensors[kWeightAt]);
 
-    // the row kernels' own checks, on scores that take no memory
-    Shape of_scores = shape;
-    of_scores.back() = classes;
+    row_shape.assign(shape.begin(), shape.end() - 1);
+    rows = count_of(row_shape);
+    if (shape.size() > 2) {
+      // the row kernels know no more than one dimension before the classes
+      Shape expected = row_shape;
+      if (is_floating(dtype_of(F::name, name(kTargetAt), target, false))) expected.push_back(classes);
+      if (shape_of(target) != expected)
+        fail(F::name, name(kTargetAt), " of shape ", shape_text(expected), " for input of shape ", shape_text(shape),
+             ", got ", shape_text(shape_of(target)));
+      target = torch::stable::reshape(target, expected.size() == row_shape.size() ? Shape{rows} : Shape{rows, classes});
+    }
+    // their own checks, on scores that take no memory
+    Shape of_scores = shape.size() == 1 ? Shape{} : Shape{rows};
+    of_scores.insert(of_scores.end(), outputs.begin(), outputs.end());
     Tensor scores = strided(new_empty(input, {}, dtype), of_scores, Shape(of_scores.size()));
     RowCall<ScoreLoss> checked({scores, target, weight});
     probabilities = checked.probabilities;
     result = checked.result;
-    row_shape = checked.row_shape;
-    rows = checked.rows;
+    row_shape.insert(row_shape.end(), inner.begin(), inner.end());
     input = torch::stable::reshape(input, {rows, features});
-    target = torch::stable::reshape(target, probabilities ? Shape{rows, classes} : Shape{rows});
+    linear_weight = torch::stable::reshape(linear_weight, {columns(), features});
+    target = torch::stable::reshape(target, probabilities ? scores_shape(rows) : losses_shape(rows));
   }
 
   ArgumentName name(int k) const { return {F::args, k}; }
@@ -135,8 +163,18 @@ struct Call {
     DType got = dtype_of(F::name, name(k), t, false);
     if (got != dtype) fail(F::name, name(k), " of the dtype of input, ", name_of(dtype), ", got ", name_of(got));
   }
+  int64_t columns() const { return classes * count_of(places); }
+  // Of the losses of so many rows, and of their scores, whose columns are the places of one class, then of the next.
+  Shape losses_shape(int64_t count) const { return with_places({count}); }
+  Shape scores_shape(int64_t count) const { return with_places({count, classes}); }
   // What sums over rows are kept in.
   DType wide() const { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+ private:
+  Shape with_places(Shape shape) const {
+    shape.insert(shape.end(), places.begin(), places.end());
+    return shape;
+  }
 };
 
 // The gradients of input, linear_weight and linear_bias, of those that are asked for, one after the other in one flat
@@ -150,8 +188,8 @@ struct GradientSums {
   template <class F>
   GradientSums(const Call<F>& call, const std::vector<bool>& mask) : mask(mask) {
     shape[kInputAt] = {call.rows, call.features};
-    shape[kLinearWeightAt] = {call.classes, call.features};
-    shape[kLinearBiasAt] = {call.classes, 1};
+    shape[kLinearWeightAt] = {call.columns(), call.features};
+    shape[kLinearBiasAt] = {call.columns(), 1};
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       start[k] = end;
       if (mask[k]) end += shape[k][0] * shape[k][1];
@@ -173,12 +211,12 @@ class Pass {
   Pass(const F& f, const Call<F>& call, DType loss_dtype, bool gradients)
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
     bool apart = gradients && !Backend::row_gradients_in_place;
-    int64_t row_bytes = call.classes * size_of(call.dtype) * (apart ? 2 : 1);
-    int64_t most = std::max<int64_t>(1, kChunkBytes / row_bytes);
-    chunks_ = (call.rows + most - 1) / most;
+    int64_t row_bytes = call.columns() * size_of(call.dtype) * (apart ? 2 : 1);
+    int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
+    chunks_ = row_bytes ? (call.rows + most - 1) / most : 0;    // nothing to do for no places
     rows_ = chunks_ ? (call.rows + chunks_ - 1) / chunks_ : 0;  // chunks of about one size
-    scores_ = new_empty(call.input, {rows_, call.classes}, call.dtype);
-    slopes_ = apart ? new_empty(call.input, {rows_, call.classes}, call.dtype) : scores_;
+    scores_ = new_empty(call.input, {rows_, call.columns()}, call.dtype);
+    slopes_ = apart ? new_empty(call.input, {rows_, call.columns()}, call.dtype) : scores_;
   }
   int64_t chunks() const { return chunks_; }
 
@@ -190,13 +228,14 @@ class Pass {
               first,
               count,
               rows_of(call_.input, first, count),
-              rows_of(scores_, 0, count),
+              as_scores(rows_of(scores_, 0, count)),
               rows_of(call_.target, first, count),
               {},
               {}};
       Tensor classes = transposed(call_.linear_weight);
-      if (call_.linear_bias) add_product(c.scores, *call_.linear_bias, 1.0, c.input, classes);
-      else product(c.scores, c.input, classes);
+      Tensor scores = rows_of(scores_, 0, count);
+      if (call_.linear_bias) add_product(scores, *call_.linear_bias, 1.0, c.input, classes);
+      else product(scores, c.input, classes);
       std::tie(c.loss, c.state) = RowKernel<ScoreLoss, Backend>::forward(row_loss_, {c.scores, c.target, call_.weight},
                                                                          Reduction::none, scalar_type(loss_dtype_));
       use(c);
@@ -205,9 +244,9 @@ class Pass {
 
   // Adds the chunk's part to the gradients. grad_loss: of each row's loss, or one for all. Destroys the scores.
   void backpropagate(const Chunk& c, const Tensor& grad_loss, const GradientSums& gradients) const {
-    Tensor slopes = rows_of(slopes_, 0, c.count);
+    Tensor slopes = rows_of(slopes_, 0, c.count), of_scores = as_scores(slopes);
     RowCall<ScoreLoss> call({c.scores, c.target, call_.weight});
-    Rows rows = call.problem(c.state, &grad_loss, &slopes, nullptr, nullptr);
+    Rows rows = call.problem(c.state, &grad_loss, &of_scores, nullptr, nullptr);
     in_compute_type(call.result, *known_dtype(grad_loss.scalar_type()), [&](auto zero) {
       with_row_mode<ScoreLoss>(row_loss_.mode(call.probabilities),
                                [&](auto mode) { Backend::template rows_grad<decltype(zero), mode>(row_loss_, rows); });
@@ -220,12 +259,19 @@ class Pass {
   }
   // The gradients in class probabilities and in weight, those that are asked for.
   std::vector<Tensor> backpropagate_shares(const Chunk& c, const Tensor& grad_loss, bool target, bool weight) const {
-    Tensor of_rows = grad_loss.numel() == 1 ? strided(grad_loss, {c.count}, {0}) : grad_loss;
+    Shape shape = call_.losses_shape(c.count);
+    Tensor of_rows = grad_loss.numel() == 1 ? strided(grad_loss, shape, Shape(shape.size())) : grad_loss;
     return RowKernel<ScoreLoss, Backend>::grad(row_loss_, of_rows, c.state, {c.scores, c.target, call_.weight},
                                                Reduction::none, {false, target, weight});
   }
 
  private:
+  // (count, C P) as the row kernels have it
+  Tensor as_scores(const Tensor& t) const {
+    Shape shape = call_.scores_shape(t.size(0)), strides(shape.size(), 1);
+    for (size_t d = shape.size() - 1; d > 0; d--) strides[d - 1] = strides[d] * shape[d];
+    return strided(t, shape, strides);
+  }
   // sum += slopes^T x; the first chunk sets it.
   void sum_rows(const Tensor& sum, bool first, const Tensor& slopes, const Tensor& x) const {
     Tensor by_class = transposed(slopes);
@@ -236,8 +282,8 @@ class Pass {
     }
     // low precision: some classes at a time, and added up in float32
     int64_t most = std::max<int64_t>(1, kChunkBytes / 8 / (x.size(1) * size_of(call_.wide())));
-    for (int64_t at = 0; at < call_.classes; at += most) {
-      int64_t count = std::min(most, call_.classes - at);
+    for (int64_t at = 0; at < call_.columns(); at += most) {
+      int64_t count = std::min(most, call_.columns() - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);
       product(first ? to : part, rows_of(by_class, at, count), x);
       if (!first) map_tensors<Backend, Add>(ScoreLoss::name, call_.wide(), {to, part}, to);
@@ -290,6 +336,7 @@ struct LinearCrossEntropy {
                                      std::optional<ScalarType> dtype, const std::vector<bool>& mask) const {
     using namespace linear;
     Call<LinearCrossEntropy> call(tensors);
+    check(call);
     typename Backend::Guard guard(call.input);
     expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
     DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
@@ -301,13 +348,14 @@ struct LinearCrossEntropy {
 
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, keep);
     if (pass.chunks() == 0) torch::stable::zero_(state);
-    Tensor losses = new_empty(call.input, {call.rows}, loss_dtype);
+    int64_t places = count_of(call.places);
+    Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
     Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
     Tensor one = ones(call.input, {}, call.wide());
     pass.each([&](const Chunk& c) {
       Tensor loss = rows_of(losses, c.first, c.count), normaliser = rows_of(normalisers, c.index, 1);
       torch::stable::copy_(loss, c.loss);
-      torch::stable::copy_(normaliser, rows_of(c.state, c.count, 1));
+      torch::stable::copy_(normaliser, rows_of(c.state, c.count * places, 1));
       if (keep) pass.backpropagate(c, one, sums);
     });
 
@@ -315,7 +363,7 @@ struct LinearCrossEntropy {
     FinishLoss finish{reduced ? flat_operand(result) : Operand{}, flat_operand(rows_of(state, sums.end, 1)),
                       reduction == Reduction::mean};
     SumLosses sum{flat_operand(losses), flat_operand(normalisers), pass.chunks()};
-    Backend::template total<2>(losses, call.rows, 1, sum, finish);
+    Backend::template total<2>(losses, call.rows * places, 1, sum, finish);
     if (reduced) return {result, state};
     Tensor of_rows = torch::stable::to(losses, scalar_type(out_dtype));
     return {torch::stable::reshape(of_rows, call.row_shape), state};
@@ -326,6 +374,7 @@ struct LinearCrossEntropy {
                            std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     using namespace linear;
     Call<LinearCrossEntropy> call(tensors);
+    check(call);
     typename Backend::Guard guard(call.input);
     expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
     bool reduced = reduction != Reduction::none;
@@ -352,7 +401,7 @@ struct LinearCrossEntropy {
     sums.flat = state;
     if (!keep) {
       sums.flat = new_empty(call.input, {sums.end}, call.wide());
-      Tensor grad_loss = torch::stable::reshape(grad_output, {reduced ? 1 : call.rows});
+      Tensor grad_loss = torch::stable::reshape(grad_output, reduced ? Shape{1} : call.losses_shape(call.rows));
       if (reduced) {
         grad_loss = new_empty(call.input, {1}, call.wide());
         map_tensors<Backend, Scale>(ScoreLoss::name, call.wide(),
@@ -374,6 +423,12 @@ struct LinearCrossEntropy {
   }
 
  private:
+  // torch.nn.functional.linear_cross_entropy refuses any ignore_index there; the default is no different from none.
+  void check(const linear::Call<LinearCrossEntropy>& call) const {
+    if (call.probabilities && ignore_index != -100)
+      fail(name, "class indices as target beside an ignore_index, got class probabilities and ", ignore_index);
+  }
+
   template <class Backend>
   void recompute(const linear::Call<LinearCrossEntropy>& call, const Tensor& grad_loss, linear::GradientSums& sums,
                  std::optional<Tensor>& grad_target, std::optional<Tensor>& grad_weight) const {
@@ -383,13 +438,19 @@ struct LinearCrossEntropy {
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, products);
     if (pass.chunks() == 0) torch::stable::zero_(sums.flat);
     if (grad_weight) torch::stable::zero_(*grad_weight);
+    bool apart = grad_target && !grad_target->is_contiguous();
+    Tensor by_row;  // the gradient in the target, as the chunks have it
+    if (grad_target) {
+      Shape shape = call.scores_shape(call.rows);
+      by_row = apart ? new_empty(call.input, shape, *known_dtype(grad_target->scalar_type()))
+                     : torch::stable::reshape(*grad_target, shape);
+    }
     pass.each([&](const Chunk& c) {
       Tensor of_chunk = grad_loss.size(0) == 1 ? grad_loss : rows_of(grad_loss, c.first, c.count);
       if (grad_target || grad_weight) {
         auto shares = pass.backpropagate_shares(c, of_chunk, bool(grad_target), bool(grad_weight));
         if (grad_target) {
-          Tensor rows = grad_target->dim() == 1 ? torch::stable::unsqueeze(*grad_target, 0) : *grad_target;
-          Tensor place = rows_of(rows, c.first, c.count);
+          Tensor place = rows_of(by_row, c.first, c.count);
           torch::stable::copy_(place, shares.front());
         }
         if (grad_weight)
@@ -397,6 +458,7 @@ struct LinearCrossEntropy {
       }
       if (products) pass.backpropagate(c, of_chunk, sums);
     });
+    if (apart) torch::stable::copy_(*grad_target, torch::stable::reshape(by_row, shape_of(*grad_target)));
   }
 };
 

@@ -17,19 +17,20 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     Args:
         in_features: length of a row of the input, D.
         num_classes: number of classes, C.
-        out_features: (d1 … dk), for k-dimensional losses, one linear layer a place; their scores are held.
+        out_features: (d1 … dk), for k-dimensional losses, one linear layer a place.
         bias: whether the layer has one.
         device: of the layer.
         dtype: of the layer.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         weight: a factor for each class, (C); constant.
-        ignore_index: the target value whose rows count for nothing, any integer; None means −100. For class indices.
+        ignore_index: the target value whose rows count for nothing, any integer; None means −100. For class
+            indices alone.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
         options: taken for torch's sake: the size of the chunks is the op's own choice.
 
     Call:
-        input: (N, D) or (D).
-        target: class indices (N) or (), int64, int32 or uint8; or probabilities (N, C) or (C).
+        input: (N, D) or (D), or (..., D) with several leading dimensions; with ``out_features``, (N, D).
+        target: class indices (N), () or (...), int64, int32 or uint8; or probabilities (N, C), (C) or (..., C).
             With ``out_features``: (N, d1 … dk) or (N, C, d1 … dk).
 
     Returns:
@@ -92,14 +93,11 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             self.reduction,
             self.label_smoothing,
         )
+        weight, bias = self.linear.weight, self.linear.bias
         if self.out_features:
-            require_tensor("LinearCrossEntropyLoss", "input", input)
-            scores = self.linear(input).unflatten(-1, (self.num_classes, *self.out_features))
-            of_places: Tensor = torch.ops.lossreg.cross_entropy(scores, target, *rest)
-            return of_places
-        loss: Tensor = torch.ops.lossreg.linear_cross_entropy(
-            input, self.linear.weight, target, self.linear.bias, *rest
-        )
+            weight = weight.unflatten(0, (self.num_classes, *self.out_features))
+            bias = None if bias is None else bias.unflatten(0, (self.num_classes, *self.out_features))
+        loss: Tensor = torch.ops.lossreg.linear_cross_entropy(input, weight, target, bias, *rest)
         return loss
 
     def extra_repr(self) -> str:

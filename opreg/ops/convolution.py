@@ -1,12 +1,13 @@
 """Convolutions that know where they are, and convolutions whose kernel the sample decides."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..meta.rules import Arguments, Rule, fail, shape_text
+from ..meta.rules import Arguments, Rule, fail, same_shape, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 
@@ -142,7 +143,7 @@ def convolution(letters: str, added: int) -> Rule:
 
 
 def expect_shape(op: str, args: Arguments, name: str, shape: Sequence[int]) -> None:
-    if args[name] is not None and args[name].shape != shape:
+    if args[name] is not None and not same_shape(args[name].shape, shape):
         raise fail(op, f"{name} of shape {shape_text(shape)}", shape_text(args[name]))
 
 
@@ -247,6 +248,44 @@ def dynamic_workload(make: Maker, size: str) -> Iterator[Sample]:
     yield Sample((make.normal(n, c, h, w), make.normal(n, 4), kernels, bias), {"padding": (1, 1)})
 
 
+def products(args: Arguments, places: int) -> int:
+    """Two for each multiplication of a convolution, for each of so many elements of its result."""
+    kernel = args["weight"].shape[-3:]
+    count: int = 2 * places * kernel.numel()
+    return count
+
+
+def coord_flops(args: Arguments, result: Tensor) -> int:
+    return products(args, result.numel())
+
+
+def coord_backward_flops(args: Arguments, result: Any) -> int:
+    in_input, in_weight, _ = args["output_mask"]
+    convolutions: int = in_input + in_weight
+    return convolutions * products(args, args["grad_output"].numel())
+
+
+def mixing(args: Arguments, name: str) -> int:
+    """Of the product of attention and this tensor, whose first dimension counts the kernels."""
+    samples = args["attention"].numel() // args["attention"].shape[-1]
+    count: int = 0 if args[name] is None else 2 * samples * args[name].numel()
+    return count
+
+
+def dynamic_flops(args: Arguments, result: Tensor) -> int:
+    return products(args, result.numel()) + mixing(args, "weight") + mixing(args, "bias")
+
+
+def dynamic_backward_flops(args: Arguments, result: Any) -> int:
+    """The samples' kernels are mixed once more."""
+    in_input, in_attention, in_weight, in_bias = args["output_mask"]
+    convolutions = in_input + (in_attention or in_weight)
+    count: int = convolutions * products(args, args["grad_output"].numel())
+    count += (1 + in_attention + in_weight) * mixing(args, "weight")
+    count += (in_attention + in_bias) * mixing(args, "bias")
+    return count
+
+
 register(
     Op(
         "coord_conv2d",
@@ -257,6 +296,7 @@ register(
         source="arXiv 1807.03247",
         batch_dims={"weight": None, "bias": None},
         lowered=("input", "weight", "bias"),
+        flops={"": coord_flops, "_backward": coord_backward_flops},
         workload=coord_workload,
     )
 )
@@ -270,6 +310,7 @@ register(
         source="arXiv 1912.03458",
         batch_dims={"weight": None, "bias": None},
         lowered=("input", "attention", "weight", "bias"),
+        flops={"": dynamic_flops, "_backward": dynamic_backward_flops},
         workload=dynamic_workload,
     )
 )

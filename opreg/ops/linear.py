@@ -1,5 +1,6 @@
 """Losses of a linear layer's scores, which are never held as a whole."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import Arguments, fail, shape_text
+from ..meta.rules import Arguments, fail, same_shape, same_size, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS
@@ -32,18 +33,20 @@ def linear_cross_entropy(
     of ``torch.nn.functional.linear``; losses and sums are float32 (float64).
 
     Args:
-        input: (N, D) or (D) features.
-        linear_weight: (C, D), of the dtype of ``input``.
-        target: class indices (N) or (), int64, int32 or uint8, each in [0, C) or ``ignore_index``; or class
-            probabilities (N, C) or (C), floating.
-        linear_bias: (C), of the dtype of ``input``.
+        input: (N, D) or (D) features, or (..., D) with several leading dimensions, as a language model has them.
+        linear_weight: (C, D), or (C, d1 … dk, D) for k-dimensional losses, one linear layer a place: beside an
+            ``input`` of shape (N, D). Of the dtype of ``input``.
+        target: class indices, int64, int32 or uint8, each in [0, C) or ``ignore_index``: of the shape of ``input``
+            without its last dimension, then d1 … dk. Or class probabilities, floating: (C), (N, C, d1 … dk) or
+            (..., C).
+        linear_bias: of the shape of ``linear_weight`` without its last dimension, of the dtype of ``input``.
         weight: (C), a factor for each class, without gradient where the targets are class indices.
-        ignore_index: the class index that does not count; of no meaning for class probabilities.
+        ignore_index: the class index that does not count; none may be given beside class probabilities.
         reduction: "none", "mean" (over the rows that count, by weight) or "sum".
         label_smoothing: in [0, 1], the part of the target that all classes share evenly.
 
     Returns:
-        The loss: a scalar, or (N) or () where the reduction is "none".
+        The loss: a scalar, or of the shape of class indices where the reduction is "none".
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or an option or, on the CPU, a class index is out of range.
@@ -56,8 +59,14 @@ def linear_cross_entropy(
         >>> target = torch.randint(100, (6,))  # one class index a row
         >>> loss = opreg.functional.linear_cross_entropy(hidden, head, target)
     """
-    scores = F.linear(input, linear_weight, linear_bias)
-    return cross_entropy(scores, target, weight, ignore_index, reduction, label_smoothing)
+    scores = F.linear(input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten())
+    leading, outputs = input.shape[:-1], linear_weight.shape[:-1]
+    if len(leading) > 1:
+        scores, target = scores.flatten(0, -2), target.flatten(0, len(leading) - 1)
+    elif len(outputs) > 1:
+        scores = scores.unflatten(-1, outputs)
+    loss = cross_entropy(scores, target, weight, ignore_index, reduction, label_smoothing)
+    return loss.unflatten(0, leading) if reduction == "none" and len(leading) > 1 else loss
 
 
 # older versions of torch have none
@@ -73,7 +82,9 @@ def native(
     ignore_index: int,
     **options: Any,
 ) -> Tensor:
-    probabilities = target.is_floating_point()
+    probabilities, leading = target.is_floating_point(), input.shape[:-1]
+    if len(leading) > 1:  # which the native function does not know
+        input, target = input.flatten(0, -2), target.flatten(0, len(leading) - 1)
     result: Tensor = F.linear_cross_entropy(
         input,
         linear_weight,
@@ -83,27 +94,53 @@ def native(
         ignore_index=None if probabilities else ignore_index,
         **options,
     )
-    return result
+    return result.unflatten(0, leading) if len(leading) > 1 and result.dim() else result
 
 
 _of_scores = meta.rows("scores", "target", weight="weight", probabilities=True)
 
 
 def shape(op: str, args: Arguments) -> Sequence[int]:
-    x, w, bias = args["input"], args["linear_weight"], args["linear_bias"]
-    if x.dim() not in (1, 2):
-        raise fail(op, "input of shape (D) or (N, D)", shape_text(x))
-    if w.dim() != 2 or w.shape[1] != x.shape[-1]:
-        expected = f"linear_weight of shape (C, {x.shape[-1]}) for input of shape {shape_text(x)}"
+    x, w, t, bias = args["input"], args["linear_weight"], args["target"], args["linear_bias"]
+    if x.dim() == 0:
+        raise fail(op, "input of shape (..., D)", "[]")
+    if w.dim() < 2 or not same_size(w.shape[-1], x.shape[-1]):
+        expected = f"linear_weight of shape (C, ..., {x.shape[-1]}) for input of shape {shape_text(x)}"
         raise fail(op, expected, shape_text(w))
-    if bias is not None and bias.shape != w.shape[:1]:
-        raise fail(op, f"linear_bias of one entry a class, {shape_text(w.shape[:1])}", shape_text(bias))
-    for name, t in (("linear_weight", w), ("linear_bias", bias)):
-        if t is not None and t.dtype != x.dtype:
-            expected, got = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, t.dtype))
-            raise fail(op, f"{name} of the dtype of input, {expected}", got)
-    scores = x.new_empty((*x.shape[:-1], w.shape[0]), device="meta")
-    return _of_scores(op, {**args, "scores": scores})
+    require_dtype_of_input(op, args, "linear_weight")
+    leading, outputs = x.shape[:-1], w.shape[:-1]
+    if len(outputs) > 1 and len(leading) != 1:
+        expected = f"input of shape (N, {x.shape[-1]}) for linear_weight of shape {shape_text(w)}"
+        raise fail(op, expected, shape_text(x))
+    if bias is not None:
+        if not same_shape(bias.shape, outputs):
+            expected = f"linear_bias of shape {shape_text(outputs)} for linear_weight of shape {shape_text(w)}"
+            raise fail(op, expected, shape_text(bias))
+        require_dtype_of_input(op, args, "linear_bias")
+    if len(leading) > 1:
+        # the row kernels know no more than one dimension before the classes
+        probabilities = t.is_floating_point()
+        expected_shape = (*leading, w.shape[0]) if probabilities else leading
+        if not same_shape(t.shape, expected_shape):
+            expected = f"target of shape {shape_text(expected_shape)} for input of shape {shape_text(x)}"
+            raise fail(op, expected, shape_text(t))
+        rows = math.prod(leading)
+        t = t.new_empty((rows, w.shape[0]) if probabilities else (rows,))
+        leading_of_scores: Sequence[int] = (rows,)
+    else:
+        leading_of_scores = leading
+    scores = x.new_empty((*leading_of_scores, *outputs), device="meta")
+    _of_scores(op, {**args, "scores": scores, "target": t})
+    if t.is_floating_point() and args["ignore_index"] != -100:
+        raise fail(op, "class indices as target beside an ignore_index", "class probabilities", args["ignore_index"])
+    return (*leading, *outputs[1:])
+
+
+def require_dtype_of_input(op: str, args: Arguments, name: str) -> None:
+    of_input, dtype = args["input"].dtype, args[name].dtype
+    if dtype != of_input:
+        expected, got = (str(d).removeprefix("torch.") for d in (of_input, dtype))
+        raise fail(op, f"{name} of the dtype of input, {expected}", got)
 
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
@@ -111,13 +148,38 @@ def state(shape: Sequence[int], args: Arguments) -> Tensor:
     x: Tensor = args["input"]
     w, mask = args["linear_weight"], args["output_mask"]
     # numbers: torch 2.11 multiplies no symbolic size by a bool
-    in_input, in_weight, in_target, in_bias, in_class_weight = map(int, mask)
+    in_input, in_weight, _, in_bias, _ = map(int, mask)
     size = 1
-    if args["reduction"] != "none" and not in_target and not in_class_weight:
-        size += in_input * x.numel() + in_weight * w.numel() + in_bias * w.shape[0]
+    if keeps_gradients(args):
+        size += in_input * x.numel() + in_weight * w.numel() + in_bias * math.prod(w.shape[:-1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     kept: Tensor = x.new_empty((size,), dtype=dtype)
     return kept
+
+
+def keeps_gradients(args: Arguments) -> bool:
+    """Does the forward pass keep the gradients? Those in probabilities and class weights are as large as all scores."""
+    _, _, in_target, _, in_class_weight = args["output_mask"]
+    return args["reduction"] != "none" and not in_target and not in_class_weight
+
+
+def flops(args: Arguments, result: Any) -> int:
+    """Of the scores, and of the gradients where the forward pass computes those too."""
+    scores = flops_of_scores(args)
+    mask = args.get("output_mask")
+    return scores * (1 + mask[0] + mask[1]) if mask and keeps_gradients(args) else scores
+
+
+def backward_flops(args: Arguments, result: Any) -> int:
+    """Where the forward pass did not keep the gradients: the scores once more, and the gradients."""
+    mask = args["output_mask"]
+    return 0 if keeps_gradients(args) else flops_of_scores(args) * (1 + mask[0] + mask[1])
+
+
+def flops_of_scores(args: Arguments) -> int:
+    x, w = args["input"], args["linear_weight"]
+    count: int = 2 * x.shape[:-1].numel() * w.numel()
+    return count
 
 
 def samples(make: Maker) -> Iterator[Sample]:
@@ -137,6 +199,16 @@ def samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(3), make.normal(7, 3), make.index(7)), name="unbatched")
     yield Sample((make.normal(3), make.normal(7, 3), make.uniform(7), make.normal(7)), name="unbatched probabilities")
     yield Sample((*operands(6, 2, 70), make.index(70, 6), make.normal(70)), name="many classes")
+    for reduction in ("none", "mean"):
+        options = {"reduction": reduction, "label_smoothing": 0.1}
+        x, w, bias = make.normal(4, 2), make.normal(3, 2, 2, 2, scale=0.5), make.normal(3, 2, 2)
+        weight = make.constant(make.uniform(3, low=0.1))
+        yield Sample((x, w, make.index(3, 4, 2, 2, ignore=-100), bias, weight), options, "places")
+        yield Sample((x, w, make.uniform(4, 3, 2, 2), bias, make.uniform(3, low=0.1)), options, "places, probabilities")
+        x, w = make.normal(2, 3, 2), make.normal(4, 2, scale=0.5)
+        yield Sample((x, w, make.index(4, 2, 3, ignore=-100), make.normal(4)), options, "sequences")
+        yield Sample((x, w, make.uniform(2, 3, 4)), options, "sequences, probabilities")
+    yield Sample((make.normal(3, 2), make.normal(4, 0, 2), make.index(4, 3, 0)), {"reduction": "none"}, "no places")
     ignored = torch.full((3,), -100, device=make.device)
     yield Sample((*operands(3, 2, 4), ignored, make.normal(4)), name="all ignored", smooth=False)
     yield Sample((*operands(0, 2, 4), make.index(4, 0)), {"reduction": "sum"}, "empty")
@@ -150,16 +222,28 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
     x, w, t = make.normal(4, 3), make.normal(5, 3), make.index(5, 4)
     yield ErrorSample((x, w, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
     yield ErrorSample((x.long(), w, t), f"{op}: expected input of dtype float64, .* got int64")
-    yield ErrorSample(
-        (make.normal(2, 4, 3), w, t), f"{op}: expected input of shape \\(D\\) or \\(N, D\\), got \\[2, 4, 3\\]"
-    )
-    message = f"{op}: expected linear_weight of shape \\(C, 3\\) for input of shape \\[4, 3\\], got"
+    yield ErrorSample((make.normal(), w, t), f"{op}: expected input of shape \\(..., D\\), got \\[\\]")
+    sequences = make.normal(2, 4, 3)
+    message = f"{op}: expected target of shape \\[2, 4\\] for input of shape \\[2, 4, 3\\], got \\[4\\]"
+    yield ErrorSample((sequences, w, t), message)
+    message = f"{op}: expected target of shape \\[2, 4, 5\\] for input of shape \\[2, 4, 3\\], got \\[8, 5\\]"
+    yield ErrorSample((sequences, w, make.uniform(8, 5)), message)
+    places = make.normal(5, 2, 3)
+    for wrong in (make.normal(3), sequences):
+        message = f"{op}: expected input of shape \\(N, 3\\) for linear_weight of shape \\[5, 2, 3\\], got \\[.*3\\]"
+        yield ErrorSample((wrong, places, make.index(5, 2)), message)
+    message = f"{op}: expected target of shape \\[4, 2\\] for scores of shape \\[4, 5, 2\\], got \\[4\\]"
+    yield ErrorSample((x, places, t), message)
+    message = f"{op}: expected class indices as target beside an ignore_index, got class probabilities and 0"
+    yield ErrorSample((x, w, make.uniform(4, 5)), message, {"ignore_index": 0})
+    message = f"{op}: expected linear_weight of shape \\(C, ..., 3\\) for input of shape \\[4, 3\\], got"
     yield ErrorSample((x, make.normal(5, 2), t), f"{message} \\[5, 2\\]")
     yield ErrorSample((x, make.normal(3), t), f"{message} \\[3\\]")
     yield ErrorSample((x, w.float(), t), f"{op}: expected linear_weight of the dtype of input, float64, got float32")
-    yield ErrorSample(
-        (x, w, t, make.normal(4)), f"{op}: expected linear_bias of one entry a class, \\[5\\], got \\[4\\]"
-    )
+    message = f"{op}: expected linear_bias of shape \\[5\\] for linear_weight of shape \\[5, 3\\], got \\[4\\]"
+    yield ErrorSample((x, w, t, make.normal(4)), message)
+    message = f"{op}: expected linear_bias of shape \\[5, 2\\] for linear_weight of shape \\[5, 2, 3\\], got \\[5\\]"
+    yield ErrorSample((x, places, make.index(5, 4, 2), make.normal(5)), message)
     yield ErrorSample(
         (x, w, t, make.normal(5).half()), f"{op}: expected linear_bias of the dtype of input, float64, got"
     )
@@ -204,6 +288,7 @@ register(
         state=state,
         batch_dims={"linear_weight": None, "linear_bias": None, "weight": None},
         lowered=("input", "linear_weight", "linear_bias"),
+        flops={"": flops, "_forward": flops, "_backward": backward_flops},
         workload=workload,
     )
 )
