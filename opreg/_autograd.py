@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import _autocast
 from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
 from .meta.schema import bind, defaults
 
@@ -146,7 +147,8 @@ class Backward(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         needed = dict(zip(bound, ctx.needs_input_grad[1:], strict=False))
         wanted = [n for n, m in zip(op.differentiable, ctx.mask, strict=True) if m]
-        with torch.enable_grad():
+        # the saved tensors are those that the kernel got: nothing is left for autocast to do
+        with _autocast.suspended(_autocast.active(bound)), torch.enable_grad():
             # New nodes to stop at; with create_graph they stay connected to the saved tensors, for a third derivative.
             for name in {n for n, need in needed.items() if need} | {*wanted}:
                 t = bound[name]
@@ -194,9 +196,13 @@ def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) 
     bound.pop("state", None)
     wanted = [n for n, m in zip(op.differentiable, mask, strict=True) if m]
 
-    def of_wanted(*tensors: Tensor) -> Tensor:
-        result: Tensor = op.call_reference(**{**bound, **dict(zip(wanted, tensors, strict=True))})
-        return result.to(grad_output.dtype)
+    # the arguments are those that the kernel got: nothing is left for autocast to do
+    autocast = _autocast.active(bound)
 
-    pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
-    return list(pullback(grad_output))
+    def of_wanted(*tensors: Tensor) -> Tensor:
+        given = {**bound, **dict(zip(wanted, tensors, strict=True))}
+        return op.evaluate_reference(given, autocast).to(grad_output.dtype)
+
+    with _autocast.suspended(autocast):
+        pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
+        return list(pullback(grad_output))

@@ -1,12 +1,13 @@
 """What torch.utils.flop_counter counts of an op: the products inside it, of which no call shows."""
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._private import when_imported
+from ._imports import when_imported
+from ._inductor import kernels_name
+from ._private import has_op
 from .meta.schema import bind
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ Flops = Callable[[Mapping[str, Any], Any], int]
 def attach(op: "Op") -> None:
     """Registers the op's formulas: not before somebody counts, for the counter's module loads triton where that is."""
 
-    def register(counter: ModuleType) -> None:
-        for suffix, formula in op.flops.items():
-            packet = getattr(getattr(torch.ops, op.qualname.split("::")[0]), op.short + suffix)
-            counter.flop_registry.pop(packet, None)
-            counter.register_flop_formula(packet, get_raw=True)(counted(packet.default, formula))
+    def register() -> None:
+        from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+        # the second name is what compiled code calls
+        for name in (op.qualname, kernels_name(op)):
+            for suffix, formula in op.flops.items():
+                if has_op(name + suffix):
+                    namespace, short = (name + suffix).split("::")
+                    packet = getattr(getattr(torch.ops, namespace), short)
+                    flop_registry.pop(packet, None)
+                    register_flop_formula(packet, get_raw=True)(counted(packet.default, formula))
 
     if op.flops:
         when_imported("torch.utils.flop_counter", register)

@@ -1,12 +1,6 @@
 """Every private name of torch that opreg leans on, in one place, each with a test in tests/test_registry.py."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -126,32 +120,3 @@ def destroy_library(lib: torch.library.Library) -> None:
 def has_op(name: str) -> bool:
     """Does the dispatcher know an op of this name, ``NAMESPACE::NAME``?"""
     return bool(torch._C._dispatch_has_kernel(name))
-
-
-def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls ``action`` with a module: now if it has been imported, else as soon as somebody imports it."""
-    if name in sys.modules:
-        action(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, action))
-
-
-class _AfterImport(MetaPathFinder):
-    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name, self.action = name, action
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec: ModuleSpec | None = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def then_act(module: ModuleType) -> None:
-                execute(module)
-                self.action(module)
-
-            loader.exec_module = then_act
-        return spec

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autocast, _autograd, _inductor, _messages, _private, _update
+from . import _autocast, _autograd, _flops, _inductor, _messages, _private, _update
 from ._fingerprint import fingerprint
 from .meta import Rule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
@@ -83,6 +83,8 @@ class Op:
         workload: ``workload(make, size)`` yields the calls that the benchmark times at a size ("small", "usual",
             "large", "huge"), where it can't draw them by itself from the samples.
         unrolled: the reference is a loop over a size of its arguments, so that its graph grows with them.
+        flops: what torch.utils.flop_counter counts, ``{"": formula, "_forward": …, "_backward": …}``, each from the
+            arguments by name and the result; for ops that multiply matrices.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
             (pointwise ops only).
         schema: for ops without a library: ``"(Tensor input, ...) -> Tensor"``.
@@ -112,6 +114,7 @@ class Op:
     lowered: tuple[str, ...] = ()
     workload: Callable[[Any, str], Iterator[Sample]] | None = None
     unrolled: bool = False
+    flops: Mapping[str, _flops.Flops] = field(default_factory=dict)
     inline: bool = False
     schema: str = ""
     kernels: Mapping[str, Callable[..., Tensor]] | None = None
@@ -229,17 +232,29 @@ class Op:
         return [n for n in self.differentiable if n not in constants]
 
     def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype."""
+        """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype, and
+        under autocast what the op does there."""
         bound = bind(self.value, args, kwargs)
+        autocast = _autocast.active(bound)
+        if autocast:
+            bound = _autocast.converted(self, bound, autocast)
+        return self.evaluate_reference(bound, autocast)
+
+    def evaluate_reference(self, bound: Mapping[str, Any], autocast: str) -> Tensor:
+        """The same of arguments that are converted already; ``autocast``: the type of device on which that is on."""
+        bound = dict(bound)
         dtype = result_dtype(bound, self.shape)
+        # where a transform calls the functions inside, autocast is back; float64 it leaves alone
+        least = torch.float64 if autocast and _private.transform_active() else torch.float32
         # float64 where one comes in or goes out
-        compute = torch.promote_types(torch.promote_types(dtype, result_dtype({**bound, "dtype": None})), torch.float32)
+        compute = torch.promote_types(torch.promote_types(dtype, result_dtype({**bound, "dtype": None})), least)
         bound.pop("dtype", None)
         for name in self.tensor_arguments:
             t = bound[name]
             if t is not None and (t.is_floating_point() or name not in self.indices):
                 bound[name] = t.to(compute)
-        result: Tensor = self.reference(**bound).to(dtype)
+        with _autocast.suspended(autocast):
+            result: Tensor = self.reference(**bound).to(dtype)
         return result
 
     def write_reference(self, *args: Any, **kwargs: Any) -> None:
@@ -299,6 +314,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
             _autocast.attach(op, lib)
         _messages.attach(op)
         _inductor.attach(op)
+        _flops.attach(op)
     except BaseException:  # a declaration that is refused leaves nothing behind: it can be mended and tried again
         _destroy(op.qualname)
         raise

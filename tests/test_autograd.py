@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import opreg
 from conftest import DEVICE, samples_of
+from opreg.meta.schema import bind
 from opreg.testing import Maker, as_function, differentiable_function, tensors_with_grad
 
 SMALL = 80  # elements: finite differences cost a call for each
@@ -186,6 +187,83 @@ def test_autocast(op, dtype):
     assert torch.equal(result, op.value(*sample.args, **sample.kwargs, **options))
     x = sample.args[0]
     assert torch.autograd.grad(result.sum(), x)[0].dtype == dtype
+
+
+def in_the_ops_place(op, args, kwargs):
+    """Every way on which the reference runs where the op was called, each with its result for these arguments."""
+    x, *rest = args
+    twice = torch.stack([x, x])
+
+    def call(x):
+        return op.value(x, *rest, **kwargs)
+
+    def dual():
+        with torch.autograd.forward_ad.dual_level():
+            made = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            return torch.autograd.forward_ad.unpack_dual(call(made)).primal
+
+    return {
+        "vmap": lambda: torch.func.vmap(call)(twice)[1],
+        "jvp": lambda: torch.func.jvp(call, (x,), (torch.ones_like(x),))[0],
+        "vjp": lambda: torch.func.vjp(call, x)[0],
+        "vmap of vjp": lambda: torch.func.vmap(lambda x: torch.func.vjp(call, x)[0])(twice)[1],
+        "jvp of vmap": lambda: torch.func.jvp(torch.func.vmap(call), (twice,), (torch.ones_like(twice),))[0][1],
+        "forward mode": dual,
+        "decomposition": lambda: op.call_reference(*args, **kwargs),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_autocast_of_the_reference(op, dtype):
+    """Where the reference runs in the op's place, autocast makes of the call what it makes of the op's, and nothing of
+    the calls inside: the result is that of the reference on the same arguments without autocast."""
+    sample = first_smooth(op, dtype=dtype, device=DEVICE)
+    args = [a.detach() if isinstance(a, torch.Tensor) else a for a in sample.args]
+    explicit = bind(op.value, args, sample.kwargs)
+    if dtype != torch.float64:
+        explicit |= {n: explicit[n].bfloat16() for n in op.lowered if explicit[n] is not None}
+    if op.is_loss and dtype != torch.float64:
+        explicit["dtype"] = torch.float32
+    want = op.call_reference(**explicit)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        eager = op.value(*args, **sample.kwargs)
+        assert eager.dtype == want.dtype
+        torch.testing.assert_close(eager, want, rtol=2e-2 if op.lowered else None, atol=4e-2 if op.lowered else None)
+        for way, result in in_the_ops_place(op, args, sample.kwargs).items():
+            assert torch.is_autocast_enabled(DEVICE), way
+            got = result()
+            assert got.dtype == want.dtype, way
+            torch.testing.assert_close(got, want, msg=lambda text, way=way: f"{way}: {text}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_autocast_of_the_references_derivatives(op, dtype):
+    """The same of gradients, batched gradients and second derivatives, taken inside of autocast and outside."""
+    sample = first_smooth(op, dtype=dtype, device=DEVICE)
+    x, *rest = (a.detach() if isinstance(a, torch.Tensor) else a for a in sample.args)
+    x.requires_grad_()
+    results = []
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        loss = op.value(x, *rest, **sample.kwargs)
+    for enabled in (True, False):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled):
+            grads = torch.stack([torch.ones_like(loss), 2 * torch.ones_like(loss)])
+            (batched,) = torch.autograd.grad(loss, x, grads, is_grads_batched=True, retain_graph=True)
+            (g,) = torch.autograd.grad(
+                loss, x, torch.ones_like(loss), create_graph=op.second_derivative, retain_graph=True
+            )
+            second = g.new_zeros(())
+            if g.requires_grad:
+                (second,) = torch.autograd.grad(g.sum(), x, retain_graph=True, materialize_grads=True)
+            results.append([batched, g, second])
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        of_transform = torch.func.grad(lambda x: op.value(x, *rest, **sample.kwargs).sum())(x.detach())
+    for inside, outside in zip(*results, strict=True):
+        assert inside.dtype == outside.dtype == dtype
+        assert torch.equal(inside, outside) or torch.allclose(inside, outside, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert of_transform.dtype == dtype
+    low = dtype == torch.bfloat16 or op.lowered
+    torch.testing.assert_close(of_transform, results[0][1], rtol=3e-2 if low else None, atol=3e-2 if low else None)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
