@@ -1,6 +1,7 @@
 """The modules of opreg.nn with parameters or a state: margins, wise IoU, convolutions, averages, the last layer."""
 
 import copy
+import inspect
 import math
 import pickle
 import re
@@ -15,6 +16,8 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE
+from opreg.nn._module import OpModule
+from opreg.nn._state import WideBuffers
 
 
 def near(got: Tensor, want: Tensor) -> None:
@@ -139,6 +142,78 @@ def test_wiou_in_training():
     want = [wise_iou(p, q, None) for p, q in zip(a.tolist(), b.tolist(), strict=True)]
     torch.testing.assert_close(first(a, b), torch.tensor(want, device=DEVICE), rtol=1e-4, atol=1e-5)
     assert first.iou_mean == 1
+
+
+def wiou_step(criterion, dtype):
+    """One batch whose mean of 1 − iou is 0.2."""
+    target = torch.tensor([[0.0, 0.0, 4.0, 4.0]], dtype=dtype, device=DEVICE)
+    criterion(torch.tensor([[0.0, 0.0, 4.0, 5.0]], dtype=dtype, device=DEVICE), target)
+
+
+# a module whose state moves by small steps, one step, and the buffer
+STATEFUL = {
+    "WIoULoss": (lambda: opreg.nn.WIoULoss(), wiou_step, "iou_mean"),
+    "DynamicConv2d": (
+        lambda: opreg.nn.DynamicConv2d(4, 4, 3, anneal_epochs=1000),
+        lambda m, dtype: m.anneal(),
+        "temperature",
+    ),
+}
+
+
+def half_by_dict(module, assign):
+    low = {name: t.bfloat16() for name, t in module.state_dict().items()}
+    module.load_state_dict(low, assign=assign)
+    return module
+
+
+CONVERSIONS = {
+    "bfloat16": lambda m: m.bfloat16(),
+    "half": lambda m: m.half(),
+    "to": lambda m: m.to(DEVICE, torch.bfloat16),
+    "inside": lambda m: torch.nn.Sequential(m).bfloat16()[0],
+    "twice": lambda m: copy.deepcopy(m.half()).bfloat16(),
+    "double and back": lambda m: m.double().bfloat16(),
+    "by way of meta": lambda m: m.bfloat16().to("meta").to_empty(device=DEVICE),
+    "a low state dict": lambda m: half_by_dict(m, False),
+    "a low state dict, assigned": lambda m: half_by_dict(m, True),
+}
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_state_is_float32_at_least(name, conversion):
+    """What small steps add up to moves as in float32, whatever the module's dtype, and keeps its value there."""
+    make, step, buffer = STATEFUL[name]
+    module, same = make().to(DEVICE), make().to(DEVICE)
+    for m in (module, same):
+        for _ in range(3):
+            step(m, torch.float32)
+    before = getattr(module, buffer).clone()
+    module = CONVERSIONS[conversion](module)
+    state = getattr(module, buffer)
+    assert state.dtype in (torch.float32, torch.float64)
+    assert dict(module.named_buffers())[buffer] is state
+    if "meta" in conversion:
+        state.copy_(before)
+    if "state dict" in conversion:
+        before = before.bfloat16().float()
+        getattr(same, buffer).copy_(before)
+    assert state == before
+    for _ in range(300):
+        step(module, torch.bfloat16)
+        step(same, torch.float32)
+    assert abs(getattr(same, buffer) - before) > 0.02
+    torch.testing.assert_close(getattr(module, buffer).float(), getattr(same, buffer), rtol=1e-3, atol=1e-3)
+
+
+def test_every_module_with_a_state_is_listed():
+    """The other buffers are class weights, which do not change."""
+    constant = {"LinearCrossEntropyLoss"}
+    classes = {n: getattr(opreg.nn, n) for n in opreg.nn.__all__ if not issubclass(getattr(opreg.nn, n), OpModule)}
+    written_out = {n for n, cls in classes.items() if "register_buffer(" in inspect.getsource(cls)}
+    assert written_out == constant | set(STATEFUL)
+    assert all(issubclass(getattr(opreg.nn, n), WideBuffers) for n in STATEFUL)
 
 
 def test_wiou_momentum():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._messages import require_number, said
+from ._state import wide
 
 
 class EMA:
@@ -50,7 +51,7 @@ class EMA:
             raise ValueError(f"EMA: expected alpha in [0, 1], got {alpha}")
         self.model, self.alpha, self.average_buffers = model, alpha, average_buffers
         self.step = 0
-        self.averages = {name: t.detach().to(_wide(t.dtype), copy=True) for name, t in self._live().items()}
+        self.averages = {name: t.detach().to(wide(t.dtype), copy=True) for name, t in self._live().items()}
         self._kept: dict[str, Tensor] | None = None
 
     def _live(self) -> dict[str, Tensor]:
@@ -118,10 +119,6 @@ class EMA:
 
     def __repr__(self) -> str:
         return f"EMA(alpha={self.alpha}, average_buffers={self.average_buffers}, step={self.step})"
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _copy(source: dict[str, Tensor], destination: dict[str, Tensor]) -> None:

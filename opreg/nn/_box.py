@@ -5,14 +5,15 @@ from torch import Tensor
 
 from .._messages import check_options, require_number, require_tensor, said
 from ..registry import get
+from ._state import WideBuffers, wide
 
 
-class WIoULoss(torch.nn.Module):
+class WIoULoss(WideBuffers):
     """Wise IoU: boxes of ordinary quality count most, those that are far better or worse than the mean count less.
 
     The module keeps the running mean of 1 − iou, in ``iou_mean``: updated in training mode before it is used, left
-    alone in evaluation mode and by a batch without boxes. It is a buffer, part of the state dict. Each process of a
-    distributed training keeps its own.
+    alone in evaluation mode and by a batch without boxes. It is a buffer, part of the state dict, and float32 at least,
+    whatever the module's dtype. Each process of a distributed training keeps its own.
 
     Args:
         momentum: m in mean ← (1 − m) · mean + m · (1 − iou), in (0, 1]. By default from the next two.
@@ -49,6 +50,7 @@ class WIoULoss(torch.nn.Module):
         >>> criterion(boxes, target).backward()
     """
 
+    wide_buffers = ("iou_mean",)
     iou_mean: Tensor
 
     def __init__(
@@ -83,7 +85,7 @@ class WIoULoss(torch.nn.Module):
         self.momentum, self.version = momentum, version
         self.alpha, self.delta = alpha, delta
         self.reduction, self.eps = reduction, eps
-        self.register_buffer("iou_mean", torch.ones(()))
+        self.register_buffer("iou_mean", torch.ones((), dtype=wide(torch.get_default_dtype())))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         require_tensor("WIoULoss", "input", input)
@@ -100,7 +102,7 @@ class WIoULoss(torch.nn.Module):
 
     @torch.no_grad()
     def _update(self, input: Tensor, target: Tensor) -> None:
-        batch = torch.ops.lossreg.iou_loss(input, target, "mean", self.eps).to(self.iou_mean.dtype)
+        batch = torch.ops.lossreg.iou_loss(input, target, "mean", self.eps, dtype=self.iou_mean.dtype)
         # no boxes: the mean is NaN, and so it would stay
         self.iou_mean.lerp_(torch.where(batch.isnan(), self.iou_mean, batch), self.momentum)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._messages import check_options, require_number, require_sizes, require_tensor
 from ..registry import get
+from ._state import WideBuffers, wide
 
 Pair = int | tuple[int, int]
 
@@ -89,13 +90,13 @@ class CoordConv2d(torch.nn.Conv2d):
         return result
 
 
-class DynamicConv2d(torch.nn.Module):
+class DynamicConv2d(WideBuffers):
     """A convolution whose kernel is a mixture of several, weighted by attention to the sample: more capacity for
     little more work.
 
     Attention is softmax(logits / temperature), the logits from the input's mean over all pixels through two linear
     layers. At the start a high temperature lets all kernels learn: call ``anneal()`` after each epoch, it goes down
-    to 1. The temperature is a buffer, part of the state dict.
+    to 1. The temperature is a buffer, part of the state dict, and float32 at least, whatever the module's dtype.
 
     Args:
         in_channels: channels of the input.
@@ -138,6 +139,7 @@ class DynamicConv2d(torch.nn.Module):
         >>> layer.anneal()  # at the end of an epoch
     """
 
+    wide_buffers = ("temperature",)
     temperature: Tensor
 
     def __init__(
@@ -187,7 +189,9 @@ class DynamicConv2d(torch.nn.Module):
         self.bias = (
             torch.nn.Parameter(torch.empty(num_kernels, out_channels, device=device, dtype=dtype)) if bias else None
         )
-        self.register_buffer("temperature", torch.tensor(float(temperature), device=device))
+        self.register_buffer(
+            "temperature", torch.tensor(float(temperature), device=device, dtype=wide(torch.get_default_dtype()))
+        )
         self.anneal_step = (temperature - 1) / anneal_epochs
         self.reset_parameters()
 
