@@ -384,14 +384,14 @@ def ctc(op: str, args: Arguments) -> Sequence[int]:
         raise fail(op, f"blank in [0, {x.shape[-1]})", blank)
     if t.dtype not in (torch.int64, torch.int32, torch.uint8):
         raise fail(op, "targets of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
-    if t.dim() != 1 and (t.dim() != 2 or t.shape[0] != samples):
+    if t.dim() != 1 and (t.dim() != 2 or not same_size(t.shape[0], samples)):
         expected = f"targets of shape [{samples}, S] or [sum of target_lengths] for log_probs of shape {shape_text(x)}"
         raise fail(op, expected, shape_text(t))
     for name in ctc.on_host:  # type: ignore[attr-defined]
         lengths = args[name]
         if lengths.dtype not in _INTEGERS:
             raise fail(op, f"{name} of an integer dtype", str(lengths.dtype).removeprefix("torch."))
-        if lengths.dim() > 1 or lengths.numel() != samples:
+        if lengths.dim() > 1 or not same_size(lengths.numel(), samples):
             expected = f"{name} of shape {shape_text([samples])} for log_probs of shape {shape_text(x)}"
             raise fail(op, expected, shape_text(lengths))
     return (samples,) if batched else ()
