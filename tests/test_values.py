@@ -270,3 +270,14 @@ def test_more_elements_than_an_int32_counts():
     scores = torch.zeros((), device=DEVICE).expand(rows, classes)
     loss = torch.ops.lossreg.cross_entropy(scores, torch.zeros((), dtype=torch.int64, device=DEVICE).expand(rows))
     torch.testing.assert_close(loss, torch.tensor(float(classes), device=DEVICE).log())
+
+
+def test_results_are_memory_of_their_own(op, index):
+    """Result, state and gradients share none with an argument or with each other."""
+    sample = samples_of(op, requires_grad=True)[index]
+    made = [t for t in run_raw(torch.ops.lossreg, op, sample) if t.numel()]
+    made += [t for t in (op.value(*sample.args, **sample.kwargs),) if t.numel()]
+    given = {a.untyped_storage().data_ptr() for a in sample.args if isinstance(a, Tensor) and a.numel()}
+    storages = [t.untyped_storage().data_ptr() for t in made]
+    assert len({*storages}) == len(storages)
+    assert not given & {*storages}
