@@ -104,6 +104,8 @@ if {opreg_alone}:
 import torch, torch.utils.flop_counter, opreg
 assert all(getattr(torch.ops.lossreg, name) in torch.utils.flop_counter.flop_registry for name in {names})
 """
+    kernels = torch.ops.lossreg_kernels.linear_cross_entropy  # the name in compiled code
+    assert kernels in torch.utils.flop_counter.flop_registry
     for first in ("opreg", "torch.utils.flop_counter"):
         text = code.format(first=first, opreg_alone=first == "opreg", names=MULTIPLY)
         subprocess.run([sys.executable, "-c", text], check=True)
