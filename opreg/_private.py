@@ -1,5 +1,6 @@
 """Every private name of torch that opreg leans on, in one place, each with a test in tests/test_registry.py."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 

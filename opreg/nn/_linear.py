@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._messages import check_options, require_sizes, require_tensor
+from .._messages import check_options, require_sizes
 from ..registry import get
 
 
