@@ -220,7 +220,8 @@ def cross_entropy(
         target: class indices in [0, C), () or (N, d1 … dk), int64, int32 or uint8; or probabilities of the shape of
             ``input``.
         weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
-        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer, beside probabilities a
+            negative one, which is no class.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
@@ -230,8 +231,9 @@ def cross_entropy(
         of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
-            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; an ignore_index >= 0 beside
+            probabilities, a weight that requires grad beside class indices; on the CPU a class index out of range (on
+            a GPU it gives NaN at its place).
 
     Formula:
         −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
@@ -409,17 +411,19 @@ def ema_update_(averages: Sequence[Tensor], params: Sequence[Tensor], decay: flo
     optimizer. Integers and bools, such as counters, are copied. Everything is checked before anything is written.
 
     Args:
-        averages: the tensors to update: float64, float32, bfloat16, float16, integer or bool, of any strides, but
-            without memory in common. Outside of ``torch.no_grad()``, none may require grad.
-        params: as many tensors, each of the shape, dtype and device of its average. They are constants.
+        averages: the tensors to update: float64, float32, bfloat16, float16, integer or bool, of any strides. Outside
+            of ``torch.no_grad()``, none may require grad.
+        params: as many tensors, each of the shape, dtype and device of its average. They are constants. No element of
+            an average may be in memory that it shares with another tensor of the call; with its own parameter, it may
+            share all.
         decay: in [0, 1], the average's part.
 
     Returns:
         Nothing.
 
     Raises:
-        RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory or require grad, or ``decay``
-            is out of range.
+        RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory with another tensor or
+            require grad, or ``decay`` is out of range.
 
     Formula: average = decay * average + (1 - decay) * param, in float32 (float64). Source: Polyak and Juditsky 1992.
 
@@ -1102,19 +1106,21 @@ def linear_cross_entropy(
     of ``torch.nn.functional.linear``; losses and sums are float32 (float64).
 
     Args:
-        input: (N, D) or (D) features.
-        linear_weight: (C, D), of the dtype of ``input``.
-        target: class indices (N) or (), int64, int32 or uint8, each in [0, C) or ``ignore_index``; or class
-            probabilities (N, C) or (C), floating.
-        linear_bias: (C), of the dtype of ``input``.
+        input: (N, D) or (D) features, or (..., D) with several leading dimensions, as a language model has them.
+        linear_weight: (C, D), or (C, d1 … dk, D) for k-dimensional losses, one linear layer a place: beside an
+            ``input`` of shape (N, D). Of the dtype of ``input``.
+        target: class indices, int64, int32 or uint8, each in [0, C) or ``ignore_index``: of the shape of ``input``
+            without its last dimension, then d1 … dk. Or class probabilities, floating: (C), (N, C, d1 … dk) or
+            (..., C).
+        linear_bias: of the shape of ``linear_weight`` without its last dimension, of the dtype of ``input``.
         weight: (C), a factor for each class, without gradient where the targets are class indices.
-        ignore_index: the class index that does not count; of no meaning for class probabilities.
+        ignore_index: the class index that does not count; none may be given beside class probabilities.
         reduction: "none", "mean" (over the rows that count, by weight) or "sum".
         label_smoothing: in [0, 1], the part of the target that all classes share evenly.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
 
     Returns:
-        The loss: a scalar, or (N) or () where the reduction is "none".
+        The loss: a scalar, or of the shape of class indices where the reduction is "none".
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or an option or, on the CPU, a class index is out of range.

@@ -246,7 +246,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     Args:
         weight: a factor for each class, (C). A constant for class indices, differentiated for probabilities.
         size_average: deprecated, as in torch.nn.
-        ignore_index: the class index whose positions add nothing to the loss; any integer. Not for probabilities.
+        ignore_index: the class index whose positions add nothing to the loss; any integer, beside probabilities a
+            negative one, which is no class.
         reduce: deprecated, as in torch.nn.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
@@ -261,8 +262,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; a weight that requires grad
-            beside class indices; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; an ignore_index >= 0 beside
+            probabilities, a weight that requires grad beside class indices; on the CPU a class index out of range (on
+            a GPU it gives NaN at its place).
 
     Formula:
         −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
