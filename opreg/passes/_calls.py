@@ -35,14 +35,24 @@ _OPERATORS = {
     operator.matmul: "matmul",
     operator.and_: "logical_and",
 }
+# a tensor has no operator.imatmul: ``a @= b`` makes a new one
 _IN_PLACE_OPERATORS = {
     operator.iadd: "add",
     operator.isub: "sub",
     operator.imul: "mul",
     operator.itruediv: "div",
+    operator.ifloordiv: "floor_divide",
+    operator.imod: "remainder",
     operator.ipow: "pow",
+    operator.iand: "logical_and",
+    operator.ior: "bitwise_or",
+    operator.ixor: "bitwise_xor",
+    operator.ilshift: "bitwise_left_shift",
+    operator.irshift: "bitwise_right_shift",
     operator.setitem: "setitem",
 }
+# the same as methods
+_IN_PLACE_METHODS = {f"__{f.__name__}__": name for f, name in _IN_PLACE_OPERATORS.items()}
 # One name for what torch calls by several.
 _ALIASES = {
     "multiply": "mul",
@@ -89,6 +99,13 @@ class Call:
     # the function itself, where the signature of its arguments is to be had from it
     target: Any = None
 
+    @property
+    def written(self) -> Any:
+        """The argument that an in-place call writes to; None of a call that does not, or that does not say."""
+        if not self.in_place:
+            return None
+        return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+
     def inputs(self) -> Iterator[fx.Node]:
         """The nodes among the arguments, those in lists too."""
         found: list[fx.Node] = []
@@ -112,7 +129,8 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     if target in _OPERATORS:
         return Call(_OPERATORS[target], node.args, node.kwargs)
     if target in _IN_PLACE_OPERATORS:
-        return Call(_IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=True)
+        of = value_of(node.args[0])  # a number is not written to
+        return Call(_IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=of is None or isinstance(of, Tensor))
     if isinstance(target, torch._ops.OpOverload):
         namespace, name = target._schema.name.split("::")
         return _named(name, node.args, node.kwargs, target) if namespace == "aten" else None
@@ -143,6 +161,8 @@ def _inplace_index(target: Any) -> int | None:
 
 
 def _named(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any) -> Call:
+    if name in _IN_PLACE_METHODS:
+        return Call(_IN_PLACE_METHODS[name], args, kwargs, in_place=True)
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.rstrip("_") if in_place else name
     kwargs = dict(kwargs)
@@ -198,8 +218,21 @@ def _trace(module: torch.nn.Module) -> fx.Graph | None:
             return None
 
 
+def assigns(node: Any) -> bool:
+    """Is a node an assignment to items of a tensor?"""
+    return isinstance(node, fx.Node) and bool(node.args) and node.target in _ASSIGNMENTS
+
+
+_ASSIGNMENTS = (operator.setitem, "__setitem__", Tensor.__setitem__)
+
+
 def value_of(node: Any) -> Any:
-    """The fake tensor (or number) that tracing left on a node; None where there is none."""
+    """The fake tensor (or number) that tracing left on a node; None where there is none.
+
+    Of an assignment to items, which returns nothing, that of the tensor that it writes to.
+    """
+    while assigns(node):
+        node = node.args[0]
     if not isinstance(node, fx.Node):
         return None
     for key in ("val", "example_value"):

@@ -1,14 +1,15 @@
 """The order of a graph's calls: what writes in place, what is switched, what needs a gradient."""
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..nn._module import OpModule
-from ._calls import Call, resolve, value_of
+from ._calls import Call, assigns, resolve, value_of
 
 # What these return is a tensor of its own.
 FRESH_MODULES = (
@@ -34,19 +35,46 @@ def fresh(name: str) -> bool:
     return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)
 
 
-_MAY_RETURN_ARGUMENT = frozenset({"reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as"})
+# Composite functions that give their argument, or a view of it, where there is nothing to do.
+# fmt: off
+_MAY_RETURN_ARGUMENT = frozenset({
+    "reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as", "atleast_1d", "atleast_2d",
+    "atleast_3d", "broadcast_tensors", "meshgrid", "einsum", "sum_to_size", "conj_physical", "to_dense", "lift", "data",
+    "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors", "pin_memory",
+})
+# What writes to more than its schema says: running statistics, the noise that was drawn, rows above a norm.
+_WRITES_SILENTLY = frozenset({
+    "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "rrelu_with_noise",
+})
+# fmt: on
+# In-place functions after which a tensor may be of another shape, or share other memory.
+_RESHAPES = frozenset({"resize", "resize_as", "set", "rename"})
+
+
+@dataclass(frozen=True)
+class Write:
+    """A call that writes to tensors, or may."""
+
+    node: fx.Node
+    # the arguments that it writes to
+    tensors: tuple[fx.Node, ...]
+    # False: it may write to them, as a function or a module that nobody knows may to its arguments
+    certain: bool
+    # nobody sees it but by ``Order.current``
+    followed: bool = False
 
 
 class Order:
     """The order of a graph's calls, and what in-place calls make of it.
 
-    An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that.
+    An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that. A node stands
+    for the value that the tensor has after it; ``holder`` gives a node to read that value from, since assignments to
+    items return nothing.
     """
 
     def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "Order | None" = None) -> None:
         """``before`` is the order of the same graph before a few nodes changed."""
         self.position = {n: i for i, n in enumerate(graph.nodes)}
-        self._gradient: dict[fx.Node, bool | None] = {}
         self.module = module
         known = before.resolved if before is not None else {}
         self.resolved: dict[fx.Node, tuple[Any, Any, Call | None]] = {}
@@ -58,18 +86,24 @@ class Order:
         self.calls: dict[fx.Node, Call | None] = {n: call for n, (_, _, call) in self.resolved.items()}
         attributes: dict[str, fx.Node] = {}
         self.tensor: dict[fx.Node, fx.Node] = {}
-        self.writes: dict[fx.Node, list[fx.Node]] = {}
         for n, call in self.calls.items():
             if n.op == "get_attr":  # every read of an attribute is the same tensor
                 self.tensor[n] = attributes.setdefault(str(n.target), n)
-            elif call is not None and call.in_place and call.args and isinstance(call.args[0], fx.Node):
-                self.tensor[n] = self.tensor[call.args[0]]
-                self.writes.setdefault(self.tensor[n], []).append(n)
+            elif call is not None and isinstance(call.written, fx.Node) and _has_result(n):
+                self.tensor[n] = self.tensor[call.written]
             else:
                 self.tensor[n] = n
         self.names: dict[fx.Node, list[fx.Node]] = {}
         for n, t in self.tensor.items():
             self.names.setdefault(t, []).append(n)
+        self.opinions: dict[Any, bool | None] = before.opinions if before is not None else {}
+        # what is written to, and where
+        self.writes: list[Write] = [w for n in graph.nodes for w in self._writes(n)]
+        # the values that a tensor has one after the other, by the nodes that wrote them
+        self.versions: dict[fx.Node, list[fx.Node]] = {}
+        for w in self.writes:
+            if self.tensor[w.node] is not w.node:
+                self.versions.setdefault(self.tensor[w.node], []).append(w.node)
         # calls after which the same text means something else
         self.switches = [i for n, i in self.position.items() if n.op == "call_function" and _switches(n.target)]
         self.gradients = [
@@ -77,21 +111,56 @@ class Order:
             for n, i in self.position.items()
             if n.op == "call_function" and getattr(n.target, "__name__", "") == "_set_grad_enabled"
         ]
-        self.opaque_writes = [i for n, i in self.position.items() if self._writes_somewhere(n)]
 
-    def _writes_somewhere(self, n: fx.Node) -> bool:
-        """Does a call write where ``current`` does not follow it?"""
+    def _writes(self, n: fx.Node) -> Iterator[Write]:
+        """What a call writes to."""
         call = self.calls[n]
-        if call is None:
-            if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload):
-                return n.target._schema.is_mutable
-            return False
-        if "out" in call.kwargs:
+        if self.tensor[n] is not n and n.op != "get_attr":
+            assert call is not None
+            others = tuple(a for a in _written_by_schema(n) if a is not call.written)
+            followed = not others and not _reshapes(n) and not self.aliased(call.written, n)
+            yield Write(n, (call.written, *others), certain=True, followed=followed)
+        elif call is not None:
+            written = _nodes((call.written, call.kwargs.get("out"))) + _written_by_schema(n)
+            if written or call.in_place:
+                yield Write(n, written, certain=True)
+            elif call.name in _WRITES_SILENTLY or (call.name == "embedding" and len(n.args) + len(n.kwargs) > 2):
+                yield Write(n, tuple(n.all_input_nodes)[1:], certain=False)
+        elif n.op == "call_module":
+            if n not in self.opinions:
+                self.opinions[n] = not _keeps_its_arguments(self.module, str(n.target))
+            if self.opinions[n]:
+                yield Write(n, tuple(n.all_input_nodes), certain=False)
+        elif n.op == "call_function":
+            if n not in self.opinions:
+                self.opinions[n] = self._function_writes(n)
+            if self.opinions[n] is not False:
+                known = isinstance(n.target, torch._ops.OpOverload)
+                tensors = _written_by_schema(n) if known else tuple(n.all_input_nodes)
+                yield Write(n, tensors, certain=bool(self.opinions[n]))
+
+    def _function_writes(self, n: fx.Node) -> bool | None:
+        """Does a function write to its arguments that is none of torch's tensor functions? None: nobody knows."""
+        target: Any = n.target
+        if isinstance(target, torch._ops.OpOverload):
+            return bool(target._schema.is_mutable)
+        if isinstance(target, torch._ops.OpOverloadPacket):
+            return any(getattr(target, o)._schema.is_mutable for o in target.overloads())
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            graphs = [g for a in n.all_input_nodes if isinstance(g := self._attribute(a), fx.GraphModule)]
+            return any(_writes_to_inputs(g) for g in graphs) if graphs else "functional" not in target.name()
+        name = getattr(target, "__name__", "")
+        if "out" in n.kwargs or target is setattr or (name.endswith("_") and not name.endswith("__")):
             return True
-        if not call.in_place:
-            return False
-        target = call.args[0] if call.args else None
-        return not isinstance(target, fx.Node) or self.aliased(target, n)
+        home = (getattr(target, "__module__", None) or "torch").split(".")[0]
+        return False if home in ("torch", "builtins", "_operator", "operator", "math", "opreg") else None
+
+    def _attribute(self, node: fx.Node) -> Any:
+        """The value of a read of an attribute."""
+        owner: Any = self.module if node.op == "get_attr" else None
+        for step in str(node.target).split(".") if node.op == "get_attr" else ():
+            owner = getattr(owner, step, None)
+        return owner
 
     def aliased(self, node: fx.Node, write: fx.Node) -> bool:
         """May others see what a call writes to this one: the caller, or a view that was made before?"""
@@ -105,7 +174,7 @@ class Order:
         """Is a node's value a tensor of its own?"""
         call = self.calls[node]
         if call is not None:
-            return not call.in_place and fresh(call.name)
+            return not call.in_place and "out" not in call.kwargs and fresh(call.name)
         if isinstance(node.target, torch._ops.OpOverload):
             return all(r.alias_info is None for r in node.target._schema.returns)
         if node.op == "call_module" and self.module is not None:
@@ -118,14 +187,36 @@ class Order:
         return bool(before) and not before[-1]
 
     def requires_grad(self, node: fx.Node) -> bool | None:
-        """May a gradient flow into a node's value? None: the graph does not say."""
+        """May a gradient flow into a node's value, or into what is written to it? None: the graph does not say."""
+        own = self._gradient[node]
+        value = value_of(node)
+        if isinstance(value, Tensor) and not _differentiable(value):
+            return False
+        return _either(own, self._gradient_written.get(self._memory[node], False))
+
+    @cached_property
+    def _gradient(self) -> dict[fx.Node, bool | None]:
+        """Of every node, ``requires_grad`` but for writes through other names."""
+        found: dict[fx.Node, bool | None] = {}
+        self._gradient_written: dict[fx.Node, bool | None] = {}
+        writes = {w.node: w for w in self.writes if w.certain}
+        for n in self.position:
+            below = [found[i] for i in n.all_input_nodes]
+            below += [self._gradient_written.get(self._memory[i], False) for i in n.all_input_nodes]
+            found[n] = self._gradient_of(n, below)
+            if n in writes and not self.without_gradient(n):
+                for t in writes[n].tensors:
+                    memory = self._memory[t]
+                    brought = _either(*(found[i] for i in n.all_input_nodes if i is not t and not _constant(i)))
+                    self._gradient_written[memory] = _either(self._gradient_written.get(memory, False), brought)
+        return found
+
+    def _gradient_of(self, node: fx.Node, below: Sequence[bool | None]) -> bool | None:
         value = value_of(node)
         if node.op == "get_attr":
-            owner: Any = self.module
-            for step in str(node.target).split("."):
-                owner = getattr(owner, step, None)
+            owner = self._attribute(node)
             return isinstance(owner, Tensor) and owner.requires_grad
-        if isinstance(value, Tensor) and (not (value.is_floating_point() or value.is_complex())):
+        if isinstance(value, Tensor) and not _differentiable(value):
             return False
         if node.op == "placeholder" or "example_value" in node.meta:
             return value.requires_grad if isinstance(value, Tensor) else None
@@ -134,47 +225,78 @@ class Order:
             return False
         if getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False:
             return False
-        if node not in self._gradient:
-            self._gradient[node] = None  # of a loop, which graphs do not have
-            below = [self.requires_grad(n) for n in node.all_input_nodes]
-            self._gradient[node] = (
-                True if True in below else None if None in below or node.op == "call_module" else False
-            )
-        return self._gradient[node]
+        return None if node.op == "call_module" and True not in below else _either(*below)
 
     def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """The node whose value a user of ``node`` sees: the last one that wrote to it before."""
-        tensor = self.tensor[node]
-        before = [w for w in self.writes.get(tensor, ()) if self.position[w] < self.position[user] and w is not user]
-        return max(before, key=self.position.__getitem__) if before else tensor
+        tensor, place = self.tensor[node], self.position[user]
+        return next((w for w in reversed(self.versions.get(tensor, ())) if self.position[w] < place), tensor)
+
+    def holder(self, node: fx.Node) -> fx.Node:
+        """A node whose result is the tensor that has the value of this one, as long as nothing writes to it again."""
+        while assigns(node) and self.tensor[node] is not node:
+            node = self.current(node.args[0], node)  # type: ignore[arg-type]
+        return node
 
     def disturbed(self, parts: Sequence[fx.Node], leaves: Iterable[Any], root: fx.Node) -> str:
         """Why what the parts compute of the leaves may be something else at the root's place; empty: it is not."""
-        places = [self.position[n] for n in (*parts, root)]
-        low, high = min(places), self.position[root]
+        read = [n for n in leaves if isinstance(n, fx.Node)]
+        low, high = min(self.position[n] for n in (*parts, root)), self.position[root]
         if any(low < i < high for i in self.switches):
             return "autocast is switched between its parts"
-        if any(low <= i <= high for i in self.opaque_writes):
-            return "a tensor is written to between its parts"
-        for node in leaves:
-            if isinstance(node, fx.Node):
-                since, writes = self.position[node], self.writes.get(self.tensor[node], ())
-                if any(since < self.position[w] <= high and w is not root for w in writes):
-                    return "one of its tensors is written to between its parts"
+        memory = {self._memory[n] for n in (*parts, *read)}
+        if memory & self._reshaped:
+            return "one of its tensors gets another shape in place"
+        for w in self.writes:
+            if w.followed or not low <= self.position[w.node] <= high:
+                continue
+            if w.certain:
+                return "a tensor is written to between its parts"
+            if any(self._memory[t] in memory for t in w.tensors):
+                return "a tensor may be written to between its parts"
+        for node in read:
+            since, writes = self.position[node], self.versions.get(self.tensor[node], ())
+            if any(since < self.position[w] <= high and w is not root for w in writes):
+                return "one of its tensors is written to between its parts"
         return ""
 
     def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:
         """Is one of these tensors, or a view of one, written to behind a place?"""
-        kept = {m for n in nodes for m in self._memory(n)}
-        later = (w for ws in self.writes.values() for w in ws if self.position[w] > self.position[root])
-        return any(kept & self._memory(w) for w in later)
+        kept, place = {self._memory[n] for n in nodes}, self.position[root]
+        later = (w for w in self.writes if w.certain and self.position[w.node] > place)
+        return any(self._memory[t] in kept for w in later for t in w.tensors)
 
-    def _memory(self, node: fx.Node) -> set[fx.Node]:
-        """The nodes whose memory a value may share."""
-        tensor = self.tensor[node]
-        if tensor.op in ("placeholder", "get_attr") or self._fresh(tensor):
-            return {tensor}
-        return {m for n in tensor.all_input_nodes for m in self._memory(n)} | {tensor}
+    def reshaped(self, node: fx.Node) -> bool:
+        """Does a tensor get another shape in place, so that tracing says of it what is not so everywhere?"""
+        return self._memory[node] in self._reshaped
+
+    @cached_property
+    def _reshaped(self) -> set[fx.Node]:
+        return {self._memory[t] for w in self.writes if _reshapes(w.node) for t in w.tensors}
+
+    @cached_property
+    def _memory(self) -> dict[fx.Node, fx.Node]:
+        """Of every node the first one whose memory its value may share."""
+        found: dict[fx.Node, fx.Node] = {}
+
+        def first(n: fx.Node) -> fx.Node:
+            while found[n] is not n:
+                found[n] = n = found[found[n]]
+            return n
+
+        written = {w.node: w.tensors for w in self.writes if self.calls[w.node] is not None and not _reshapes(w.node)}
+        for n in self.position:
+            found[n] = n
+            value = value_of(n)
+            if n.op in ("placeholder", "output") or isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+                continue
+            if self.tensor[n] is not n and not _reshapes(n):
+                found[n] = first(self.tensor[n])
+            elif not self._fresh(n):
+                for i in written.get(n) or n.all_input_nodes:
+                    a, b = sorted((first(i), first(n)), key=self.position.__getitem__)
+                    found[b] = a
+        return {n: first(n) for n in found}
 
     def one_gradient_mode(self, nodes: Iterable[fx.Node]) -> bool:
         return len({self.without_gradient(n) for n in nodes}) == 1
@@ -183,3 +305,83 @@ class Order:
 def _switches(target: Any) -> bool:
     name = getattr(target, "__name__", "")
     return name.startswith(("_enter_", "_exit_"))
+
+
+def _has_result(node: fx.Node) -> bool:
+    """Does an in-place call give the tensor that it writes to, or else an assignment, of which ``holder`` knows?"""
+    value = node.meta.get("example_value", node.meta.get("val", ...))
+    return value is ... or isinstance(value, Tensor) or assigns(node)
+
+
+def _nodes(arguments: Any) -> tuple[fx.Node, ...]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(arguments, found.append)
+    return tuple(found)
+
+
+def _schema(node: fx.Node) -> Any:
+    """The schema of a call that may write, where there is one."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.endswith("__") else None
+    return getattr(packet, packet.overloads()[0])._schema if packet is not None else None
+
+
+def _written_by_schema(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The nodes that a call writes to, as torch's schema says."""
+    schema = _schema(node)
+    if schema is None or not schema.is_mutable:
+        return ()
+    written: list[Any] = []
+    for i, a in enumerate(schema.arguments):
+        if a.alias_info is not None and a.alias_info.is_write:
+            written.append(node.args[i] if i < len(node.args) else node.kwargs.get(a.name))
+    return _nodes(written)
+
+
+def _reshapes(node: fx.Node) -> bool:
+    """May a tensor be of another shape after a call, or of other memory?"""
+    target: Any = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "").split(".")[0]
+    if not name.endswith("_") or name.endswith("__"):
+        return False
+    packet = getattr(torch.ops.aten, name, None)
+    if name.rstrip("_") in _RESHAPES:
+        return True
+    return packet is not None and any(torch.Tag.inplace_view in getattr(packet, o).tags for o in packet.overloads())
+
+
+def _keeps_its_arguments(root: torch.nn.Module | None, path: str) -> bool:
+    """Is a module known not to write to what it is given? Those of torch, unless they are to work in place."""
+    if root is None:
+        return False
+    for m in root.get_submodule(path).modules():
+        if not type(m).__module__.startswith(("torch.nn.modules.", "opreg.")) or getattr(m, "inplace", False):
+            return False
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+            return False
+    return True
+
+
+def _writes_to_inputs(module: fx.GraphModule) -> bool:
+    """Does a graph write to what it is given?"""
+    order = Order(module.graph, module)
+    outside = {order._memory[n] for n in order.position if n.op in ("placeholder", "get_attr")}
+    return any(not w.tensors or any(order._memory[t] in outside for t in w.tensors) for w in order.writes)
+
+
+def _differentiable(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _constant(node: fx.Node) -> bool:
+    """Is a node no tensor that gradients flow through?"""
+    value = value_of(node)
+    return value is not None and not (isinstance(value, Tensor) and _differentiable(value))
+
+
+def _either(*answers: bool | None) -> bool | None:
+    """True if one of these is, else None if one is not known."""
+    return True if True in answers else None if None in answers else False

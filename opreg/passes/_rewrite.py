@@ -82,7 +82,7 @@ class Rewriter:
             raise Refused(reason)
         if match.interior and not saves(match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
-        bound = {**match.tensors, **match.numbers}
+        bound = {**{n: order.holder(t) for n, t in match.tensors.items()}, **match.numbers}
         self.insert(
             root,
             lambda: self.copied(match.rule.calls, bound, match.reduction),
@@ -164,6 +164,7 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             arguments = {n: self.attribute(a) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
+            arguments = {n: self.order.holder(a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             arguments = {n: self.operand(op, a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
                 from .. import functional
@@ -220,7 +221,7 @@ class Rewriter:
         """Puts new nodes in the place of one; raises ``Refused``, and changes nothing, where they do not fit."""
         call = self.order.calls[root]
         assert call is not None
-        written = call.args[0] if call.in_place and call.args else None
+        written = call.written
         if call.in_place and (not isinstance(written, fx.Node) or self.order.aliased(written, root)):
             raise Refused("it writes in place to a tensor that others may see")
         with self.graph.inserting_before(root):
@@ -253,7 +254,10 @@ class Rewriter:
     def kept(self, new: Sequence[fx.Node], written: Any, root: fx.Node) -> None:
         """What the op keeps for its backward pass stays what it was, though what torch keeps may have been something
         else: its result perhaps."""
-        inputs = {n for made in new for n in made.all_input_nodes if n in self.order.position and n is not written}
+        inputs = {n for made in new for n in made.all_input_nodes if n in self.order.position}
+        if any(map(self.order.reshaped, inputs)):
+            raise Refused("one of its tensors gets another shape in place")
+        inputs.discard(written)
         if all(self.order.requires_grad(n) is False for n in inputs):
             return
         if self.order.written_later(inputs, root):
@@ -404,7 +408,7 @@ class Rewriter:
             return
         if not self.reducible(op, new, call.name) or not self.order.one_gradient_mode((new, user)):
             return
-        if self.order.disturbed((new,), new.all_input_nodes, user):
+        if self.order.disturbed((new,), [self.order.current(n, new) for n in new.all_input_nodes], user):
             return
         bound = dict(zip(op.arguments, new.args, strict=False)) | dict(new.kwargs)
         with self.graph.inserting_before(user):
@@ -438,7 +442,7 @@ class Rewriter:
 
     def sweep(self) -> None:
         """Erases what nobody uses any more, in-place calls on tensors of their own too."""
-        changed = True
+        changed, writing = True, {w.node: w for w in self.order.writes}
         while changed:
             changed = False
             for node in reversed(list(self.graph.nodes)):
@@ -446,14 +450,15 @@ class Rewriter:
                 if node.users or call is None or call.name == "setitem":
                     continue
                 if call.in_place:
-                    written = call.args[0] if call.args else None
+                    written = call.written
                     if (
                         not isinstance(written, fx.Node)
                         or set(written.users) != {node}
+                        or len(writing[node].tensors) > 1
                         or self.order.aliased(written, node)
                     ):
                         continue
-                elif not _pure(call):
+                elif not _pure(call) or node in writing:
                     continue
                 self.graph.erase_node(node)
                 changed = True
