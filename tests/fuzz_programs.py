@@ -84,17 +84,20 @@ class Generator:
         return self.input("real", make, grad, share)
 
     def unit(self, *shape: int, grad: float = 0.8) -> str:
-        return self.input("unit", lambda: torch.rand(shape, generator=self.data) * 0.8 + 0.1, grad)
+        name = self.input("unit", lambda: torch.rand(shape, generator=self.data) * 0.8 + 0.1, grad)
+        return self.assigned(name, self.one(0.5, 0.25))
 
     def bits(self, *shape: int, whole: bool = False) -> str:
         bits = torch.randint(0, 2, shape, generator=self.data)
         return self.input(f"bits {whole}", lambda: bits if whole else bits.float(), 0.1)
 
     def signs(self, *shape: int) -> str:
-        return self.input("signs", lambda: torch.randint(0, 2, shape, generator=self.data) * 2.0 - 1, 0.1)
+        name = self.input("signs", lambda: torch.randint(0, 2, shape, generator=self.data) * 2.0 - 1, 0.1)
+        return self.assigned(name, self.one(1, -1))
 
     def index(self, classes: int, *shape: int) -> str:
-        return self.input(f"of {classes}", lambda: torch.randint(0, classes, shape, generator=self.data), 0)
+        name = self.input(f"of {classes}", lambda: torch.randint(0, classes, shape, generator=self.data), 0)
+        return self.assigned(name, 0, whole=True)
 
     def boxes(self, *lead: int, grad: float = 0.8, share: bool = True) -> str:
         def make() -> Tensor:
@@ -121,6 +124,69 @@ class Generator:
 
     def do(self, line: str) -> None:
         self.lines.append(line)
+
+    def assigned(self, x: str, value: Any, whole: bool = False) -> str:
+        """The tensor, or a copy that is assigned to."""
+        if self.quiet or not self.chance(0.1):
+            return x
+        name = self.let(self.one(f"{x}.clone()", f"{x} * 1", f"torch.zeros_like({x}).copy_({x})"))
+        self.do(self.assignment(name, value))
+        if whole:
+            self.floats.remove(name)
+        return name
+
+    def assignment(self, w: str, value: Any) -> str:
+        """A number for some of the elements of a tensor, or for all."""
+        by_statement = self.chance(0.5)  # which torch.fx can't trace
+        items = self.one(f"{w} == {w}.max()", "...", "0", "-1", "slice(0, 2)", "(..., 0)", "slice(None, None, 2)",
+                         f"torch.zeros_like({w}, dtype=torch.int64)")  # fmt: skip
+        of = self.one(w, w, w, f"{w}[...]", f"{w}.view_as({w})", f"{w}.unsqueeze(0)[0]")
+        return self.one(
+            f"{of}[{items}] = {value}" if by_statement else f"{of}.__setitem__({items}, {value})",
+            f"{of}[{items}] = {value}" if by_statement else f"{of}.__setitem__({items}, {value})",
+            f"{w}.view(-1)[0] = {value}" if by_statement else f"{w}.view(-1)[0].fill_({value})",
+            f"{w}.index_put_(({w} == {w}.min(),), {w}.new_zeros(()) + {value})",
+            f"{w}.masked_fill_({w} == {w}.max(), {value})",
+            f"{w}.scatter_(0, torch.zeros_like({w}, dtype=torch.int64), {value})",
+            f"{w}.index_fill_(0, torch.zeros_like({w}.sum((), keepdim=True).reshape(-1), dtype=torch.int64), {value})",
+            f"{w}.copy_({w}.flip(0))",
+            f"{w}[0].fill_({value})",
+            f"{w}.unbind(0)[0].copy_({w}[-1])",
+            f"{w}.narrow(0, 0, 1).fill_({value})",
+            f"torch.select({w}, 0, -1).fill_({value})",
+            f"{w}.detach().view(-1)[:1].fill_({value})",
+        )
+
+    def arithmetic(self, w: str, other: str) -> str:
+        """A write that computes, with another tensor perhaps, and with what is learnt."""
+        out = self.one(w, f"{w}.detach()")
+        return self.one(
+            f"{w}.mul_(1.5)", f"{w}.add_(0.25)", f"{w}.clamp_(-2, 2)", f"{w}.neg_()", f"F.silu({w}, inplace=True)",
+            f"{w}.mul_({w})", f"{w} *= 1.5", f"{w}.__iadd__(0.25)", f"torch._foreach_mul_([{w}], 1.5)",
+            f"torch._foreach_add_([{w}, {w}.detach()], 0.25)", f"torch._foreach_neg_([{w}[0]])",
+            f"torch.mul({out}, 1.5, out={out})", f"torch.clamp({out}, -1, 1, out={out})",
+            f"torch.add({w}.detach(), 1, out={w}.detach())",
+            f"{w}[0].mul_(1.5)", f"{w}.view(-1).add_(0.25)", f"{w}.reshape(-1)[1:].neg_()", f"{w}.chunk(2)[0].mul_(2)",
+            f"{w}.unsqueeze(0).add_(0.25)", f"{w}.copy_({w}.sigmoid())", f"{w}[0] = {w}[-1] * 0.5",
+            f"{w}.add_({other}.mean())", f"{w}[0].mul_({other}.sum())", f"{w}.__setitem__(0, {other}.mean())",
+            f"{w}.masked_fill_({w} > 0, {other}.sum())", f"{w}[{w} > 0] = {other}.mean()",
+            f"{w}.index_put_(({w} > 0,), {other}.mean())", f"{w}.lerp_({w}.flip(0), 0.5)",
+        )  # fmt: skip
+
+    def write(self, at: int) -> None:
+        """A write in place to a tensor that is there before a line."""
+        known = [n for n in self.floats if n.startswith("x") or any(f"{n} =" in line for line in self.lines[:at])]
+        if known:
+            line = self.lines[at] if at < len(self.lines) else ""
+            w = self.one(*known)
+            others = [n for n, x in self.inputs.items() if x.is_floating_point()]
+            written = self.arithmetic(w, self.one(*known, *others)) if self.chance(0.6) else self.assignment(w, self.one(0.5, -1.0))
+            self.lines.insert(at, " " * (len(line) - len(line.lstrip())) + written)
+
+    def preludes(self) -> None:
+        """Writes before, between and after the pieces."""
+        for _ in range(self.one(1, 1, 2, 3)):
+            self.write(self.one(0, self.random.randrange(len(self.lines) + 1), len(self.lines)))
 
     def call(self, name: str, x: str) -> str:
         """A function of one tensor, in one of its spellings."""
@@ -192,6 +258,7 @@ class Generator:
 
     def before(self, x: str, shape: Sequence[int]) -> str:
         """The tensor, or something of its shape made of it."""
+        x = self.assigned(x, self.one(0.5, -1.0, 0))
         if not self.chance(0.35):
             return x
         same, flat = tuple(shape), math.prod(shape)
@@ -227,12 +294,11 @@ class Generator:
             self.lines[first : last + 1] = [f"with {with_}:", *inside]
         elif kind == "user":
             self.results.append(str(self.one(*self.floats, *self.inputs)))
+        elif kind == "write":
+            self.write(at)
         elif known:
             written = self.one(*known)
-            if kind == "write to a view":
-                written += self.one("[...]", ".detach()", ".unsqueeze(0)", ".reshape(-1)", ".ravel()", ".data").format(
-                    written
-                )
+            written += self.one("[...]", ".detach()", ".unsqueeze(0)", ".reshape(-1)", ".ravel()", ".data")
             self.lines.insert(
                 at,
                 self.one(
@@ -1022,4 +1088,6 @@ def program(seed: int, main: Piece, miss: str) -> Generator:
         other.write(g)
     if g.chance(0.25):
         g.disturb()
+    if g.chance(0.25):
+        g.preludes()
     return g

@@ -176,6 +176,8 @@ def programs(family: str) -> Iterator[tuple[Piece, str, Generator, str]]:
         kind = KINDS[(i + i // len(items)) % len(KINDS)]
         if "] = " in g.text:  # torch.fx can't trace an assignment to items
             g.not_for |= {"symbolic", "module"}
+        if "out=" in g.text:
+            g.not_for.add("export")
         yield main, miss, g, "dynamo" if kind.split()[0] in g.not_for else kind
 
 

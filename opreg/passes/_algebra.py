@@ -6,11 +6,12 @@ sigmoid(x), a power, a sum over dimensions. A handful of identities makes atoms 
 sigmoid(−x) = 1 − sigmoid(x).
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 # (name, parts …): parts are polynomials and options
 Atom = tuple[Any, ...]
@@ -26,6 +27,11 @@ class TooLarge(Exception):
     """An expression that grows beyond what any rule has."""
 
 
+class NotFinite(TooLarge):
+    """A constant that is no real number, or the product of 0 and a tensor, which is NaN where that is infinite."""
+
+
+@lru_cache(2**12)
 def rounded(x: float) -> float:
     """Twelve digits: 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not."""
     if x == 0 or not math.isfinite(x):
@@ -33,11 +39,23 @@ def rounded(x: float) -> float:
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
-@dataclass(frozen=True)
 class Poly:
-    """A sum of monomials with coefficients."""
+    """A sum of monomials with coefficients.
 
+    Equal ones are one object. Expressions share their parts, and grow without bound where they are looked at as trees:
+    nothing here goes into a part twice.
+    """
+
+    _known: "WeakValueDictionary[frozenset[tuple[Monomial, float]], Poly]" = WeakValueDictionary()
     terms: frozenset[tuple[Monomial, float]]
+
+    def __new__(cls, terms: frozenset[tuple[Monomial, float]]) -> "Poly":
+        found = cls._known.get(terms)
+        if found is None:
+            new = super().__new__(cls)
+            new.terms = terms
+            found = cls._known.setdefault(terms, new)
+        return found
 
     def __add__(self, other: "Poly") -> "Poly":
         return collect([*self.terms, *other.terms])
@@ -45,6 +63,8 @@ class Poly:
     def __mul__(self, other: "Poly") -> "Poly":
         if len(self.terms) * len(other.terms) > LARGEST:
             raise TooLarge
+        if (self.number == 0 and other.number is None) or (other.number == 0 and self.number is None):
+            raise NotFinite
         return collect((product(a, b), c * d) for a, c in self.terms for b, d in other.terms)
 
     def __neg__(self) -> "Poly":
@@ -54,6 +74,10 @@ class Poly:
         return self + -other
 
     def scaled(self, factor: float) -> "Poly":
+        if factor == 0 and self.number is None:
+            raise NotFinite
+        if factor == 1:
+            return self
         return collect((m, c * factor) for m, c in self.terms)
 
     @property
@@ -71,15 +95,43 @@ class Poly:
         _, coefficient = min(self.terms, key=lambda term: repr_key(term[0]))
         return 1 if coefficient > 0 else -1
 
+    @cached_property
+    def key(self) -> str:
+        """A text that is one for equal polynomials, and short."""
+        text = "+".join(sorted(f"{c}{repr_key(m)}" for m, c in self.terms))
+        return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
-@lru_cache(2**12)
+    @cached_property
+    def inside(self) -> tuple[frozenset[str], frozenset[Any]]:
+        """The names of its functions, and its leaves."""
+        names: set[str] = set()
+        leaves: set[Any] = set()
+
+        def visit(part: Any) -> None:
+            if isinstance(part, Poly):
+                names.update(part.inside[0])
+                leaves.update(part.inside[1])
+            elif isinstance(part, frozenset | tuple):
+                if isinstance(part, tuple) and part and part[0] == "leaf":
+                    leaves.add(part[1])
+                    return
+                if isinstance(part, tuple) and part and isinstance(part[0], str):
+                    names.add(part[0])
+                for item in part:
+                    visit(item)
+
+        for monomial, _ in self.terms:
+            visit(monomial)
+        return frozenset(names), frozenset(leaves)
+
+
 def repr_key(monomial: Monomial) -> str:
     return "*".join(sorted(f"{atom_key(a)}^{e}" for a, e in monomial))
 
 
 def atom_key(atom: Any) -> str:
     if isinstance(atom, Poly):
-        return "+".join(sorted(f"{c}{repr_key(m)}" for m, c in atom.terms))
+        return atom.key
     if isinstance(atom, frozenset):
         return "{" + ",".join(sorted(map(atom_key, atom))) + "}"
     if isinstance(atom, tuple):
@@ -93,7 +145,10 @@ def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
         found[monomial] = found.get(monomial, 0.0) + coefficient
     if len(found) > LARGEST:
         raise TooLarge
-    return Poly(frozenset((m, rounded(c)) for m, c in found.items() if rounded(c) != 0 and abs(c) > 1e-14))
+    if not all(map(math.isfinite, found.values())):
+        raise NotFinite
+    terms = ((m, rounded(c)) for m, c in found.items() if abs(c) > 1e-14)
+    return Poly(frozenset((m, c) for m, c in terms if c != 0))
 
 
 class Narrowed(TooLarge):
@@ -263,28 +318,11 @@ def clamp(z: Poly, low: float | None, high: float | None) -> Poly:
     return atom("clamp", z, low, high)
 
 
-def atoms(part: Any) -> Iterator[Atom]:
-    """Every atom in a polynomial, those inside of others too."""
-    if isinstance(part, Poly):
-        for monomial, _ in part.terms:
-            yield from atoms(monomial)
-    elif isinstance(part, frozenset):
-        for item in part:
-            yield from atoms(item)
-    elif isinstance(part, tuple) and part:
-        if isinstance(part[0], str):
-            yield part
-        if part[0] != "leaf":
-            for item in part:
-                yield from atoms(item)
-
-
-def leaves(p: Poly) -> set[Any]:
+def leaves(p: Poly) -> frozenset[Any]:
     """The leaves below a polynomial."""
-    return {found[1] for found in atoms(p) if found[0] == "leaf"}
+    return p.inside[1]
 
 
-@lru_cache(2**12)
 def names(p: Poly) -> frozenset[str]:
     """The names of the functions in a polynomial."""
-    return frozenset(found[0] for found in atoms(p)) - {"leaf"}
+    return p.inside[0]

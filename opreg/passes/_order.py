@@ -1,7 +1,7 @@
 """The order of a graph's calls: what writes in place, what is switched, what needs a gradient."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -41,6 +41,7 @@ _MAY_RETURN_ARGUMENT = frozenset({
     "reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as", "atleast_1d", "atleast_2d",
     "atleast_3d", "broadcast_tensors", "meshgrid", "einsum", "sum_to_size", "conj_physical", "to_dense", "lift", "data",
     "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors", "pin_memory",
+    "cartesian_prod", "histogramdd",
 })
 # What writes to more than its schema says: running statistics, the noise that was drawn, rows above a norm.
 _WRITES_SILENTLY = frozenset({
@@ -62,6 +63,20 @@ class Write:
     certain: bool
     # nobody sees it but by ``Order.current``
     followed: bool = False
+
+
+@dataclass
+class Work:
+    """What stays true of a graph's nodes while calls are replaced, and how much was tried."""
+
+    # does a call of what is none of torch's tensor functions write to its arguments?
+    opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
+    # normal forms of patterns over nodes
+    forms: dict[Any, Any] = field(default_factory=dict)
+    # the formulas and the patterns that were evaluated
+    done: int = 0
+    # the nodes that were given up, since there were too many of these
+    given_up: set[fx.Node] = field(default_factory=set)
 
 
 class Order:
@@ -96,7 +111,7 @@ class Order:
         self.names: dict[fx.Node, list[fx.Node]] = {}
         for n, t in self.tensor.items():
             self.names.setdefault(t, []).append(n)
-        self.opinions: dict[Any, bool | None] = before.opinions if before is not None else {}
+        self.work = before.work if before is not None else Work()
         # what is written to, and where
         self.writes: list[Write] = [w for n in graph.nodes for w in self._writes(n)]
         # the values that a tensor has one after the other, by the nodes that wrote them
@@ -114,7 +129,7 @@ class Order:
 
     def _writes(self, n: fx.Node) -> Iterator[Write]:
         """What a call writes to."""
-        call = self.calls[n]
+        call, opinions = self.calls[n], self.work.opinions
         if self.tensor[n] is not n and n.op != "get_attr":
             assert call is not None
             others = tuple(a for a in _written_by_schema(n) if a is not call.written)
@@ -127,17 +142,17 @@ class Order:
             elif call.name in _WRITES_SILENTLY or (call.name == "embedding" and len(n.args) + len(n.kwargs) > 2):
                 yield Write(n, tuple(n.all_input_nodes)[1:], certain=False)
         elif n.op == "call_module":
-            if n not in self.opinions:
-                self.opinions[n] = not _keeps_its_arguments(self.module, str(n.target))
-            if self.opinions[n]:
+            if n not in opinions:
+                opinions[n] = not _keeps_its_arguments(self.module, str(n.target))
+            if opinions[n]:
                 yield Write(n, tuple(n.all_input_nodes), certain=False)
         elif n.op == "call_function":
-            if n not in self.opinions:
-                self.opinions[n] = self._function_writes(n)
-            if self.opinions[n] is not False:
+            if n not in opinions:
+                opinions[n] = self._function_writes(n)
+            if opinions[n] is not False:
                 known = isinstance(n.target, torch._ops.OpOverload)
                 tensors = _written_by_schema(n) if known else tuple(n.all_input_nodes)
-                yield Write(n, tensors, certain=bool(self.opinions[n]))
+                yield Write(n, tensors, certain=bool(opinions[n]))
 
     def _function_writes(self, n: fx.Node) -> bool | None:
         """Does a function write to its arguments that is none of torch's tensor functions? None: nobody knows."""

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .. import _private
 from ..registry import Op, of_namespace, registered
-from ._algebra import names, repr_key, rounded
+from ._algebra import rounded
 from ._calls import Attribute, Call, value_of
 from ._evaluate import handlers
 from ._native import ABSORBERS, Native, at, by_call, constants_with_grad, native_call, scaled
@@ -52,8 +52,6 @@ class Rewriter:
         self.compositions()
         self.natives()
         self.report.left.extend(self.refused.values())
-        for cached in (repr_key, names):  # they hold nodes
-            cached.cache_clear()
         if len(self.report.swapped) > before:
             self.graph.lint()
             self.module.recompile()
@@ -73,6 +71,8 @@ class Rewriter:
                     continue
                 self.refused.pop(root.name, None)
                 break
+            if root in self.order.work.given_up:
+                self.leave("a formula", "there are more ways to read it than are tried", root)
 
     def compose(self, match: Match) -> None:
         root, order = match.root, self.order

@@ -30,8 +30,13 @@ _ANCHORS = frozenset({
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square"})
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
-# The nodes that are looked at behind one that may be replaced.
+# The nodes that are looked at behind one that may be replaced, and those that its value is made of, with their depth.
 _CONE = 48
+_REACH, _DEPTH = 200, 40
+# Shapes of tensors that patterns are evaluated for, to see what is in them: boxes or scores, classes, numbers.
+_SHAPES = ((3, 4), (3,), ())
+# The formulas and patterns that are evaluated for one place, and for each node of a graph on average.
+_FOR_A_PLACE, _FOR_A_GRAPH, _FOR_A_NODE = 1000, 4000, 20
 _PERMUTED = 3
 
 
@@ -131,9 +136,22 @@ class Rule:
         return frozenset(names)
 
     @cached_property
-    def functions(self) -> list[frozenset[str]]:
-        """The functions in the pattern's normal form, once one was made."""
-        return []
+    def functions(self) -> frozenset[str]:
+        """Functions that are in the pattern's normal form whatever its tensors and numbers are."""
+        names, number_names = self.parameters
+        graph = fx.Graph()
+        made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in _SHAPES}
+        for shape, nodes in made.items():
+            for node in nodes:
+                node.meta["example_value"] = torch.empty(shape, device="meta")
+        found: list[frozenset[str]] = []
+        for columns in itertools.product(_SHAPES, repeat=len(names)):
+            leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
+            for number in (0.3, 0.0, 1.0, 2.0):
+                form = self.normal_form(leaves, (number,) * len(number_names))
+                if form is not None:
+                    found.append(algebra.names(form.poly))
+        return frozenset[str]().union(*found).intersection(*found) - {"sum of", "sum", "mean"}
 
     def normal_form(self, tensors: tuple[fx.Node, ...], given: tuple[float, ...]) -> Value | None:
         """Of the pattern, over these leaves and with these numbers."""
@@ -174,19 +192,19 @@ class Match:
         return Argument(None if alike is None else (alike,), None, None, requires_grad)
 
 
-def cone(order: Order, root: fx.Node) -> list[fx.Node]:
+def cone(order: Order, root: fx.Node, most: int = _CONE) -> list[fx.Node]:
     """The calls that a node is made of, nearest first."""
-    found: dict[fx.Node, None] = {root: None}
+    found: dict[fx.Node, int] = {root: 0}
     for node in found_so_far(found):
-        call = order.calls.get(node)
-        if call is None or call.name not in handlers or len(found) > _CONE:
+        call, depth = order.calls.get(node), found[node]
+        if call is None or call.name not in handlers or len(found) > most or depth > _DEPTH:
             continue
         for n in call.inputs():
-            found.setdefault(order.current(n, node), None)
+            found.setdefault(order.current(n, node), depth + 1)
     return list(found)
 
 
-def found_so_far(found: dict[fx.Node, None]) -> Iterator[fx.Node]:
+def found_so_far(found: Mapping[fx.Node, Any]) -> Iterator[fx.Node]:
     """The keys in order, those added meanwhile too."""
     i = 0
     while i < len(found):
@@ -216,8 +234,26 @@ def starts(order: Order, nodes: Iterable[fx.Node], anchors: frozenset[str]) -> l
 
 
 def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn.Module | None) -> Iterator[Match]:
-    """The rules whose pattern a node computes."""
+    """The rules whose pattern a node computes; a node that takes too much work to tell is among those given up."""
+    try:
+        yield from _matches(rules, order, root, module)
+    except OutOfWork:
+        order.work.given_up.add(root)
+
+
+class OutOfWork(Exception):
+    """More formulas and patterns than are evaluated for one place, or for one graph."""
+
+
+def _matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn.Module | None) -> Iterator[Match]:
     rules = list(rules)
+    limit = min(order.work.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(order.position))
+
+    def work() -> None:
+        if order.work.done >= limit:
+            raise OutOfWork
+        order.work.done += 1
+
     nodes = cone(order, root)
     anchors = _ANCHORS.union(*(rule.call_names for rule in rules)) - _ARITHMETIC
     if not any((c := order.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
@@ -227,6 +263,7 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
         if start is root:
             continue
         for value, evaluator in cuts(order, root, start, module):
+            work()
             if not isinstance(value, Value) or value.poly in seen:
                 continue
             seen.add(value.poly)
@@ -235,7 +272,7 @@ def matches(rules: Iterable[Rule], order: Order, root: fx.Node, module: torch.nn
                 continue
             literals = numbers_in(order, evaluator.interior)
             for rule in rules:
-                match = matched(rule, root, value, found, literals, evaluator)
+                match = matched(rule, root, value, found, literals, evaluator, work)
                 if match is not None:
                     yield match
 
@@ -270,12 +307,13 @@ def cuts(
     of these."""
     first = {} if start is None else {start: leaf(start)}
     boundary: dict[fx.Node, None] = {}
+    near = set(cone(order, root, _REACH))
     depends: dict[fx.Node, bool] = dict.fromkeys(first, True)
 
     def dependent(node: fx.Node) -> bool:
         if node not in depends:
             call = order.calls.get(node)
-            inside = call is not None and call.name in handlers
+            inside = call is not None and call.name in handlers and node in near
             depends[node] = inside and any(dependent(order.current(n, node)) for n in call.inputs())  # type: ignore[union-attr]
         return depends[node]
 
@@ -287,7 +325,7 @@ def cuts(
         return True
 
     def value(leaves: dict[fx.Node, Any], closed: Callable[[fx.Node], bool]) -> Iterator[tuple[Any, Evaluator]]:
-        evaluator = Evaluator(order, leaves, module, open_ended=True, closed=closed)
+        evaluator = Evaluator(order, leaves, module, open_ended=True, closed=lambda n: n not in near or closed(n))
         with contextlib.suppress(TooMany):
             yield evaluator.value(root), evaluator
 
@@ -323,26 +361,31 @@ def numbers_in(order: Order, nodes: Iterable[fx.Node]) -> list[float]:
 
 
 def matched(
-    rule: Rule, root: fx.Node, value: Value, found: list[fx.Node], literals: list[float], evaluator: Evaluator
+    rule: Rule,
+    root: fx.Node,
+    value: Value,
+    found: list[fx.Node],
+    literals: list[float],
+    evaluator: Evaluator,
+    work: Callable[[], None],
 ) -> Match | None:
     names, number_names = rule.parameters
     if len(found) != len(names) or len(found) > _PERMUTED:
         return None
-    functions = algebra.names(value.poly)
-    if rule.functions and not functions >= rule.functions[0]:
+    functions, forms = algebra.names(value.poly), evaluator.graph.work.forms
+    if not functions >= rule.functions:
         return None
     for tensors in itertools.permutations(found):
         choices = [candidates(rule, n, literals) for n in number_names]
-        first = rule.normal_form(tensors, tuple(c[0] for c in choices)) if all(choices) else None
-        if first is None:
-            continue
-        if not rule.functions:
-            rule.functions.append(algebra.names(first.poly) - {"sum of", "sum", "mean"})
-        if not functions >= rule.functions[0]:
-            return None
         for given in itertools.product(*choices):
-            form = rule.normal_form(tensors, given)
-            reduction = found_as(form, value) if form is not None else None
+            key = (id(rule), tensors, given)
+            if key not in forms:
+                work()
+                forms[key] = rule.normal_form(tensors, given)
+            form = forms[key]
+            if form is None:
+                continue
+            reduction = found_as(form, value)
             if reduction is not None:
                 interior = tuple(n for n in evaluator.interior if n is not root)
                 return Match(
