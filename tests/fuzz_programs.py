@@ -180,7 +180,10 @@ class Generator:
             line = self.lines[at] if at < len(self.lines) else ""
             w = self.one(*known)
             others = [n for n, x in self.inputs.items() if x.is_floating_point()]
-            written = self.arithmetic(w, self.one(*known, *others)) if self.chance(0.6) else self.assignment(w, self.one(0.5, -1.0))
+            if self.chance(0.6):
+                written = self.arithmetic(w, self.one(*known, *others))
+            else:
+                written = self.assignment(w, self.one(0.5, -1.0))
             self.lines.insert(at, " " * (len(line) - len(line.lstrip())) + written)
 
     def preludes(self) -> None:

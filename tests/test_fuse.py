@@ -721,7 +721,9 @@ PROBABILITIES = {"bce": lambda x, y, w: F.binary_cross_entropy(x.sigmoid(), (x.d
 WRITTEN = {
     "cross_entropy weight": (of_weight(F.cross_entropy, assigned(50, 0)), "cross_entropy"),
     "nll_loss weight": (of_weight(lambda x, y, w: F.nll_loss(x * 1.5, y, w), assigned(50, 2)), "nll_loss"),
-    "log-probabilities": (of_weight(lambda x, y, w: F.nll_loss(x.log_softmax(1), y, w), assigned(9, 2)), "cross_entropy"),
+    "log-probabilities": (
+        of_weight(lambda x, y, w: F.nll_loss(x.log_softmax(1), y, w), assigned(9, 2)), "cross_entropy",
+    ),
     "multi_margin_loss weight": (
         of_weight(lambda x, y, w: F.multi_margin_loss(x, y, weight=w), assigned(50, slice(1, 3))), "multi_margin_loss",
     ),
@@ -734,7 +736,7 @@ WRITTEN = {
         "binary_cross_entropy_with_logits",
     ),
     "padding": (with_targets(lambda y: set_item(y, y == PAD, -100), F.cross_entropy), "cross_entropy"),
-    "scores of one class": (with_scores(lambda x: set_item(x, (slice(None), 1), -1e9), F.cross_entropy), "cross_entropy"),
+    "scores of a class": (with_scores(lambda x: set_item(x, (slice(None), 1), -1e9), F.cross_entropy), "cross_entropy"),
     "scores under a mask": (with_scores(lambda x: set_item(x, x > 0.5, 0), F.cross_entropy), "cross_entropy"),
     "masked activation": (with_scores(lambda x: set_item(x, x > 0.5, 0), lambda x, y: F.silu(x)), "swish"),
     "masked activation, written out": (
@@ -742,7 +744,7 @@ WRITTEN = {
     ),
     "detr": (detr, "cross_entropy"),
     "one-hot": (without_foreground, "binary_cross_entropy_with_logits"),
-    "index_put_": (with_scores(lambda x: x.index_put_((x > 0.5,), torch.tensor(0.0)), F.cross_entropy), "cross_entropy"),
+    "index_put_": (with_scores(lambda x: x.index_put_((x > 1,), torch.tensor(0.0)), F.cross_entropy), "cross_entropy"),
     "masked_fill_": (with_scores(lambda x: x.masked_fill_(x > 0.5, -9), F.cross_entropy), "cross_entropy"),
     "copy_": (with_targets(lambda y: y.copy_(torch.arange(4)), F.cross_entropy), "cross_entropy"),
     "scatter_": (with_scores(lambda x: x.scatter_(1, torch.zeros(4, 1).long(), -9), F.cross_entropy), "cross_entropy"),
@@ -844,7 +846,8 @@ def test_what_writes_without_a_name_for_it():
             z = self.inner(y)
             return y * gate + 0 * z
 
-    for inner, ops in ((Writes(), []), (nn.ReLU(inplace=True), []), (nn.Tanh(), ["swish"]), (nn.Linear(5, 5), ["swish"])):
+    inners = {Writes(): [], nn.ReLU(inplace=True): [], nn.Tanh(): ["swish"], nn.Linear(5, 5): ["swish"]}
+    for inner, ops in inners.items():
         program = Program(inner)
         new, report = opreg.fuse(program)
         torch.testing.assert_close(new(Y), program(Y))
@@ -862,8 +865,9 @@ def test_what_writes_without_a_name_for_it():
 
 def test_what_is_a_tensor_of_its_own():
     """What ``fresh`` says of every function that torch has samples for: such a result shares no memory."""
-    from opreg.passes._order import fresh
     from torch.testing._internal.common_methods_invocations import op_db
+
+    from opreg.passes._order import fresh
 
     wrong, drawn_in_place = set(), {"cauchy", "exponential", "geometric", "log_normal", "normal", "uniform"}
     for info in op_db:

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 # (name, parts …): parts are polynomials and options
@@ -46,7 +46,7 @@ class Poly:
     nothing here goes into a part twice.
     """
 
-    _known: "WeakValueDictionary[frozenset[tuple[Monomial, float]], Poly]" = WeakValueDictionary()
+    _known: ClassVar["WeakValueDictionary[frozenset[tuple[Monomial, float]], Poly]"] = WeakValueDictionary()
     terms: frozenset[tuple[Monomial, float]]
 
     def __new__(cls, terms: frozenset[tuple[Monomial, float]]) -> "Poly":

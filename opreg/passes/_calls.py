@@ -36,7 +36,7 @@ _OPERATORS = {
     operator.and_: "logical_and",
 }
 # a tensor has no operator.imatmul: ``a @= b`` makes a new one
-_IN_PLACE_OPERATORS = {
+IN_PLACE_OPERATORS = {
     operator.iadd: "add",
     operator.isub: "sub",
     operator.imul: "mul",
@@ -51,8 +51,26 @@ _IN_PLACE_OPERATORS = {
     operator.irshift: "bitwise_right_shift",
     operator.setitem: "setitem",
 }
+
+
+def _of_anything(operate: Any) -> Any:
+    """An in-place operator that a trace may record of a number too.
+
+    The code of a graph writes ``a += b`` for torch's own nodes of these, and then a number of that name is another one.
+    """
+
+    def function(a: Any, b: Any) -> Any:
+        return operate(a, b)
+
+    function.__name__ = function.__qualname__ = f"{operate.__name__}_of_anything"
+    return function
+
+
+IN_PLACE_OF_ANYTHING = {f: _of_anything(f) for f in IN_PLACE_OPERATORS if f is not operator.setitem}
+_OF_ANYTHING = {made: IN_PLACE_OPERATORS[f] for f, made in IN_PLACE_OF_ANYTHING.items()}
+globals().update({made.__name__: made for made in _OF_ANYTHING})
 # the same as methods
-_IN_PLACE_METHODS = {f"__{f.__name__}__": name for f, name in _IN_PLACE_OPERATORS.items()}
+_IN_PLACE_METHODS = {f"__{f.__name__}__": name for f, name in IN_PLACE_OPERATORS.items()}
 # One name for what torch calls by several.
 _ALIASES = {
     "multiply": "mul",
@@ -128,9 +146,11 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
         return call
     if target in _OPERATORS:
         return Call(_OPERATORS[target], node.args, node.kwargs)
-    if target in _IN_PLACE_OPERATORS:
+    if target in IN_PLACE_OPERATORS:
         of = value_of(node.args[0])  # a number is not written to
-        return Call(_IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=of is None or isinstance(of, Tensor))
+        return Call(IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=of is None or isinstance(of, Tensor))
+    if target in _OF_ANYTHING:
+        return Call(_OF_ANYTHING[target], node.args, node.kwargs, in_place=True)
     if isinstance(target, torch._ops.OpOverload):
         namespace, name = target._schema.name.split("::")
         return _named(name, node.args, node.kwargs, target) if namespace == "aten" else None
@@ -216,6 +236,11 @@ def _trace(module: torch.nn.Module) -> fx.Graph | None:
             return fx.Tracer().trace(module)
         except Exception:  # whatever its forward does: it is opaque then
             return None
+
+
+def writes_perhaps(node: fx.Node) -> bool:
+    """Is a node an operator that writes to a tensor, and makes another number of a number?"""
+    return node.target in IN_PLACE_OPERATORS or node.target in _OF_ANYTHING
 
 
 def assigns(node: Any) -> bool:

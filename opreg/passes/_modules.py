@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import operator
 import re
 import types
 import warnings
@@ -13,7 +14,7 @@ from torch import fx
 
 from .. import nn
 from ..nn._module import class_name
-from ._calls import Attribute, module_call
+from ._calls import IN_PLACE_OF_ANYTHING, Attribute, module_call
 from ._native import Native, by_call, native_call
 from ._order import FRESH_MODULES
 from ._report import Left, Report, Swapped
@@ -167,6 +168,21 @@ def modes() -> tuple[bool, ...]:
     )
 
 
+class _Written(fx.Proxy):
+    """A value in a trace that can be written to: that of torch makes another one of ``x *= 2``."""
+
+
+def _recorded(function: Any) -> Any:
+    def method(self: _Written, *args: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+
+    return method
+
+
+for _f, _target in {**IN_PLACE_OF_ANYTHING, operator.setitem: operator.setitem}.items():
+    setattr(_Written, f"__{_f.__name__}__", _recorded(_target))
+
+
 class _OneLevel(fx.Tracer):
     """The forward of one module: those below it stay calls."""
 
@@ -174,6 +190,9 @@ class _OneLevel(fx.Tracer):
         super().__init__()
         self.record_stack_traces = True
         self.modes = modes()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Written(node, self)
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return True

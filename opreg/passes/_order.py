@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..nn._module import OpModule
-from ._calls import Call, assigns, resolve, value_of
+from ._calls import Call, assigns, resolve, value_of, writes_perhaps
 
 # What these return is a tensor of its own.
 FRESH_MODULES = (
@@ -111,7 +111,7 @@ class Order:
         self.names: dict[fx.Node, list[fx.Node]] = {}
         for n, t in self.tensor.items():
             self.names.setdefault(t, []).append(n)
-        self.work = before.work if before is not None else Work()
+        self.work: Work = before.work if before is not None else Work()
         # what is written to, and where
         self.writes: list[Write] = [w for n in graph.nodes for w in self._writes(n)]
         # the values that a tensor has one after the other, by the nodes that wrote them
@@ -323,9 +323,12 @@ def _switches(target: Any) -> bool:
 
 
 def _has_result(node: fx.Node) -> bool:
-    """Does an in-place call give the tensor that it writes to, or else an assignment, of which ``holder`` knows?"""
+    """Is an in-place call known to give the tensor that it writes to, or an assignment, of which ``holder`` knows?"""
+    if assigns(node):
+        return True
     value = node.meta.get("example_value", node.meta.get("val", ...))
-    return value is ... or isinstance(value, Tensor) or assigns(node)
+    unknown = value is ... and not writes_perhaps(node)
+    return unknown or isinstance(value, Tensor)
 
 
 def _nodes(arguments: Any) -> tuple[fx.Node, ...]:

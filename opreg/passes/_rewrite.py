@@ -222,7 +222,9 @@ class Rewriter:
         call = self.order.calls[root]
         assert call is not None
         written = call.written
-        if call.in_place and (not isinstance(written, fx.Node) or self.order.aliased(written, root)):
+        if call.in_place and (
+            not isinstance(written, fx.Node) or self.order.tensor[root] is root or self.order.aliased(written, root)
+        ):
             raise Refused("it writes in place to a tensor that others may see")
         with self.graph.inserting_before(root):
             new = make()

@@ -34,7 +34,7 @@ _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
 _CONE = 48
 _REACH, _DEPTH = 200, 40
 # Shapes of tensors that patterns are evaluated for, to see what is in them: boxes or scores, classes, numbers.
-_SHAPES = ((3, 4), (3,), ())
+_SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (3,), ())
 # The formulas and patterns that are evaluated for one place, and for each node of a graph on average.
 _FOR_A_PLACE, _FOR_A_GRAPH, _FOR_A_NODE = 1000, 4000, 20
 _PERMUTED = 3
@@ -147,8 +147,8 @@ class Rule:
         found: list[frozenset[str]] = []
         for columns in itertools.product(_SHAPES, repeat=len(names)):
             leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
-            for number in (0.3, 0.0, 1.0, 2.0):
-                form = self.normal_form(leaves, (number,) * len(number_names))
+            for given in (0.3, 0.0, 1.0, 2.0):
+                form = self.normal_form(leaves, (given,) * len(number_names))
                 if form is not None:
                     found.append(algebra.names(form.poly))
         return frozenset[str]().union(*found).intersection(*found) - {"sum of", "sum", "mean"}
