@@ -43,6 +43,9 @@ _MAY_RETURN_ARGUMENT = frozenset({
     "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors", "pin_memory",
     "cartesian_prod", "histogramdd",
 })
+# What makes complex numbers, and what makes real ones of them.
+_COMPLEX = frozenset({"complex", "polar", "view_as_complex", "cfloat", "cdouble", "chalf", "stft"})
+_REAL = frozenset({"real", "imag", "abs", "angle", "view_as_real", "isfinite", "isnan", "eq", "fft_irfft", "fft_hfft"})
 # What writes to more than its schema says: running statistics, the noise that was drawn, rows above a norm.
 _WRITES_SILENTLY = frozenset({
     "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "rrelu_with_noise",
@@ -242,6 +245,24 @@ class Order:
             return False
         return None if node.op == "call_module" and True not in below else _either(*below)
 
+    def complex(self, node: fx.Node) -> bool:
+        """Is a value complex, as far as the graph says?"""
+        value = value_of(node)
+        return value.is_complex() if isinstance(value, Tensor) else node in self._complex
+
+    @cached_property
+    def _complex(self) -> set[fx.Node]:
+        found: set[fx.Node] = set()
+        for n in self.position:
+            call = self.calls[n]
+            name = call.name if call is not None else getattr(n.target, "__name__", "")
+            if name in _REAL or name in ("size", "getattr"):
+                continue
+            makes = name in _COMPLEX or name.startswith("fft_") or bool(_complex_constants((n.args, n.kwargs)))
+            if makes or any(i in found for i in n.all_input_nodes):
+                found.add(n)
+        return found
+
     def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """The node whose value a user of ``node`` sees: the last one that wrote to it before."""
         tensor, place = self.tensor[node], self.position[user]
@@ -388,6 +409,19 @@ def _writes_to_inputs(module: fx.GraphModule) -> bool:
     order = Order(module.graph, module)
     outside = {order._memory[n] for n in order.position if n.op in ("placeholder", "get_attr")}
     return any(not w.tensors or any(order._memory[t] in outside for t in w.tensors) for w in order.writes)
+
+
+def _complex_constants(arguments: Any) -> list[Any]:
+    """The complex numbers and dtypes among the arguments of a call."""
+    found: list[Any] = []
+
+    def visit(a: Any) -> Any:
+        if isinstance(a, complex) or (isinstance(a, torch.dtype) and a.is_complex):
+            found.append(a)
+        return a
+
+    fx.node.map_aggregate(arguments, visit)
+    return found
 
 
 def _differentiable(value: Tensor) -> bool:

@@ -93,7 +93,7 @@ class Rewriter:
         """Why rounding or casts in between might matter."""
         root = value_of(match.root)
         if not isinstance(root, Tensor):
-            return ""
+            return "it is of a complex dtype" if self.order.complex(match.root) else ""
         if root.dtype not in _FLOATING:
             return f"it is of dtype {root.dtype}"
         for node in match.interior:
@@ -125,6 +125,8 @@ class Rewriter:
     def take_over(self, native: Native, node: fx.Node) -> None:
         if native.reason:
             raise Refused(native.reason)
+        if value_of(node) is None and any(map(self.order.complex, node.all_input_nodes)):
+            raise Refused("it is of a complex dtype")
         native = at(native, node, self.order)
         for absorb in ABSORBERS:
             wider = absorb(native, self.order)
