@@ -608,6 +608,7 @@ def bce_written(g: Generator) -> None:
     x, t = g.before(g.real(*shape), shape), g.one(g.bits, g.unit)(*shape)
     of = g.near("another tensor", x, g.real(*shape, share=False)) if g.miss else x
     if g.chance(0.3) and not g.miss:
+        x = g.let(f"{x} + 0.0137")  # none at the kink of clamp and abs, whose sum has none
         first = g.let(f"{x}.clamp(min=0) - {g.times(x, t)}")
         return g.after(g.plus(first, g.let(f"torch.log1p(torch.exp(-torch.abs({x})))")))
     if g.chance(0.3) and not g.miss:

@@ -433,7 +433,7 @@ def found_as(form: Value, value: Value) -> str | None:
 
 
 def forgotten(parts: Sequence[fx.Node], found: Sequence[fx.Node], order: Order) -> bool:
-    """Do the parts read a tensor that is not in their normal form? It cancels, but where it is infinite: x − x is NaN."""
+    """Do the parts read a tensor that is not in their normal form? It cancels, but not where it is infinite."""
     kept = {*parts, *found}
     return any(
         order.current(n, node) not in kept
