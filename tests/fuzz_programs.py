@@ -127,9 +127,9 @@ class Generator:
 
     def assigned(self, x: str, value: Any, whole: bool = False) -> str:
         """The tensor, or a copy that is assigned to."""
-        if self.quiet or not self.chance(0.1):
+        if self.quiet or not self.chance(0.05):
             return x
-        name = self.let(self.one(f"{x}.clone()", f"{x} * 1", f"torch.zeros_like({x}).copy_({x})"))
+        name = self.let(self.one(f"{x}.clone()", f"{x} * 1"))
         self.do(self.assignment(name, value))
         if whole:
             self.floats.remove(name)
@@ -144,7 +144,7 @@ class Generator:
         return self.one(
             f"{of}[{items}] = {value}" if by_statement else f"{of}.__setitem__({items}, {value})",
             f"{of}[{items}] = {value}" if by_statement else f"{of}.__setitem__({items}, {value})",
-            f"{w}.view(-1)[0] = {value}" if by_statement else f"{w}.view(-1)[0].fill_({value})",
+            f"{w}.reshape(-1)[0] = {value}" if by_statement else f"{w}.reshape(-1)[0].fill_({value})",
             f"{w}.index_put_(({w} == {w}.min(),), {w}.new_zeros(()) + {value})",
             f"{w}.masked_fill_({w} == {w}.max(), {value})",
             f"{w}.scatter_(0, torch.zeros_like({w}, dtype=torch.int64), {value})",
@@ -166,7 +166,7 @@ class Generator:
             f"torch._foreach_add_([{w}, {w}.detach()], 0.25)", f"torch._foreach_neg_([{w}[0]])",
             f"torch.mul({out}, 1.5, out={out})", f"torch.clamp({out}, -1, 1, out={out})",
             f"torch.add({w}.detach(), 1, out={w}.detach())",
-            f"{w}[0].mul_(1.5)", f"{w}.view(-1).add_(0.25)", f"{w}.reshape(-1)[1:].neg_()", f"{w}.chunk(2)[0].mul_(2)",
+            f"{w}[0].mul_(1.5)", f"{w}.reshape(-1).add_(0.25)", f"{w}.reshape(-1)[1:].neg_()", f"{w}.chunk(2)[0].mul_(2)",
             f"{w}.unsqueeze(0).add_(0.25)", f"{w}.copy_({w}.sigmoid())", f"{w}[0] = {w}[-1] * 0.5",
             f"{w}.add_({other}.mean())", f"{w}[0].mul_({other}.sum())", f"{w}.__setitem__(0, {other}.mean())",
             f"{w}.masked_fill_({w} > 0, {other}.sum())", f"{w}[{w} > 0] = {other}.mean()",
@@ -1092,6 +1092,6 @@ def program(seed: int, main: Piece, miss: str) -> Generator:
         other.write(g)
     if g.chance(0.25):
         g.disturb()
-    if g.chance(0.25):
+    if g.chance(0.15):
         g.preludes()
     return g

@@ -660,7 +660,7 @@ def test_in_place_and_later_readers():
         require_same(reader, kind, X, ops=["swish"])
 
 
-ROWS, CLASSES_OF, PAD = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 2]), 2
+ROWS, ROW_CLASSES, PAD = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 2]), 2
 
 
 def assigned(value, *index):
@@ -770,7 +770,7 @@ def test_tensors_that_were_written_to(name, kind):
         pytest.skip("a trace of Python's own does not see this write")
     if kind != "dynamo" and name == "out" and kind != "symbolic":
         pytest.skip("export has no call with out=")
-    require_same(function, kind, ROWS, CLASSES_OF, ops=[op])
+    require_same(function, kind, ROWS, ROW_CLASSES, ops=[op])
 
 
 # an assignment by its statement, a proxy has none; ``a |= b`` of a proxy makes a new tensor
@@ -862,6 +862,32 @@ def test_what_writes_without_a_name_for_it():
 
     for kind in ("dynamo", "symbolic"):
         require_same(statistics, kind, X, Y, ops=[])
+
+
+class Writing(nn.Module):
+    """Writes to what it is given, by its own name and by another one; counts."""
+
+    def forward(self, x, y):
+        z = x
+        z *= 2
+        x[y > 0.5] = 0.5
+        mask = y > 0.2
+        mask |= x > 1
+        n = x.shape[0]
+        k = n
+        k += 1
+        return F.mse_loss(x * mask, y) + n + 10 * k
+
+
+def test_a_forward_that_writes():
+    """A traced forward keeps what it does in place, to the caller's tensors too; a number stays a number."""
+    module = Writing()
+    new, report = opreg.fuse(module)
+    assert swapped([report]) == ["mse_loss"]
+    before, after = X.detach().clone(), X.detach().clone()
+    torch.testing.assert_close(new(after, Y), module(before, Y))
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(copy.deepcopy(new)(after, Y), module(before, Y))
 
 
 def test_what_is_a_tensor_of_its_own():
