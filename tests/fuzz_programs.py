@@ -166,7 +166,7 @@ class Generator:
             f"torch._foreach_add_([{w}, {w}.detach()], 0.25)", f"torch._foreach_neg_([{w}[0]])",
             f"torch.mul({out}, 1.5, out={out})", f"torch.clamp({out}, -1, 1, out={out})",
             f"torch.add({w}.detach(), 1, out={w}.detach())",
-            f"{w}[0].mul_(1.5)", f"{w}.reshape(-1).add_(0.25)", f"{w}.reshape(-1)[1:].neg_()", f"{w}.chunk(2)[0].mul_(2)",
+            f"{w}[0].mul_(2)", f"{w}.reshape(-1).add_(0.25)", f"{w}.reshape(-1)[1:].neg_()", f"{w}.chunk(2)[0].mul_(2)",
             f"{w}.unsqueeze(0).add_(0.25)", f"{w}.copy_({w}.sigmoid())", f"{w}[0] = {w}[-1] * 0.5",
             f"{w}.add_({other}.mean())", f"{w}[0].mul_({other}.sum())", f"{w}.__setitem__(0, {other}.mean())",
             f"{w}.masked_fill_({w} > 0, {other}.sum())", f"{w}[{w} > 0] = {other}.mean()",
