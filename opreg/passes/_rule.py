@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,11 +28,6 @@ _ANCHORS = frozenset({
 })
 # fmt: on
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square"})
-# Calls that ask tensors for their shape or their dtype alone.
-_FOR_SHAPE = frozenset({
-    "zeros_like", "zeros", "new_zeros", "type_as", "view_as", "reshape_as", "expand_as", "reshape", "one_hot",
-    "getitem",
-})  # fmt: skip
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
 # The nodes that are looked at behind one that may be replaced, and those that its value is made of, with their depth.
@@ -394,8 +389,6 @@ def matched(
             if reduction is not None:
                 order = evaluator.graph
                 interior = used(root, tuple(n for n in evaluator.interior if n is not root), order)
-                if forgotten((root, *interior), found, order):
-                    return None
                 return Match(
                     rule,
                     root,
@@ -430,17 +423,6 @@ def found_as(form: Value, value: Value) -> str | None:
     if value.shape == () and form.shape != ():
         return next((name for name in ("mean", "sum") if over_all(form, name).poly == value.poly), None)
     return None
-
-
-def forgotten(parts: Sequence[fx.Node], found: Sequence[fx.Node], order: Order) -> bool:
-    """Do the parts read a tensor that is not in their normal form? It cancels, but not where it is infinite."""
-    kept = {*parts, *found}
-    return any(
-        order.current(n, node) not in kept
-        for node in parts
-        if (call := order.calls.get(node)) is not None and call.name not in _FOR_SHAPE
-        for n in call.inputs()
-    )
 
 
 def used(root: fx.Node, interior: tuple[fx.Node, ...], order: Order) -> tuple[fx.Node, ...]:
