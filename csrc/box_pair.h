@@ -56,6 +56,7 @@ HD Gradients<T, 4> axis_grad(const BoxAxis<T>& g, T a1, T a2, T b1, T b2) {
 // A formula as the backends call it: over the coordinates of a and of b.
 template <class F, int Mode>
 struct BoxBody {
+  using Formula = F;
   F f;
   template <class T>
   HD static BoxPair<T> pair_of(const T (&a)[4], const T (&b)[4]) {

@@ -55,9 +55,9 @@ struct Cpu {
     write_scalar(out, dtype, total * scale);
   }
 
-  // Some element of operand 0 that lies outside the formula's domain, if there is one.
-  template <class T, int I, class Body>
-  static std::optional<T> outside_domain(const Iteration<I>& it, Body body) {
+  // Some element that is wanted, if there is one.
+  template <class T, class Wanted>
+  static std::optional<T> find(const Iteration<1>& it, Wanted wanted) {
     std::atomic<bool> found{false};
     T which = 0;
     with_stored<T>(it, [&](auto* tag) {
@@ -67,9 +67,9 @@ struct Cpu {
         for (int64_t b = begin; b < end; b += cpu::kTile) {
           int64_t n = std::min(cpu::kTile, end - b);
           const S* x = cpu::read_tile(it, 0, b, n, buffers.at[0]);
-          if (cpu::domain_loop<T>(body, x, n)) continue;
+          if (!cpu::any_loop<T>(wanted, x, n)) continue;
           for (int64_t i = 0; i < n; i++)
-            if (!body.in_domain(widen<T>(x[i])) && !found.exchange(true)) which = widen<T>(x[i]);
+            if (wanted(widen<T>(x[i])) && !found.exchange(true)) which = widen<T>(x[i]);
         }
       });
     });
@@ -120,9 +120,9 @@ struct Cpu {
     });
     typename Worker::Sums total;
     for (const auto& p : partial) {
-      if (p.bad_class != Worker::kNone)
-        fail(F::name, "a class index in [0, ", rows.classes, ") or ignore_index ", f.ignore_index, ", got ",
-             p.bad_class);
+      if (p.bad_class != Worker::kNone) fail_class<F>(f, rows.classes, p.bad_class);
+      if constexpr (F::has_margin)
+        if (p.suspect != 0) warn_once<F>(F::advice, ", got ", p.suspect);
       total.loss += p.loss;
       total.normaliser += p.normaliser;
     }
@@ -133,8 +133,13 @@ struct Cpu {
   static void rows_grad(const F& f, const Rows& rows) {
     using Worker = cpu::RowWorker<T, F, Mode>;
     std::vector<T> weights = cpu::class_weights<T>(rows);
-    each_worker<Worker, kLastFirst>(
-        f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+    std::atomic<int64_t> bad_class{Worker::kNone};
+    each_worker<Worker, kLastFirst>(f, rows, weights, [&](Worker& worker, int64_t, int64_t begin, int64_t end) {
+      typename Worker::Sums sums;
+      worker.grad(begin, end, sums);
+      if (sums.bad_class != Worker::kNone) bad_class = sums.bad_class;
+    });
+    if (bad_class != Worker::kNone) fail_class<F>(f, rows.classes, bad_class);
   }
   template <class T, class F>
   static void rows_share_grad(const F& f, const Rows& rows) {
@@ -146,19 +151,25 @@ struct Cpu {
 
   template <class T, class Body>
   static void boxes_map(const Boxes& boxes, Body body) {
+    std::atomic<bool> reversed{false};
     each_box_tile<T, kLastFirst>(boxes, [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
       alignas(64) T buffer[cpu::kBoxTile];
       T* out = cpu::result_tile(boxes.it, Boxes::kValue, begin, buffer);
-      cpu::box_map_loop(body, a, b, third, out, n);
+      if (cpu::box_map_loop(body, a, b, third, out, n)) reversed = true;
       cpu::write_tile(boxes.it, Boxes::kValue, begin, n, out, buffer);
     });
+    warn_of_order<Body>(reversed);
   }
   template <class T, class Body>
   static void boxes_sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
     std::vector<double> partial(size_t(chunks(boxes.it.numel, cpu::kBoxChunk)));
+    std::atomic<bool> reversed{false};
     each_box_tile<T, kFirstFirst>(boxes, [&](int64_t chunk, int64_t, int64_t n, const auto* a, const auto* b, T third) {
-      partial[size_t(chunk)] += double(cpu::box_sum_loop(body, a, b, third, n));
+      bool found = false;
+      partial[size_t(chunk)] += double(cpu::box_sum_loop(body, a, b, third, n, found));
+      if (found) reversed = true;
     });
+    warn_of_order<Body>(reversed);
     double total = 0;
     for (double p : partial) total += p;
     write_scalar(out, dtype, total * scale);
@@ -194,9 +205,7 @@ struct Cpu {
     typename Worker::Sums total;
     for (const auto& p : partial) {
       if constexpr (has_hits<F>)
-        if (p.bad_class != Worker::kNone)
-          fail(F::name, "a class index in [0, ", groups.members, ") or ignore_index ", f.ignore_index, ", got ",
-               p.bad_class);
+        if (p.bad_class != Worker::kNone) fail_class<F>(f, groups.members, p.bad_class);
       total.value += p.value;
       total.valid += p.valid;
     }
@@ -206,11 +215,26 @@ struct Cpu {
   template <class T, int Mode, class F>
   static void groups_grad(const F& f, const Groups<F>& groups) {
     using Worker = cpu::GroupWorker<T, F, Mode>;
-    each_tile<Worker, kLastFirst>(f, groups,
-                                  [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.grad(begin, end); });
+    std::atomic<int64_t> bad_class{Worker::kNone};
+    each_tile<Worker, kLastFirst>(f, groups, [&](Worker& worker, int64_t, int64_t begin, int64_t end) {
+      typename Worker::Sums sums;
+      worker.grad(begin, end, sums);
+      if (sums.bad_class != Worker::kNone) bad_class = sums.bad_class;
+    });
+    if constexpr (has_hits<F>)
+      if (bad_class != Worker::kNone) fail_class<F>(f, groups.members, bad_class);
   }
 
  private:
+  template <class F>
+  [[noreturn]] static void fail_class(const F& f, int64_t classes, int64_t got) {
+    fail(F::name, "a class index in [0, ", classes, ") or ignore_index ", f.ignore_index, ", got ", got);
+  }
+  template <class Body>
+  static void warn_of_order(const std::atomic<bool>& reversed) {
+    if (reversed)
+      warn_once<typename Body::Formula>("boxes x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, got one that isn't");
+  }
   // use(null pointer of the type that the loops read: bfloat16 where memory holds nothing else, else T)
   template <class T, int N, class Use>
   static void with_stored(const Iteration<N>& it, Use use) {

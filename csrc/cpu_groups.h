@@ -62,11 +62,10 @@ class GroupWorker {
     });
   }
 
-  void grad(int64_t begin, int64_t end) {
+  void grad(int64_t begin, int64_t end, Sums& sums) {
     double scale = g_.mean ? 1.0 / g_.template count<T>() : 1.0;
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
-      Sums ignored;
-      read_labels(n, offset, ignored);
+      read_labels(n, offset, sums);
       for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
       get(G::kResult, offset, 0, a_.factor, n);
       for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? T(double(a_.factor[i]) * scale) : T(0);

@@ -127,7 +127,7 @@ LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const 
 // target's whole gradient.
 template <class T>
 struct Coefficients {
-  T *a, *hit, *rest, *high, *low;  // log-sum-exp = high + low
+  T *a, *hit, *rest, *high, *low;  // log-sum-exp = high + low: the greatest score, and the rest
   const int32_t* index;            // the target class, -1 where there is none
 };
 // The slope of one score, but for the target class's own part. rest: what the spread adds.
@@ -220,15 +220,14 @@ LOSSREG_CLONES void finish_rows(const F& f, RowArrays<T> r, T* loss, double* sum
   sums[0] += total;
   sums[1] += normaliser;
 }
-// The coefficients of a tile's gradients, from targets, state and the gradient of the result times scale.
+// The coefficients of a tile's gradients, from targets, state and the gradient of the result times scale. high, low:
+// read where there is a softmax.
 template <class T, int Mode, class F>
-LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const double* lse, const T* grad, T scale, T* a,
-                                      T* hit, T* rest, T* high, T* low, int64_t classes, int64_t n) {
+LOSSREG_CLONES void find_coefficients(const F& f, RowArrays<T> r, const T* high, const T* low, const T* grad, T scale,
+                                      T* a, T* hit, T* rest, int64_t classes, int64_t n) {
   const F g = f;
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    high[i] = T(lse[i]);
-    low[i] = T(lse[i] - double(high[i]));
     Row<T> row{T(0), T(0), F::uses_shares(Mode) ? r.mass[i] : T(0), r.weight[i], classes};
     T nll = F::softmax ? low[i] + (high[i] - r.logit[i]) : -r.logit[i];
     row.nll = r.index[i] < 0 ? T(0) : nll;

@@ -45,6 +45,7 @@ class RowWorker {
   struct Sums {
     double loss = 0, normaliser = 0;
     int64_t bad_class = kNone;  // a class index that is neither ignored nor a class
+    double suspect = 0;         // a score that a margin was not made for
   };
   static constexpr int64_t kNone = INT64_MIN;
 
@@ -66,15 +67,15 @@ class RowWorker {
       } else {
         read_scores(n, offset);
       }
+      if constexpr (F::has_margin) look_at_scores(n, sums);
       read_weights(n);
       finish(n, offset, sums);
     });
   }
 
-  void grad(int64_t begin, int64_t end) {
+  void grad(int64_t begin, int64_t end, Sums& sums) {
     each_run(begin, end, [&](int64_t n, const int64_t* offset) {
-      Sums ignored;
-      read_targets(n, offset, ignored);
+      read_targets(n, offset, sums);
       if constexpr (!F::softmax) {
         if (r_.zeroed) return grad_of_targets(n, offset);
       }
@@ -278,6 +279,11 @@ class RowWorker {
     });
     if constexpr (F::has_margin) target_logits(f_, logit_, score_, n);
   }
+  // Those of the target classes are at hand.
+  void look_at_scores(int64_t n, Sums& sums) const {
+    for (int64_t i = 0; i < n; i++)
+      if (index_[i] >= 0 && f_.is_suspect(score_[i])) sums.suspect = double(score_[i]);
+  }
   void read_weights(int64_t n) {
     if (!weights_.empty())
       for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
@@ -292,9 +298,8 @@ class RowWorker {
     sums.loss += total[0];
     sums.normaliser += total[1];
     if constexpr (F::softmax) {
-      double lse[kRows];
-      for (int64_t i = 0; i < n; i++) lse[i] = double(max_[i]) + double(log_sum_[i]);
-      store(DType::float64, operand(kState).data, offset[kState], stride(kState), lse, n);
+      store(DType::float64, operand(kState).data, place(kState, offset, 0, 0), stride(kState), max_, n);
+      store(DType::float64, operand(kState).data, place(kState, offset, 0, 1), stride(kState), log_sum_, n);
     }
     const Operand& o = operand(kResult);
     if (o.data) store(o.dtype, o.data, offset[kResult], stride(kResult), loss, n);
@@ -302,14 +307,18 @@ class RowWorker {
   void coefficients(int64_t n, const int64_t* offset) {
     if constexpr (F::has_margin || F::slopes_of_nll) read_scores(n, offset);
     read_weights(n);
-    double buffer[kRows];
-    const double* lse = buffer;
-    if constexpr (!F::softmax) std::fill(buffer, buffer + n, 0.0);
-    else lse = load(DType::float64, operand(kState).data, offset[kState], stride(kState), buffer, n);
+    if constexpr (F::softmax) read_state(n, offset);
     T grad_buffer[kRows];
     const Operand& o = operand(kResult);
     const T* grad = load(o.dtype, o.data, offset[kResult], stride(kResult), grad_buffer, n);
-    find_coefficients<T, Mode>(f_, arrays(), lse, grad, T(scale()), a_, hit_, rest_, high_, low_, r_.classes, n);
+    find_coefficients<T, Mode>(f_, arrays(), high_, low_, grad, T(scale()), a_, hit_, rest_, r_.classes, n);
+  }
+  const double* state() const { return static_cast<const double*>(operand(kState).data); }
+  void read_state(int64_t n, const int64_t* offset) {
+    for (int64_t i = 0; i < n; i++) {
+      high_[i] = T(state()[place(kState, offset, i, 0)]);
+      low_[i] = T(state()[place(kState, offset, i, 1)]);
+    }
   }
   double scale() const { return r_.mean ? 1.0 / *r_.normaliser : 1.0; }
 
@@ -396,8 +405,7 @@ class RowWorker {
       if (index_[i] >= 0) put(kGradInput, place(kGradInput, offset, i, index_[i]), -hit_[i]);
   }
   void share_grad_of_row(int64_t i, const int64_t* offset) {
-    double lse = static_cast<const double*>(operand(kState).data)[place(kState, offset, i, 0)];
-    T high = T(lse), low = T(lse - double(high));
+    T high = T(state()[place(kState, offset, i, 0)]), low = T(state()[place(kState, offset, i, 1)]);
     T g = T(double(scalar(kResult, place(kResult, offset, i, 0))) * scale());
     const T* x = read_row<T>(kInput, i, offset, buffer_);
     const T* t = read_row<T>(kTarget, i, offset, target_buffer_);

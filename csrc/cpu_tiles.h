@@ -230,17 +230,18 @@ LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
   }
   return sum;
 }
-template <class T, class Body, class S>
-LOSSREG_CLONES bool domain_loop(Body body, const S* x, int64_t n) {
+// Is one of the elements wanted?
+template <class T, class Wanted, class S>
+LOSSREG_CLONES bool any_loop(Wanted wanted, const S* x, int64_t n) {
   using L = Lane<S>;
   const Word<S>* word = words(x);
-  int outside = n % L::width ? int(!body.in_domain(widen<T>(x[n - 1]))) : 0;
-#pragma omp simd reduction(| : outside)
+  int any = n % L::width ? int(wanted(widen<T>(x[n - 1]))) : 0;
+#pragma omp simd reduction(| : any)
   for (int64_t i = 0; i < n / L::width; i++) {
 #pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++) outside |= int(!body.in_domain(L::template get<T>(word[i], l)));
+    for (int l = 0; l < L::width; l++) any |= int(wanted(L::template get<T>(word[i], l)));
   }
-  return outside == 0;
+  return any != 0;
 }
 
 // One thread that is all of its team (csrc/cuda_support.h has the GPU's): body(i, team) is the same text on both.

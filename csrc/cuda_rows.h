@@ -152,12 +152,15 @@ struct RowReader {
       }
     return s;
   }
-  __device__ double& lse() const { return static_cast<double*>(r.it.operand[kState].data)[offset[kState]]; }
+  // Of the log-sum-exp: 0 the greatest score, 1 what is added to it.
+  __device__ double& state(int part) const {
+    return static_cast<double*>(r.it.operand[kState].data)[offset[kState] + part * r.class_stride[kState]];
+  }
 
   // The row's loss and its part of the mean's denominator.
   __device__ void finish(const Statistics<T>& s, double& loss, double& normaliser) const {
     T log_sum = log(s.sum), value = T(0);
-    if constexpr (F::softmax) lse() = double(s.max) + double(log_sum);
+    if constexpr (F::softmax) state(0) = double(s.max), state(1) = double(log_sum);
     if (valid) {
       Row<T> row{T(0), s.mass * log_sum - s.dot, s.mass, T(1), r.classes};
       if (target >= 0) {
@@ -176,8 +179,8 @@ struct RowReader {
   __device__ void grad(T mass, int64_t first, int64_t step) const {
     T high = T(0), low = T(0);
     if constexpr (F::softmax) {
-      high = T(lse());
-      low = T(lse() - double(high));
+      high = T(state(0));
+      low = T(state(1));
     }
     T a = T(0), hit = T(0), rest = T(0);
     if (valid) {
@@ -276,7 +279,7 @@ __global__ void __launch_bounds__(kThreads) rows_share_grad(F f, const __grid_co
     int64_t c = i % r.classes;
     RowReader<T, void, F::modes - 1, F> reader(f, r, i / r.classes);
     T g = T(double(reader.at(kResult, 0)) * scale);
-    T nll = T(reader.lse() - double(reader.at(kInput, c)));
+    T nll = T(reader.state(1) + (reader.state(0) - double(reader.at(kInput, c))));
     Gradients<T, 2> d = f.share_grad(nll, reader.weight(c), reader.at(kTarget, c), r.classes);
     auto put = [&](RowOperand k, T value) {
       if (r.it.operand[k].data) write(r.it.operand[k], reader.offset[k] + c * r.class_stride[k], value);

@@ -40,7 +40,7 @@ struct Slopes {
 struct RowFormula {
   static constexpr bool softmax = true;         // or are the scores log-probabilities themselves?
   static constexpr bool probabilities = false;  // may the target hold class probabilities?
-  static constexpr int state_values = 1;        // what is kept for each row: its log-sum-exp
+  static constexpr int state_values = 2;        // what is kept for each row: the two parts of its log-sum-exp
   int64_t ignore_index;
 
   static constexpr int modes = 1;

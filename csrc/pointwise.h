@@ -16,10 +16,6 @@ struct ValueBody {
   HD void operator()(const T (&x)[I], T (&y)[1]) const {
     apply(x, y, std::make_index_sequence<I>{});
   }
-  template <class T>
-  HD bool in_domain(T x) const {
-    return f.in_domain(x);
-  }
 };
 // x[0] is the gradient of the result; y the first O gradients.
 template <class F, int Mode, int O>
@@ -39,9 +35,30 @@ struct GradBody {
 };
 
 template <class F, class = void>
-struct has_domain : std::false_type {};
+struct has_domains : std::false_type {};
 template <class F>
-struct has_domain<F, std::void_t<decltype(F::domain)>> : std::true_type {};
+struct has_domains<F, std::void_t<decltype(F::domains)>> : std::true_type {};
+// Broadcasts, as torch does, but where a target of another shape is mostly a mistake: said, as torch says it.
+template <class F, class = void>
+struct says_broadcast : std::false_type {};
+template <class F>
+struct says_broadcast<F, std::void_t<decltype(F::says_broadcast)>> : std::bool_constant<F::says_broadcast> {};
+// What an operand is searched for: an element outside of the formula's domain, a NaN.
+template <class F>
+struct OutsideDomain {
+  F f;
+  template <class T>
+  HD bool operator()(T x) const {
+    return !f.in_domain(x);
+  }
+};
+struct IsNaN {
+  template <class T>
+  HD bool operator()(T x) const {
+    return x != x;
+  }
+};
+
 // The tensors of one call, checked against each other.
 template <class F>
 struct PointwiseCall {
@@ -136,6 +153,10 @@ struct PointwiseKernel {
 
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     PointwiseCall<F> call(std::move(inputs));
+    if constexpr (says_broadcast<F>::value)
+      if (call.aligned[0] != call.aligned[1])
+        warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
+                     shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
     typename Backend::Guard guard(*call.tensors[0]);
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
     bool reduced = reduction && *reduction != Reduction::none;
@@ -146,15 +167,19 @@ struct PointwiseKernel {
       for (int k = 0; k < I; k++) views[k] = call.view(k);
       views[I] = view_of(out, out_dtype, call.shape.size() && !reduced ? call.shape : shape_of(out));
       auto inputs_only = make_iteration<I>(F::name, call.shape, views);
-      if constexpr (has_domain<F>::value && Backend::checks_values) {
-        auto outside = Backend::template outside_domain<T, I>(inputs_only, ValueBody<F, 0>{f});
-        if (outside) fail(F::name, F::domain, ", got ", *outside);
-      }
       with_mode(f, [&](auto mode) {
         ValueBody<F, mode> body{f};
         if (reduced) Backend::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
         else Backend::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
+      if constexpr (has_domains<F>::value && Backend::checks_values) {
+        // the value is NaN outside of the domain: one look at the result is enough where all is well
+        if (!find<T>(shape_of(out), views[I], IsNaN{})) return;
+        int k = 0;
+        for (const char* domain : F::domains)
+          if (auto outside = find<T>(call.shape, views[k++], OutsideDomain<F>{f}))
+            fail(F::name, domain, ", got ", *outside);
+      }
     });
     return out;
   }
@@ -187,6 +212,10 @@ struct PointwiseKernel {
   }
 
  private:
+  template <class T, class Wanted>
+  static std::optional<T> find(const Shape& shape, const View& view, Wanted wanted) {
+    return Backend::template find<T>(make_iteration<1>(F::name, shape, &view), wanted);
+  }
   template <class T, int O, class Body>
   static void run(const Body& body, const PointwiseCall<F>& call, const Tensor& grad_output, DType grad_dtype,
                   const std::vector<bool>& mask, std::vector<Tensor>& results) {

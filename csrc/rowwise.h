@@ -130,6 +130,7 @@ struct RowCall {
       views[kState].strides[d] = step;
       step *= row_shape[d];
     }
+    r.class_stride[kState] = rows;  // from the maximum to what is added to it
     auto place = [&](RowOperand k, const Tensor* t) {
       if (t) views[k] = over_rows(*t, *known_dtype(t->scalar_type()), r, k);
     };
@@ -187,7 +188,8 @@ struct RowKernel {
     return std::get<0>(forward(f, inputs, reduction, dtype));
   }
 
-  // Result and state. That is float64 because x - lse must keep the digits that x has where |x| is large.
+  // Result and state. That holds a row's greatest score and the logarithm of its sum of exponentials apart: their sum
+  // has no room for the second where the first is large, as in a row that is masked throughout.
   static std::tuple<Tensor, Tensor> forward(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(inputs);

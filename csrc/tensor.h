@@ -1,10 +1,12 @@
 #pragma once
 // The little that the skeletons ask of a tensor, over LibTorch's stable ABI.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <atomic>
 #include <optional>
 #include <string_view>
 
@@ -18,6 +20,17 @@ using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 // The tensors of a call, in the schema's order.
 using Inputs = std::vector<std::optional<Tensor>>;
+
+// What looks like a mistake and is no error: said as torch says it, once a process for each op F.
+template <class F, class... Parts>
+void warn_once(const Parts&... parts) {
+  static std::atomic<bool> said{false};
+  if (said.exchange(true)) return;
+  std::ostringstream message;
+  message << F::name << ": expected ";
+  (message << ... << parts);
+  aoti_torch_warn(F::name, "liblossreg", 0, message.str().c_str());
+}
 
 inline Shape shape_of(const Tensor& t) {
   auto s = t.sizes();

@@ -22,9 +22,11 @@ struct Swish {
   template <class T>
   HD Gradients<T, 1> grad(T x) const {
     // sigmoid(z), and sigmoid(z) sigmoid(-z) with all its digits, of one exponential
-    T z = T(beta) * x, e = exp_negative(-abs(z)), r = T(1) / (T(1) + e);
-    T p = z >= T(0) ? r : e * r, slope = e * r * r;
-    return {p + z * slope};
+    T z = T(beta) * x;
+    // there the exponential is 0, and so must be its product with an infinite z
+    T negative = at_least(-abs(z), T(-1000)), e = exp_negative(negative), r = T(1) / (T(1) + e);
+    T slope = negative * e * r * r;
+    return {z >= T(0) ? r - slope : e * r + slope};
   }
 };
 
@@ -63,9 +65,10 @@ struct Mish {
   }
   template <class T>
   HD Gradients<T, 1> grad(T x) const {
-    T e = exp(x > T(20) ? T(20) : x), n = e * (e + T(2)), r = T(1) / (n + T(2));
+    // of one x: what the exponential is held at, its factor is too
+    T c = x > T(20) ? T(20) : x, e = exp(c), n = e * (e + T(2)), r = T(1) / (n + T(2));
     // d tanh(softplus x)/dx = (1 - tanh^2) sigmoid(x) = 4 e (1 + e) / (n + 2)^2
-    return {n * r + x * (T(4) * e * (T(1) + e) * r) * r};
+    return {n * r + c * (T(4) * e * (T(1) + e) * r) * r};
   }
 };
 

@@ -8,6 +8,13 @@ struct AngularMargin : RowFormula {
   static constexpr int inputs = 2, gradients = 1;
   static constexpr bool has_margin = true;
   double margin, scale;
+  // Scores that are no cosines are not refused, but said, where a look costs nothing: on the CPU. With room for what
+  // normalisation in 16 bits leaves.
+  static constexpr auto advice = "cosine in [-1, 1], of features and weights that are normalised";
+  template <class T>
+  HD bool is_suspect(T cosine) const {
+    return abs(cosine) > T(1.05);
+  }
 
   template <class T>
   HD T logit(T cosine) const {

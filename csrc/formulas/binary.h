@@ -13,21 +13,24 @@ struct BinaryCrossEntropy {
   static constexpr unsigned typed_by = 0b001;
 
   static BinaryCrossEntropy make(Reduction) { return {}; }
-  // Looked at on the CPU, where an error costs no synchronisation. Elsewhere the logarithm gives NaN.
-  static constexpr auto domain = "input in [0, 1]";
+  // Outside of it value and gradient are NaN, which the CPU, where an error costs no synchronisation, makes one.
+  static constexpr const char* domains[] = {"input in [0, 1]", "target in [0, 1]"};
   template <class T>
   HD bool in_domain(T x) const {
     return x >= T(0) && x <= T(1);
   }
   template <class T>
   HD T value(T x, T t, T w) const {
-    T log_p = at_least(log(x), T(-100)), log_q = at_least(log(T(1) - x), T(-100));
-    return w * ((t - T(1)) * log_q - t * log_p);
+    T log_p = at_least(log(x), T(-100)), log_q = at_least(log1m(x), T(-100));
+    T loss = w * ((t - T(1)) * log_q - t * log_p);
+    return in_domain(t) ? loss : T(NAN);
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w) const {
-    T log_p = at_least(log(x), T(-100)), log_q = at_least(log(T(1) - x), T(-100));
-    return {w * ((x - t) / at_least(x * (T(1) - x), T(1e-12))), w * (log_q - log_p)};
+    T log_p = at_least(log(x), T(-100)), log_q = at_least(log1m(x), T(-100));
+    T dx = w * ((x - t) / at_least(x * (T(1) - x), T(1e-12))), dt = w * (log_q - log_p);
+    bool inside = in_domain(x) && in_domain(t);
+    return {inside ? dx : T(NAN), inside ? dt : T(NAN)};
   }
 };
 
@@ -110,7 +113,9 @@ struct FocalLoss {
     T power_m = power<Mode>(k.miss);
     // gamma m^(gamma-1): by one division, and 0 where p_t = 1
     T slope = k.miss != T(0) ? T(gamma) * power_m / k.miss : T(0);
-    T dm_dx = k.p * k.q * (T(1) - T(2) * t), dm_dt = k.q - k.p;
+    T dm_dx = k.p * k.q * (T(1) - T(2) * t);
+    // q - p, with its digits near x = 0
+    T apart = one_minus_exp(abs(x)) / (T(1) + exp_negative(-abs(x))), dm_dt = x < T(0) ? apart : -apart;
     T dce_dx = (T(1) - t) * k.p - t * k.q;
     T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);
     T dt = k.alpha_slope * power_m * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power_m * x);

@@ -273,8 +273,10 @@ struct AlphaIoULoss {
   template <int Mode, class T>
   HD T value(const BoxPair<T>& b) const {
     Areas<T> a = areas(b, eps);
-    if constexpr (Mode == 1) return T(1) - a.iou * a.iou * a.iou;
-    return T(1) - pow_unit(a.iou, T(alpha));
+    // of iou or of 1 - iou, whichever has its digits
+    if constexpr (Mode == 1) return a.miss * (T(1) + a.iou * (T(1) + a.iou));
+    T log_iou = a.iou < T(0.5) ? log(a.iou) : log1m(a.miss);
+    return one_minus_exp(T(-alpha) * log_iou);
   }
   template <int Mode, class T>
   HD BoxPair<T> grad(const BoxPair<T>& b) const {
@@ -319,34 +321,35 @@ struct SIoULoss {
   HD static T length(T squared) {
     return squared == T(0) ? T(0) : sqrt(squared);
   }
-  // 1 - e^(-gamma u^2), u = offset / (hull + eps)
+  // far = 1 - e, e = e^(-gamma u^2), u = offset / (hull + eps)
   template <class T>
   struct Nearness {
-    T u, inverse_hull, e;
+    T u, inverse_hull, far, e;
   };
   template <class T>
   HD Nearness<T> nearness(const BoxAxis<T>& a, T gamma) const {
     T hull = a.hull + T(eps), u = ratio(a.offset, hull);
-    return {u, inverse(hull), exp_negative(-gamma * u * u)};
+    T far = one_minus_exp(gamma * u * u);
+    return {u, inverse(hull), far, T(1) - far};
   }
-  // (1 - e^-k)^theta, k = |w - w_t| / (max(w, w_t) + eps)
+  // unlike^theta, unlike = 1 - e^-k, k = |w - w_t| / (max(w, w_t) + eps)
   template <class T>
   struct Shape {
-    T k, inverse_size, e, power;
+    T k, inverse_size, unlike, power;
   };
   template <int Mode, class T>
   HD Shape<T> shape(const BoxAxis<T>& a) const {
     T size = larger(a.size, a.target_size) + T(eps), k = ratio(abs(a.size - a.target_size), size);
-    T e = exp_negative(-k), q = T(1) - e, power;
+    T q = one_minus_exp(k), power;
     if constexpr (Mode == 1) power = (q * q) * (q * q);
     else power = pow_unit(q, T(theta));
-    return {k, inverse(size), e, power};
+    return {k, inverse(size), q, power};
   }
 
   template <int Mode, class T>
   HD T value(const BoxPair<T>& b) const {
     T gamma = angle(b).gamma;
-    T delta = (T(1) - nearness(b.x, gamma).e) + (T(1) - nearness(b.y, gamma).e);
+    T delta = nearness(b.x, gamma).far + nearness(b.y, gamma).far;
     T omega = shape<Mode>(b.x).power + shape<Mode>(b.y).power;
     return areas(b, eps).miss + T(0.5) * (delta + omega);
   }
@@ -377,7 +380,7 @@ struct SIoULoss {
   HD void add_shape_slopes(BoxAxis<T>& g, const BoxAxis<T>& a) const {
     Shape<T> s = shape<Mode>(a);
     // theta (1 - e^-k)^(theta - 1) by one division, and 0 at k = 0
-    T dk = T(0.5 * theta) * ratio(s.power, T(1) - s.e) * s.e * s.inverse_size;
+    T dk = T(0.5 * theta) * ratio(s.power, s.unlike) * (T(1) - s.unlike) * s.inverse_size;
     T towards = dk * sign(a.size - a.target_size), wider = share(a.target_size, a.size);
     g.size = g.size + towards - dk * s.k * wider;
     g.target_size = g.target_size - towards - dk * s.k * (T(1) - wider);

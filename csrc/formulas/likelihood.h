@@ -24,13 +24,15 @@ struct PoissonNLLLoss {
   template <int Mode, class T>
   HD T value(T x, T t) const {
     constexpr bool kLogInput = Mode & 1, kFull = Mode & 2;
-    T loss;
-    if constexpr (kLogInput) loss = exp(x) - t * x;
-    else loss = x - t * log(x + T(eps));
+    T rate, log_rate;
+    if constexpr (kLogInput) rate = exp(x), log_rate = x;
+    else rate = x, log_rate = log(x + T(eps));
+    T loss = rate - t * log_rate;
     if constexpr (kFull) {
-      T safe = t > T(1) ? t : T(1);
-      T stirling = t * log(safe) - t + T(0.5) * log(T(6.283185307179586) * safe);
-      loss = loss + (t > T(1) ? stirling : T(0));
+      // t log t beside t log(rate), which it cancels where the rate is right
+      T safe = t > T(1) ? t : T(1), log_t = log(safe);
+      T full = (rate - t) + t * (log_t - log_rate) + T(0.5) * (T(1.8378770664093453) + log_t);  // log(2 pi t)
+      loss = t > T(1) ? full : loss;
     }
     return loss;
   }
@@ -80,12 +82,12 @@ struct GaussianNLLLoss {
   HD T value(T x, T t, T var) const {
     T v = variance(var), r = x - t;
     T constant = full ? T(0.9189385332046727) : T(0);  // log(2 pi) / 2
-    return T(0.5) * (log(v) + r * (r / v)) + constant;
+    return T(0.5) * log(v) + (T(0.5) * r) * (r / v) + constant;
   }
   template <class T>
   HD Gradients<T, 3> grad(T x, T t, T var) const {
     T v = variance(var), z = (x - t) / v;
-    return {z, -z, T(0.5) * (T(1) / v - z * z)};
+    return {z, -z, T(0.5) / v - T(0.5) * z * z};
   }
 };
 

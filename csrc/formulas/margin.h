@@ -37,9 +37,9 @@ struct HingeEmbeddingLoss {
   }
   template <class T>
   HD T value(T x, T t) const {
-    T similar = t != T(-1) ? x : T(0);
-    T dissimilar = t != T(1) ? relu(T(margin) - x) : T(0);
-    return similar + dissimilar;
+    // the sum is the greater of x and margin, without the rounding of their difference
+    T dissimilar = t != T(-1) ? at_least(x, T(margin)) : relu(T(margin) - x);
+    return t != T(1) ? dissimilar : x;
   }
   template <class T>
   HD Gradients<T, 1> grad(T x, T t) const {
@@ -68,8 +68,9 @@ struct MarginRankingLoss {
   }
   template <class T>
   HD Gradients<T, 3> grad(T x1, T x2, T t) const {
-    T active = T(margin) - t * (x1 - x2) >= T(0) ? T(1) : T(0);
-    return {-t * active, t * active, (x2 - x1) * active};
+    T difference = x1 - x2;
+    bool active = T(margin) - t * difference >= T(0);
+    return {active ? -t : T(0), active ? t : T(0), active ? -difference : T(0)};
   }
 };
 

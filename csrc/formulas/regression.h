@@ -8,6 +8,7 @@ struct L1Loss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
+  static constexpr bool says_broadcast = true;
 
   static L1Loss make(Reduction) { return {}; }
   template <class T>
@@ -26,6 +27,7 @@ struct MSELoss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
+  static constexpr bool says_broadcast = true;
 
   static MSELoss make(Reduction) { return {}; }
   template <class T>
@@ -46,20 +48,31 @@ struct SmoothL1Loss {
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\", float beta=1.0";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
-  double beta, slope;  // slope: 1 / beta, and where that is infinite so steep that only 0 is inside, and stays 0
+  static constexpr bool says_broadcast = true;
+  double beta;
 
   static SmoothL1Loss make(Reduction, double beta) {
     expect(beta >= 0, name, "beta >= 0", beta);
-    return {beta, beta > 3e-39 ? 1 / beta : 3e38};
+    return {beta};
+  }
+  // 1 / beta; and beta, or 0 where 1 / beta overflows
+  template <class T>
+  HD T slope() const {
+    return T(1 / beta);
+  }
+  template <class T>
+  HD T inside() const {
+    return slope<T>() == T(INFINITY) ? T(0) : T(beta);
   }
   template <class T>
   HD T value(T x, T t) const {
-    T r = abs(x - t), b = T(beta);
-    return r < b ? T(0.5) * r * (r * T(slope)) : r - T(0.5) * b;
+    T r = abs(x - t), b = inside<T>();
+    return r < b ? T(0.5) * r * (r * slope<T>()) : r - T(0.5) * b;
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    T g = clamp((x - t) * T(slope), T(-1), T(1));
+    T r = x - t, inner = r * slope<T>();
+    T g = abs(r) < inside<T>() ? inner : sign(r);
     return {g, -g};
   }
 };
@@ -71,6 +84,7 @@ struct HuberLoss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
   static constexpr unsigned typed_by = 0b01;
+  static constexpr bool says_broadcast = true;
   double delta;
 
   static HuberLoss make(Reduction, double delta) {

@@ -355,7 +355,7 @@ struct LinearCrossEntropy {
     pass.each([&](const Chunk& c) {
       Tensor loss = rows_of(losses, c.first, c.count), normaliser = rows_of(normalisers, c.index, 1);
       torch::stable::copy_(loss, c.loss);
-      torch::stable::copy_(normaliser, rows_of(c.state, c.count * places, 1));
+      torch::stable::copy_(normaliser, rows_of(c.state, c.state.numel() - 1, 1));
       if (keep) pass.backpropagate(c, one, sums);
     });
 

@@ -12,7 +12,7 @@ struct OHEMRows : RowFormula {
   static constexpr auto args =
       "Tensor input, Tensor target, float thresh=0.7, int n_min=-1, int ignore_index=-100, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 1;
-  static constexpr int state_values = 2;  // log-sum-exp of each row, then for each: is it kept?
+  static constexpr int state_values = 3;  // log-sum-exp of each row, in two parts, then for each: is it kept?
 };
 
 // Cross entropy of the positions whose class is not probable enough, p_y <= thresh, or of the n_min least probable ones
@@ -35,7 +35,7 @@ struct OHEMCrossEntropy : OHEMRows {
   struct Marks {
     double *kept, *count;
     Marks(const Tensor& state, int64_t rows)
-        : kept(static_cast<double*>(state.mutable_data_ptr()) + rows), count(kept + rows) {}
+        : kept(static_cast<double*>(state.mutable_data_ptr()) + 2 * rows), count(kept + rows) {}
   };
 
   // What positions are ordered by: p_y, but a NaN before all others, so that it stays seen, and what is ignored last.

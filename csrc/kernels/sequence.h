@@ -110,6 +110,14 @@ struct CTCLoss {
     }
   }
 
+  // No probability is above 1: a negative loss, beyond what rounding adds up to, is one of raw scores.
+  static void look_at_losses(const ctc::Batch& b, const double* loss) {
+    for (int64_t n = 0; n < b.samples; n++)
+      if (loss[n] < -0.02 * double(b.steps))
+        return warn_once<CTCLoss>("log_probs to be logarithms of probabilities, as of log_softmax, got a loss of ",
+                                  loss[n]);
+  }
+
   template <class Use>
   static void with_storage_of(DType d, Use use) {
     if (d == DType::float64) use(double());
@@ -153,6 +161,7 @@ struct CTCLoss {
       auto* alpha = static_cast<double*>(state.mutable_data_ptr());
       Backend::teams(b.samples, cost(b), ctc::Forward<S>{lattice<S>(c, scratch), alpha, keep, loss});
     });
+    if constexpr (Backend::checks_values) look_at_losses(b, loss);
     ctc::OneLoss one{{out.mutable_data_ptr(), out_dtype}, loss, zero_infinity};
     ctc::LossSum sum{one, b, reduction == Reduction::mean};
     if (reduced) Backend::template total<1>(out, b.samples, 1, sum, sum);

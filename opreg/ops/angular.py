@@ -147,7 +147,7 @@ register(
         source="arXiv 1801.07698",
         module="ArcFaceLoss",
         indices=("target",),
-        state=meta.per_row(1),
+        state=meta.per_row(2),
     )
 )
 register(
@@ -160,6 +160,6 @@ register(
         source="arXiv 1801.05599",
         module="AMSoftmaxLoss",
         indices=("target",),
-        state=meta.per_row(1),
+        state=meta.per_row(2),
     )
 )

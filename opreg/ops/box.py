@@ -117,11 +117,11 @@ def siou_loss(input: Tensor, target: Tensor, theta: float, reduction: str, eps: 
     gamma = 2 - 2 * s * torch.sqrt(1 - s**2)
 
     def nearness(a: Axis) -> Tensor:
-        return 1 - torch.exp(-gamma * ratio(a.offset, a.hull, eps) ** 2)
+        return -torch.expm1(-gamma * ratio(a.offset, a.hull, eps) ** 2)
 
     def shape(a: Axis) -> Tensor:
         k = ratio((a.size - a.target_size).abs(), torch.maximum(a.size, a.target_size), eps)
-        return power(1 - torch.exp(-k), theta)
+        return power(-torch.expm1(-k), theta)
 
     costs = nearness(x) + nearness(y) + shape(x) + shape(y)
     return reduce(1 - iou(x, y, eps) + costs / 2, reduction)

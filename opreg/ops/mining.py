@@ -93,6 +93,6 @@ register(
         source="arXiv 1604.03540",
         module="OHEMCrossEntropyLoss",
         indices=("target",),
-        state=meta.per_row(2),
+        state=meta.per_row(3),
     )
 )

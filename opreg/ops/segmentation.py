@@ -13,10 +13,15 @@ from ._common import REDUCTIONS, reduce
 
 
 def one_hot(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Whether each pixel is valid, (N, 1, d1 … dk); and a 1 for its class, of the shape of ``input``."""
-    valid = (target != ignore_index).unsqueeze(1)
-    classes = torch.arange(input.shape[1], device=input.device).view(-1, *[1] * (input.dim() - 2))
-    return valid, ((target.unsqueeze(1) == classes) & valid).to(input.dtype)
+    """Whether each pixel is valid, (N, 1, d1 … dk); and a 1 for its class, of the shape of ``input``.
+
+    NaN for a class that is none, as on a GPU: where this runs in the kernel's place nothing can raise.
+    """
+    target, count = target.unsqueeze(1), input.shape[1]
+    valid = target != ignore_index
+    classes = torch.arange(count, device=input.device).view(-1, *[1] * (input.dim() - 2))
+    hits = ((target == classes) & valid).to(input.dtype)
+    return valid, torch.where(valid & ((target < 0) | (target >= count)), torch.nan, hits)
 
 
 def overlap_loss(shared: Tensor, size: Tensor, smooth: float) -> Tensor:

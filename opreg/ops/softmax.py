@@ -76,11 +76,14 @@ def large_margin_softmax_loss(input: Tensor, target: Tensor, lam: float, ignore_
     valid = target != ignore_index
     every = torch.arange(classes, device=input.device).view([-1 if d == axis else 1 for d in range(input.dim())])
     hit = every == target.unsqueeze(axis)
-    # an ignored position may hold anything
+    # an ignored position may hold anything; a class that is none gives NaN, as on a GPU
     x = torch.where(valid.unsqueeze(axis), input, 0.0)
+    x = x * torch.where(valid & ((target < 0) | (target >= classes)), torch.nan, 1.0).unsqueeze(axis)
     others = torch.where(hit, -torch.inf, x)
-    # the difference of the two means does not change with the origin, its digits do
-    distance = torch.where(hit, 0.0, x - others.detach().amax(axis, keepdim=True))
+    # nothing changes with the origin but the digits
+    highest = others.detach().amax(axis, keepdim=True)
+    x, others = x - highest, others - highest
+    distance = torch.where(hit, 0.0, x)
     regulariser = (others.softmax(axis) * distance).sum(axis) - distance.sum(axis) / (classes - 1)
     lead = torch.where(hit, x, 0.0).sum(axis) - others.logsumexp(axis)
     loss = torch.where(valid, -F.logsigmoid(lead) + lam / 2 * regulariser, 0.0)

@@ -49,6 +49,14 @@ Dual<T> log1p_unit(Dual<T> x) {
   return Dual<T>(log1p_unit(x.value), x.slope / (T(1) + x.value));
 }
 template <class T>
+Dual<T> log1m(Dual<T> x) {
+  return Dual<T>(log1m(x.value), -x.slope / (T(1) - x.value));
+}
+template <class T>
+Dual<T> one_minus_exp(Dual<T> x) {
+  return Dual<T>(one_minus_exp(x.value), exp_negative(-x.value) * x.slope);
+}
+template <class T>
 Dual<T> sqrt(Dual<T> x) {
   T y = sqrt(x.value);
   return Dual<T>(y, x.slope / (T(2) * y));
