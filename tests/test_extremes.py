@@ -343,7 +343,7 @@ SCALES = [1e-44, 1e-15, 1e-7, 1e-3, 1.0, 10.0, 100.0, 1e4, 1e15, 1e18, 1e37]
 RANGES = {
     "angular": (0.0, 1.0),
     "box": (1e-7, 1e15),
-    "metric": (1e-3, 1e15),
+    "metric": (0.1, 1e15),
     "affinity": (1e-3, 1e4),
     "lovasz": (1e-3, 1e3),
     "linear": (0.0, 1.0),

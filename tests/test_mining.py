@@ -104,8 +104,8 @@ def test_the_backward_pass_does_not_select_again():
     result, state, grad = run_raw(torch.ops.lossreg, op, Sample((x.requires_grad_(), t), {"thresh": 1.0}))
     assert result > 0
     assert (grad != 0).all()
-    assert state[6:].tolist() == [1, 1, 1, 1, 1, 1, 6]
-    state[6:12] = 0
+    assert state[12:].tolist() == [1, 1, 1, 1, 1, 1, 6]
+    state[12:18] = 0
     none = op.backward(torch.ones((), device=DEVICE), state, x.detach(), t, thresh=1.0, output_mask=[True])[0]
     assert (none == 0).all()
 

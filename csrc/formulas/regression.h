@@ -49,30 +49,26 @@ struct SmoothL1Loss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
   static constexpr bool says_broadcast = true;
-  double beta;
+  double beta, slope;  // slope: 1 / beta
 
   static SmoothL1Loss make(Reduction, double beta) {
     expect(beta >= 0, name, "beta >= 0", beta);
-    return {beta};
+    return {beta, beta > 0 ? 1 / beta : INFINITY};
   }
-  // 1 / beta; and beta, or 0 where 1 / beta overflows
+  // beta; 0, nothing is inside, where the slope is more than a T holds
   template <class T>
-  HD T slope() const {
-    return T(1 / beta);
-  }
-  template <class T>
-  HD T inside() const {
-    return slope<T>() == T(INFINITY) ? T(0) : T(beta);
+  HD T width() const {
+    return T(slope) == T(INFINITY) ? T(0) : T(beta);
   }
   template <class T>
   HD T value(T x, T t) const {
-    T r = abs(x - t), b = inside<T>();
-    return r < b ? T(0.5) * r * (r * slope<T>()) : r - T(0.5) * b;
+    T r = abs(x - t), b = width<T>();
+    return r < b ? T(0.5) * r * (r * T(slope)) : r - T(0.5) * b;
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    T r = x - t, inner = r * slope<T>();
-    T g = abs(r) < inside<T>() ? inner : sign(r);
+    T r = x - t, inner = r * T(slope);
+    T g = abs(r) < width<T>() ? inner : sign(r);
     return {g, -g};
   }
 };

@@ -40,7 +40,7 @@ def arcface_loss(
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
     beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
@@ -78,7 +78,7 @@ def amsoftmax_loss(
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
 

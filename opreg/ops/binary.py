@@ -148,8 +148,8 @@ register(
             0-d, or of the shape of ``input`` with reduction ``"none"``.
 
         Raises:
-            RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input outside [0, 1] (on a
-                GPU it gives NaN).
+            RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input or a target outside
+                [0, 1] (on a GPU it gives NaN).
 
         Formula:
             −w·(t·log x + (1 − t)·log(1 − x)), both logarithms no less than −100

@@ -256,7 +256,8 @@ Returns:
     The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
 Raises:
-    RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+    RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+        whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
 Formula: {formula}, with I the area of the intersection, U that of the union and iou = I / (U + eps){where}.
 

@@ -58,7 +58,7 @@ register(
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``.
+            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
         Returns:
             0-d, or of the broadcast shape with reduction ``"none"``.
@@ -94,7 +94,7 @@ register(
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``.
+            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
         Returns:
             0-d, or of the broadcast shape with reduction ``"none"``.
@@ -131,7 +131,7 @@ register(
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``.
+            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
             beta: where the two meet; >= 0, and 0 is ``l1_loss``.
 
         Returns:
@@ -168,7 +168,7 @@ register(
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``.
+            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
             delta: where the two meet; > 0.
 
         Returns:

@@ -44,7 +44,8 @@ def ctc_loss(
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
-            second derivative.
+            second derivative. Scores that are no logarithms of probabilities raise nothing; where they make a loss
+            negative, a warning on the CPU says so once.
 
     L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
     removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,
