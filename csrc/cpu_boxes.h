@@ -43,40 +43,40 @@ HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[4]) {
     to[count * i + k] = L::of(x);
   }
 }
-// Does an end lie before its beginning?
+// The least of a box's sizes and low: below 0 where an end lies before its beginning.
 template <class T>
-HD int is_reversed(const T (&a)[4]) {
-  return int(a[2] < a[0]) | int(a[3] < a[1]);
+HD T least_size(const T (&a)[4], T low) {
+  const T w = a[2] - a[0], h = a[3] - a[1], least = w < low ? w : low;
+  return h < least ? h : least;
 }
 // The values of n pairs. True: a box is reversed.
 template <class T, class Body, class S>
 LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T third, T* out, int64_t n) {
   const Word<S>*x = words(input), *y = words(target);
-  int reversed = 0;
-#pragma omp simd reduction(| : reversed)
+  T least = 0;
+#pragma omp simd reduction(min : least)
   for (int64_t i = 0; i < n; i++) {
     T a[4], b[4];
     take_box<T, S>(x, i, a);
     take_box<T, S>(y, i, b);
     out[i] = body.value(a, b, third);
-    reversed |= is_reversed(a) | is_reversed(b);
+    least = least_size(a, least_size(b, least));
   }
-  return reversed != 0;
+  return least < T(0);
 }
 template <class T, class Body, class S>
 LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T third, int64_t n, bool& found) {
   const Word<S>*x = words(input), *y = words(target);
-  T sum = 0;
-  int reversed = 0;
-#pragma omp simd reduction(+ : sum) reduction(| : reversed)
+  T sum = 0, least = 0;
+#pragma omp simd reduction(+ : sum) reduction(min : least)
   for (int64_t i = 0; i < n; i++) {
     T a[4], b[4];
     take_box<T, S>(x, i, a);
     take_box<T, S>(y, i, b);
     sum += body.value(a, b, third);
-    reversed |= is_reversed(a) | is_reversed(b);
+    least = least_size(a, least_size(b, least));
   }
-  found = reversed != 0;
+  found = least < T(0);
   return sum;
 }
 // One gradient or both: what is not stored costs nothing.

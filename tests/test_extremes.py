@@ -262,7 +262,7 @@ FORMULAS = {
     ),
     "kl_div-probabilities": Formula(kl_div, (line, lambda d: [*unit(d), 1e4])),
     "soft_margin_loss": Formula(soft_margin_loss, (line, fixed(1.0, -1.0, 0.0, 30.0))),
-    "hinge_embedding_loss": Formula(hinge_embedding_loss, (line, fixed(1.0, -1.0, 0.0)), ({}, {"margin": 1e30})),
+    "hinge_embedding_loss": Formula(hinge_embedding_loss, (line, fixed(1.0, -1.0)), ({}, {"margin": 1e30})),
     "margin_ranking_loss": Formula(margin_ranking_loss, (line, few, fixed(1.0, -1.0)), ({}, {"margin": 1e30})),
 }
 

@@ -22,11 +22,10 @@ struct Swish {
   template <class T>
   HD Gradients<T, 1> grad(T x) const {
     // sigmoid(z), and sigmoid(z) sigmoid(-z) with all its digits, of one exponential
-    T z = T(beta) * x;
-    // there the exponential is 0, and so must be its product with an infinite z
-    T negative = at_least(-abs(z), T(-1000)), e = exp_negative(negative), r = T(1) / (T(1) + e);
-    T slope = negative * e * r * r;
-    return {z >= T(0) ? r - slope : e * r + slope};
+    T z = T(beta) * x, e = exp_negative(-abs(z)), r = T(1) / (T(1) + e);
+    T p = z >= T(0) ? r : e * r, slope = e * r * r;
+    // not z * slope: where beta * x overflows, the slope is 0
+    return {p + x * (T(beta) * slope)};
   }
 };
 

@@ -28,9 +28,10 @@ struct BinaryCrossEntropy {
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w) const {
     T log_p = at_least(log(x), T(-100)), log_q = at_least(log1m(x), T(-100));
-    T dx = w * ((x - t) / at_least(x * (T(1) - x), T(1e-12))), dt = w * (log_q - log_p);
-    bool inside = in_domain(x) && in_domain(t);
-    return {inside ? dx : T(NAN), inside ? dt : T(NAN)};
+    // one condition after the other: joined by && they keep the loop scalar
+    T factor = in_domain(x) ? w : T(NAN);
+    factor = in_domain(t) ? factor : T(NAN);
+    return {factor * ((x - t) / at_least(x * (T(1) - x), T(1e-12))), factor * (log_q - log_p)};
   }
 };
 

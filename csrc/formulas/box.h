@@ -321,16 +321,15 @@ struct SIoULoss {
   HD static T length(T squared) {
     return squared == T(0) ? T(0) : sqrt(squared);
   }
-  // far = 1 - e, e = e^(-gamma u^2), u = offset / (hull + eps)
+  // 1 - e^(-gamma u^2), u = offset / (hull + eps)
   template <class T>
   struct Nearness {
-    T u, inverse_hull, far, e;
+    T u, inverse_hull, e;
   };
   template <class T>
   HD Nearness<T> nearness(const BoxAxis<T>& a, T gamma) const {
     T hull = a.hull + T(eps), u = ratio(a.offset, hull);
-    T far = one_minus_exp(gamma * u * u);
-    return {u, inverse(hull), far, T(1) - far};
+    return {u, inverse(hull), exp_negative(-gamma * u * u)};
   }
   // unlike^theta, unlike = 1 - e^-k, k = |w - w_t| / (max(w, w_t) + eps)
   template <class T>
@@ -349,7 +348,7 @@ struct SIoULoss {
   template <int Mode, class T>
   HD T value(const BoxPair<T>& b) const {
     T gamma = angle(b).gamma;
-    T delta = nearness(b.x, gamma).far + nearness(b.y, gamma).far;
+    T delta = (T(1) - nearness(b.x, gamma).e) + (T(1) - nearness(b.y, gamma).e);
     T omega = shape<Mode>(b.x).power + shape<Mode>(b.y).power;
     return areas(b, eps).miss + T(0.5) * (delta + omega);
   }

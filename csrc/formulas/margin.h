@@ -37,9 +37,9 @@ struct HingeEmbeddingLoss {
   }
   template <class T>
   HD T value(T x, T t) const {
-    // the sum is the greater of x and margin, without the rounding of their difference
-    T dissimilar = t != T(-1) ? at_least(x, T(margin)) : relu(T(margin) - x);
-    return t != T(1) ? dissimilar : x;
+    T similar = t != T(-1) ? x : T(0);
+    T dissimilar = t != T(1) ? relu(T(margin) - x) : T(0);
+    return similar + dissimilar;
   }
   template <class T>
   HD Gradients<T, 1> grad(T x, T t) const {
