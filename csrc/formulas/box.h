@@ -274,8 +274,9 @@ struct AlphaIoULoss {
   HD T value(const BoxPair<T>& b) const {
     Areas<T> a = areas(b, eps);
     // of iou or of 1 - iou, whichever has its digits
-    if constexpr (Mode == 1) return a.miss * (T(1) + a.iou * (T(1) + a.iou));
-    T log_iou = a.iou < T(0.5) ? log(a.iou) : log1m(a.miss);
+    bool apart = a.iou < T(0.5);
+    if constexpr (Mode == 1) return apart ? T(1) - a.iou * a.iou * a.iou : a.miss * (T(1) + a.iou * (T(1) + a.iou));
+    T log_iou = apart ? log(a.iou) : log1m(a.miss);
     return one_minus_exp(T(-alpha) * log_iou);
   }
   template <int Mode, class T>
