@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make check · make gpu-check · make wheel · make compat
+# make demo · make test · make bench · make check · make fuzz · make gpu-check · make wheel · make compat
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test check format bench wheel compat gpu-check clean
+.PHONY: install demo test check fuzz format bench wheel compat gpu-check clean
 
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
@@ -51,6 +51,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files '*.h' '*.cpp' '*.cu')
+
+# Hostile calls of every op, in a library built with the address and undefined-behaviour sanitizers.
+CALLS ?= 10000
+SEED ?= 0
+fuzz: install
+	cmake -S csrc -B build/sanitized -G Ninja -DLOSSREG_CUDA=OFF -DLOSSREG_SANITIZE=ON -DLOSSREG_TORCH_DIR=$$($(BIN)/python -c "import torch; print(torch.__path__[0])")
+	cmake --build build/sanitized
+	$(BIN)/python tests/hostile_calls.py --calls $(CALLS) --seed $(SEED) --sanitized build/sanitized
 
 # The libraries whose losses the benchmark compares with, without what they ask for: that would bring another torch.
 PEERS := kornia kornia_rs segmentation-models-pytorch pytorch-metric-learning monai "$(TORCHVISION)" timm

@@ -43,7 +43,7 @@ struct BoxCall {
     if (F::inputs == 3 && tensors.back() && tensors.back()->dim() != 0)
       fail(F::name, name(2), " of one number, of shape [], got ", shape_text(shape_of(*tensors.back())));
     shape.pop_back();
-    for (int64_t s : shape) pairs *= s;
+    pairs = element_count(F::name, shape);
   }
 
   ArgumentName name(int k) const { return {F::args, k}; }

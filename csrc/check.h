@@ -30,6 +30,19 @@ void expect(bool condition, const char* op, const char* expectation, const Value
   if (!condition) fail(op, expectation, ", got ", got);
 }
 
+// The product of sizes, of a shape or of an array that is to be made. Expanded and broadcast tensors have sizes whose
+// product an int64 does not hold; the limit leaves room for what is computed from it. A size of 0 decides, wherever it
+// stands.
+inline int64_t element_count(const char* op, const std::vector<int64_t>& sizes) {
+  int64_t count = 1;
+  bool fits = true;
+  for (int64_t s : sizes) fits = !__builtin_mul_overflow(count, s, &count) && fits;
+  for (int64_t s : sizes)
+    if (s == 0) return 0;
+  if (!fits || count > INT64_MAX / 16) fail(op, "fewer than 2^59 elements, got ", shape_text(sizes));
+  return count;
+}
+
 enum class Reduction { none, mean, sum, batchmean };
 
 inline Reduction parse_reduction(const char* op, const std::string& text, bool batchmean) {

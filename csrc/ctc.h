@@ -40,19 +40,26 @@ struct Batch {
   Operand log_probs;  // strides of step, sample and class
   Operand targets;    // of sample and label
   Operand input_lengths, target_lengths;
-  const int64_t* ends;  // of the samples' labels, where targets are concatenated; null: targets have one row a sample
+  // Of the samples' labels, where targets are concatenated; null: targets have one row a sample. A length beyond all
+  // labels counts as one more than there are (BoundedLengths), so that the sum of any lengths fits.
+  const int64_t* ends;
   int64_t steps, samples, classes, blank;
   int64_t labels;  // of a row of targets, or of all samples together
 
   // Of an array of one row a sample: concatenated labels need as much room however they are divided.
   HD int64_t room() const { return (kBefore + 1) * samples + 2 * labels * (ends ? 1 : samples); }
 
+  HD int64_t input_length(int64_t n) const { return get<int64_t>(input_lengths, n * input_lengths.stride[0]); }
+  HD int64_t target_length(int64_t n) const { return get<int64_t>(target_lengths, n * target_lengths.stride[0]); }
+
   HD Sample sample(int64_t n) const {
     Sample x;
-    x.steps = get<int64_t>(input_lengths, n * input_lengths.stride[0]);
-    x.labels = get<int64_t>(target_lengths, n * target_lengths.stride[0]);
+    x.steps = input_length(n);
+    x.labels = target_length(n);
     x.valid = x.steps >= 0 && x.steps <= steps && x.labels >= 0 && x.labels <= labels && (!ends || ends[n] <= labels);
-    int64_t first = ends ? ends[n] - x.labels : n * labels;
+    // what is no length is not computed with
+    if (!x.valid) x.steps = x.labels = 0;
+    int64_t first = !ends ? n * labels : x.valid ? ends[n] - x.labels : 0;
     x.target = ends ? first * targets.stride[1] : n * targets.stride[0];
     x.row = (kBefore + 1) * n + 2 * first;
     x.capacity = x.valid ? width_of(ends ? x.labels : labels) : 0;
@@ -62,6 +69,16 @@ struct Batch {
   // Of a state: blanks are the even ones.
   HD int64_t state_label(const Sample& x, int64_t s) const { return s % 2 ? label(x, s / 2) : blank; }
   HD bool is_class(int64_t label) const { return label >= 0 && label < classes; }
+};
+
+// The target lengths as their running sum takes them. A negative one is an error, or NaN, of its own sample alone.
+struct BoundedLengths {
+  Batch batch;
+  int64_t* bounded;
+  HD void operator()(int64_t n) const {
+    int64_t length = batch.target_length(n);
+    bounded[n] = length < 0 ? 0 : length > batch.labels ? batch.labels + 1 : length;
+  }
 };
 
 // The type that is computed in, for log_probs that hold S.

@@ -129,7 +129,8 @@ struct GroupCall {
     shape = shape_of(tensors[0]);
     if constexpr (F::along == Along::last) fit_vectors();
     else fit_classes();
-    for (int64_t s : group_shape) groups *= s;
+    element_count(F::name, shape);
+    groups = element_count(F::name, group_shape);
   }
 
   ArgumentName name(int k) const { return {F::args, k}; }

@@ -83,7 +83,7 @@ Iteration<N> make_iteration(const char* op, const std::vector<int64_t>& shape, c
     for (size_t j = i; j > 0 && inner(order[j], order[j - 1]); j--) std::swap(order[j], order[j - 1]);
 
   Iteration<N> it;
-  for (int64_t s : shape) it.numel *= s;
+  it.numel = element_count(op, shape);
   for (int d : order) {
     bool merge = it.dims > 0;
     for (int k = 0; k < N; k++)

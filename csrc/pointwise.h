@@ -138,9 +138,7 @@ struct PointwiseCall {
     return shape_of(t) == shape ? empty_like(t, dtype) : new_empty(t, shape, dtype);
   }
   double normaliser(Reduction reduction) const {
-    int64_t numel = 1;
-    for (int64_t s : shape) numel *= s;
-    if (reduction == Reduction::mean) return 1.0 / double(numel);
+    if (reduction == Reduction::mean) return 1.0 / double(element_count(F::name, shape));
     if (reduction == Reduction::batchmean && tensors[0]->dim() > 0) return 1.0 / double(tensors[0]->size(0));
     return 1.0;
   }

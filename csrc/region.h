@@ -120,8 +120,11 @@ struct RegionCall {
       fail(op, "input of shape ", scored ? "(N, C, ...)" : "(N, ...)", ", got ", shape_text(shape));
     if (scored) {
       if (shape[1] == 0) fail(op, "input of at least one class, got ", shape_text(shape));
+      // a pixel's class is a number of 32 bits
+      if (shape[1] > INT32_MAX) fail(op, "input of at most ", INT32_MAX, " classes, got ", shape_text(shape));
       pixel_shape.erase(pixel_shape.begin() + 1);
     }
+    element_count(op, shape);
     check_target(takes_soft);
     Promotion promotion;
     promotion.add(input_dtype, input.dim());

@@ -1,5 +1,7 @@
 #pragma once
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
+#include <memory>
+
 #include "boxwise.h"
 #include "groupwise.h"
 #include "pointwise.h"
@@ -32,6 +34,36 @@ constexpr int options_before(const char* args, int position) {
   return count;
 }
 
+// What a kernel is given, as it uses it. A string comes as a handle, which is the receiver's to free: torch's own
+// conversion to std::string leaves a copy of the text behind on the heap, with nobody to free it.
+template <class T>
+const T& take(const T& argument) {
+  return argument;
+}
+inline std::string take(StringHandle handle) {
+  struct Free {
+    void operator()(StringHandle h) const { torch_delete_string(h); }
+  };
+  std::unique_ptr<std::remove_pointer_t<StringHandle>, Free> owned(handle);
+  size_t length = 0;
+  const char* text = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  return std::string(text, length);
+}
+
+// A dtype comes as torch's number for it, and is looked up when everything else has an owner: that may throw.
+using DTypeCode = std::optional<int32_t>;
+inline std::optional<ScalarType> scalar_type(const char* op, const DTypeCode& code) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  if (!code) return std::nullopt;
+  try {
+    return to<ScalarType>(from(*code));
+  } catch (const std::exception&) {
+    fail(op, "dtype float64, float32, bfloat16 or float16, got another");
+  }
+}
+
 // How an option of make() travels through the dispatcher.
 template <class Option>
 struct Boxed {
@@ -46,8 +78,16 @@ struct has_batchmean : std::false_type {};
 template <class F>
 struct has_batchmean<F, std::void_t<decltype(F::batchmean)>> : std::true_type {};
 template <>
+struct Boxed<std::string> {
+  using type = StringHandle;
+  template <class F>
+  static std::string unbox(const std::string& text) {
+    return text;
+  }
+};
+template <>
 struct Boxed<Reduction> {
-  using type = std::string;
+  using type = StringHandle;
   template <class F>
   static Reduction unbox(const std::string& text) {
     return parse_reduction(F::name, text, has_batchmean<F>::value);
@@ -71,7 +111,8 @@ void note_reduction(std::optional<Reduction>& found, const Option& option) {
 // The type in which the argument at a position of the schema comes from the dispatcher.
 template <class F, class Options, std::size_t Position, class = void>
 struct Argument {
-  using type = typename Boxed<std::tuple_element_t<options_before(F::args, int(Position)), Options>>::type;
+  using Option = std::tuple_element_t<options_before(F::args, int(Position)), Options>;
+  using type = typename Boxed<std::decay_t<Option>>::type;
 };
 template <class F, class Options, std::size_t Position>
 struct Argument<F, Options, Position, std::enable_if_t<starts_with(argument_at(F::args, int(Position)), "Tensor")>> {
@@ -98,38 +139,50 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   using Argument = typename lossreg::Argument<F, std::tuple<Option...>, Position>::type;
 
   static Call parse(const Argument<P>&... argument) {
-    auto all = std::tie(argument...);
-    std::tuple<Option...> options{
-        Boxed<Option>::template unbox<F>(std::get<position_of(F::args, int(O), false)>(all))...};
+    std::tuple<decltype(take(argument))...> all(take(argument)...);
+    std::tuple<std::decay_t<Option>...> options{
+        Boxed<std::decay_t<Option>>::template unbox<F>(std::get<position_of(F::args, int(O), false)>(all))...};
     std::optional<Reduction> reduction;
     std::apply([&](const auto&... o) { (note_reduction(reduction, o), ...); }, options);
-    return {std::apply(&F::make, options), {std::get<position_of(F::args, int(K), true)>(all)...}, reduction};
+    Inputs tensors{std::get<position_of(F::args, int(K), true)>(all)...};
+    for (auto& t : tensors)
+      if (t && !t->defined()) t.reset();
+    return {std::apply(&F::make, options), std::move(tensors), reduction};
+  }
+  // NAME_backward is an op like any other, which a program may call with whatever it has.
+  static void check_backward(const Call& call, const std::vector<bool>& mask, const Tensor& grad_output) {
+    if (!grad_output.defined()) fail(F::name, "grad_output to be a tensor, got None");
+    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    for (int k = 0; k < F::gradients; k++)
+      if (mask[k]) required(F::name, F::args, k, call.tensors[k]);
   }
 
   static Tensor activation(Argument<P>... a) {
     Call call = parse(a...);
     return Kernel::value(call.f, call.tensors, call.reduction, std::optional<ScalarType>{});
   }
-  static Tensor loss(Argument<P>... a, std::optional<ScalarType> dtype) {
+  static Tensor loss(Argument<P>... a, DTypeCode dtype) {
     Call call = parse(a...);
-    return Kernel::value(call.f, call.tensors, call.reduction, dtype);
+    return Kernel::value(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype));
   }
-  static std::tuple<Tensor, Tensor> forward(Argument<P>... a, std::optional<ScalarType> dtype) {
+  static std::tuple<Tensor, Tensor> forward(Argument<P>... a, DTypeCode dtype) {
     Call call = parse(a...);
-    return Kernel::forward(call.f, call.tensors, call.reduction, dtype);
+    return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype));
   }
-  static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, std::optional<ScalarType> dtype,
-                                                      std::vector<bool> mask) {
+  static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, DTypeCode dtype, std::vector<bool> mask) {
     Call call = parse(a...);
-    return Kernel::forward(call.f, call.tensors, call.reduction, dtype, mask);
+    return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), mask);
   }
   static std::vector<Tensor> grad(Tensor grad_output, Argument<P>... a, std::vector<bool> output_mask) {
     Call call = parse(a...);
+    check_backward(call, output_mask, grad_output);
     return Kernel::grad(call.f, grad_output, call.tensors, call.reduction, output_mask);
   }
   static std::vector<Tensor> grad_with_state(Tensor grad_output, Tensor state, Argument<P>... a,
                                              std::vector<bool> output_mask) {
     Call call = parse(a...);
+    check_backward(call, output_mask, grad_output);
+    if (!state.defined()) fail(F::name, "the state of the forward pass, got None");
     return Kernel::grad(call.f, grad_output, state, call.tensors, call.reduction, output_mask);
   }
 };

@@ -55,9 +55,12 @@ struct RowCall {
     axis = shape.size() == 1 ? 0 : 1;
     classes = shape[axis];
     if (classes == 0) fail(F::name, name(0), " of at least one class, got ", shape_text(shape));
+    // a row's class is a number of 32 bits
+    if (classes > INT32_MAX) fail(F::name, name(0), " of at most ", INT32_MAX, " classes, got ", shape_text(shape));
     row_shape = shape;
     row_shape.erase(row_shape.begin() + axis);
-    for (int64_t s : row_shape) rows *= s;
+    element_count(F::name, shape);
+    rows = element_count(F::name, row_shape);
     check_target();
     if (weight) {
       promotion.add(dtype_of(F::name, name(2), *weight, false), weight->dim());

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Arguments, Rule, State, fail, is_size
+from .rules import Arguments, Rule, State, fail, is_size, shape_text
 from .schema import bind, require_tensors
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -47,16 +47,45 @@ def result_dtype(args: Arguments, rule: Rule | None = None) -> torch.dtype:
     return given or promoted(typed or [a for a in args.values() if isinstance(a, Tensor)])
 
 
+def reduces(op: str, args: Arguments) -> bool:
+    reduction = args.get("reduction", "none")
+    if reduction not in ("none", "mean", "sum", "batchmean"):
+        raise fail(op, 'reduction "none", "mean" or "sum"', f'"{reduction}"')
+    return bool(reduction != "none")
+
+
 def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
     tensors = check_tensors(op, args, getattr(rule, "on_host", ()))
     shape = rule(op, args)
     dtype = result_dtype(args, rule)
-    reduction = args.get("reduction", "none")
-    if reduction not in ("none", "mean", "sum", "batchmean"):
-        raise fail(op, 'reduction "none", "mean" or "sum"', f'"{reduction}"')
-    if reduction != "none":
+    if reduces(op, args):
         return tensors[0].new_empty((), dtype=dtype)
     return like(tensors[0], shape, dtype)
+
+
+def check_backward(op: str, rule: Rule, state: State | None, args: Arguments, operands: Arguments) -> None:
+    """What ``NAME_backward`` is given beside the op's own arguments: the gradient of the result, the state, the mask.
+
+    Where a tensor on the meta device comes beside others, this runs in the place of their kernel.
+    """
+    first = check_tensors(op, operands, getattr(rule, "on_host", ()))[0]
+    shape = rule(op, operands)
+    given = {n: args[n] for n in ("grad_output", "state") if n in args}
+    for t in given.values():
+        if t.device != first.device:
+            raise fail(op, "all tensors on one device", first.device, t.device)
+    grad_output, expected = given["grad_output"], () if reduces(op, operands) else tuple(shape)
+    if grad_output.dim() != len(expected) or not all(map(is_size, grad_output.shape, expected)):
+        raise fail(op, f"grad_output of shape {shape_text(expected)}", shape_text(grad_output))
+    if grad_output.dtype not in _FLOATING:
+        got = str(grad_output.dtype).removeprefix("torch.")
+        raise fail(op, "grad_output of dtype float64, float32, bfloat16 or float16", got)
+    if state is not None:
+        kept, wanted = given["state"], state(shape, args)
+        # which dtype it has may depend on the option dtype, which only the forward pass knows
+        if kept.dim() != 1 or not is_size(kept.shape[0], wanted.shape[0]) or kept.dtype not in (wanted.dtype, torch.float64):
+            text = str(wanted.dtype).removeprefix("torch.")
+            raise fail(op, f"the {text} state of the forward pass, of shape {shape_text(wanted)}", shape_text(kept))
 
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -70,6 +99,16 @@ def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if t.dim() == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous():
         return t.new_empty(tuple(shape), dtype=dtype).contiguous(memory_format=last)
     return t.new_empty(tuple(shape), dtype=dtype)
+
+
+def check_mask(op: str, gradients: int, inputs: Sequence[str], args: Arguments) -> None:
+    """One entry a gradient, and a tensor wherever one is asked for: the leading tensors are those with gradients."""
+    mask = args["output_mask"]
+    if len(mask) != gradients:
+        raise fail(op, "one entry of output_mask a gradient", len(mask))
+    for name, wanted in zip(inputs, mask, strict=False):
+        if wanted and not isinstance(args[name], Tensor):
+            raise fail(op, f"{name} to be a tensor", args[name])
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:
@@ -90,8 +129,11 @@ def register_fakes(name: str, rule: Rule, lib: torch.library.Library, *, state: 
     lives."""
     namespace, short = name.split("::")
 
+    def overload_of(suffix: str) -> Any:
+        return getattr(getattr(torch.ops, namespace), short + suffix).default
+
     def bound_to(suffix: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        overload = getattr(getattr(torch.ops, namespace), short + suffix).default
+        overload = overload_of(suffix)
         bound = bind(overload, args, kwargs)
         require_tensors(overload, bound)
         return bound
@@ -106,8 +148,10 @@ def register_fakes(name: str, rule: Rule, lib: torch.library.Library, *, state: 
 
     def backward(*args: Any, **kwargs: Any) -> list[Tensor]:
         bound = bound_to("_backward", args, kwargs)
-        inputs = [n for n in bound if n not in ("grad_output", "state")]
-        operands = {n: a for n, a in bound.items() if n in inputs}
+        inputs = [n for n in bound if n not in ("grad_output", "state", "output_mask")]
+        operands = {n: bound[n] for n in inputs}
+        check_mask(short, overload_of("_backward")._schema.arguments[-1].N, inputs, bound)
+        check_backward(short, rule, state, bound, operands)
         full = rule.elements(short, operands) if hasattr(rule, "elements") else None
         return backward_fake(bound, full, inputs)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def package(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         exported = torch.export.export(model, inputs(24), dynamic_shapes=({0: batch},) * 3)
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    noted = {"aot_inductor.metadata": {"inputs": "float32 * 8; int64 *; float32 * 5"}}
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=noted)
     torch.save(inputs(24), path.with_name("inputs.pt"))
     return path
 
@@ -188,6 +190,27 @@ def test_messages_for_inputs(runner: Path, package: Path, tmp_path: Path, value:
     done = run(runner, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
     assert done.returncode == 1
     assert "expected INPUTS written by torch.save((tensor, ...), file), got " in done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, t: (x.double(), y, t), "INPUTS[0] of dtype and sizes float32 * 8, got float64 4 8"),
+        (lambda x, y, t: (x[:, :7], y, t), "INPUTS[0] of dtype and sizes float32 * 8, got float32 4 7"),
+        (lambda x, y, t: (x[..., None], y, t), "INPUTS[0] of dtype and sizes float32 * 8, got float32 4 8 1"),
+        (lambda x, y, t: (x[:, 0], y, t), "INPUTS[0] of dtype and sizes float32 * 8, got float32 4"),
+        (lambda x, y, t: (x, y.int(), t), "INPUTS[1] of dtype and sizes int64 *, got int32 4"),
+        (lambda x, y, t: (x, y), "expected 3 INPUTS, got 2"),
+    ],
+    ids=["dtype", "size", "more dimensions", "fewer dimensions", "index dtype", "number"],
+)
+def test_inputs_are_held_to_what_the_package_notes(
+    runner: Path, package: Path, tmp_path: Path, change: Callable[..., tuple[Tensor, ...]], message: str
+) -> None:
+    torch.save(change(*inputs(4)), tmp_path / "inputs.pt")
+    done = run(runner, *LIBRARY, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
+    assert done.returncode == 1
     assert message in done.stderr
 
 

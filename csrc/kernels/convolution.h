@@ -12,15 +12,19 @@ struct Options {
   Shape stride, padding, dilation;
   int64_t groups;
 };
+// Beyond this an option is a mistake, and sums of it with a size could overflow.
+constexpr int64_t kMostOption = INT32_MAX;
+// One number, for both directions, or two.
+inline Shape both(const char* op, const char* option, int64_t least, const Shape& got) {
+  if (got.size() != 1 && got.size() != 2) fail(op, option, " of one number or two, got ", shape_text(got));
+  if (std::min(got.front(), got.back()) < least) fail(op, option, " of at least ", least, ", got ", shape_text(got));
+  if (std::max(got.front(), got.back()) > kMostOption)
+    fail(op, option, " of at most ", kMostOption, ", got ", shape_text(got));
+  return {got.front(), got.back()};
+}
 inline Options parse(const char* op, const Shape& stride, const Shape& padding, const Shape& dilation, int64_t groups) {
-  auto at_least = [&](int64_t least, const char* option, const Shape& got) {
-    if (std::min(got[0], got[1]) < least) fail(op, option, " of at least ", least, ", got ", shape_text(got));
-  };
-  at_least(1, "stride", stride);
-  at_least(0, "padding", padding);
-  at_least(1, "dilation", dilation);
   expect(groups >= 1, op, "groups of at least 1", groups);
-  return {stride, padding, dilation, groups};
+  return {both(op, "stride", 1, stride), both(op, "padding", 0, padding), both(op, "dilation", 1, dilation), groups};
 }
 
 inline bool is_channels_last(const Tensor& t) {
@@ -113,6 +117,10 @@ struct Checked {
     size_t at = shape.size() - 3;
     Shape padded, kernel, result = {weight[0]};
     for (int d = 0; d < 2; d++) {
+      if (shape[at + 1 + d] == 0) fail(F::name, "input of at least one row and one column, got ", shape_text(shape));
+      if (std::max(shape[at + 1 + d], weight[2 + d]) > convolution::kMostOption)
+        fail(F::name, "height and width of input and weight of at most ", convolution::kMostOption, ", got ",
+             shape_text(shape), " and ", whole);
       padded.push_back(shape[at + 1 + d] + 2 * options.padding[d]);
       kernel.push_back(options.dilation[d] * (weight[2 + d] - 1) + 1);
       result.push_back((padded[d] - kernel[d]) / options.stride[d] + 1);
@@ -120,6 +128,7 @@ struct Checked {
     if (kernel[0] > padded[0] || kernel[1] > padded[1])
       fail(F::name, "a kernel that fits into the padded input, ", shape_text(padded), ", got ", shape_text(kernel));
     std::copy(result.begin(), result.end(), shape.begin() + at);
+    element_count(F::name, shape);
   }
   void expect_shape(const Inputs& tensors, int k, const Shape& wanted) const {
     Shape got = shape_of(*tensors[k]);
@@ -288,12 +297,13 @@ struct DynamicConv2d {
         : Checked(o, tensors), attention(operand(tensors, 1)), weight(operand(tensors, 2)) {
       if (tensors[3]) bias = operand(tensors, 3);
       samples = input.size(0);
-      groups = samples * o.groups;
       Shape of_weight = shape_of(weight);
       fit(of_weight, "K, ", 5, input.size(1));
       int64_t count = of_weight[0];
       expect_shape(tensors, 1, unbatched ? Shape{count} : Shape{samples, count});
       if (bias) expect_shape(tensors, 3, {count, of_weight[1]});
+      groups = samples * o.groups;  // which divides the channels
+      element_count(name, {samples, of_weight[1], of_weight[2], of_weight[3], of_weight[4]});
       kernels = {samples * of_weight[1], of_weight[2], of_weight[3], of_weight[4]};
       attention = convolution::batched(attention, 2);
       weight = torch::stable::reshape(weight, {count, -1});

@@ -152,6 +152,8 @@ struct Call {
     probabilities = checked.probabilities;
     result = checked.result;
     row_shape.insert(row_shape.end(), inner.begin(), inner.end());
+    element_count(F::name, {rows, features});
+    element_count(F::name, {rows, columns()});
     input = torch::stable::reshape(input, {rows, features});
     linear_weight = torch::stable::reshape(linear_weight, {columns(), features});
     target = torch::stable::reshape(target, probabilities ? scores_shape(rows) : losses_shape(rows));
@@ -211,7 +213,8 @@ class Pass {
   Pass(const F& f, const Call<F>& call, DType loss_dtype, bool gradients)
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
     bool apart = gradients && !Backend::row_gradients_in_place;
-    int64_t row_bytes = call.columns() * size_of(call.dtype) * (apart ? 2 : 1);
+    // expanded operands have more columns than their bytes can be counted
+    int64_t row_bytes = std::min(call.columns(), kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
     int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
     chunks_ = row_bytes ? (call.rows + most - 1) / most : 0;    // nothing to do for no places
     rows_ = chunks_ ? (call.rows + chunks_ - 1) / chunks_ : 0;  // chunks of about one size
@@ -281,7 +284,8 @@ class Pass {
       return;
     }
     // low precision: some classes at a time, and added up in float32
-    int64_t most = std::max<int64_t>(1, kChunkBytes / 8 / (x.size(1) * size_of(call_.wide())));
+    int64_t row_bytes = std::max<int64_t>(1, x.size(1)) * size_of(call_.wide());
+    int64_t most = std::max<int64_t>(1, kChunkBytes / 8 / row_bytes);
     for (int64_t at = 0; at < call_.columns(); at += most) {
       int64_t count = std::min(most, call_.columns() - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);

@@ -152,11 +152,7 @@ struct Lovasz {
   // A mean over regions; over none it is 0, as over no valid pixel.
   double scale(const RegionCall& call) const { return regions(call) ? 1.0 / double(regions(call)) : 0.0; }
   // The gradient in the errors of every plane, and a factor a region.
-  static int64_t elements(const RegionCall& call) {
-    int64_t n = 1;
-    for (int64_t s : call.shape) n *= s;
-    return n;
-  }
+  static int64_t elements(const RegionCall& call) { return element_count(Op::name, call.shape); }
   Shape state_shape(const RegionCall& call) const { return {elements(call) + regions(call)}; }
 
   template <class Backend>

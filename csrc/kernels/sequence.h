@@ -25,6 +25,7 @@ struct CTCLoss {
     ctc::Batch batch;
   };
   // Where float64 is asked for, log_probs of another dtype are converted.
+  template <class Backend>
   Call parse(const Inputs& x, std::optional<ScalarType> wanted) const {
     Call c{required(name, args, 0, x[0]),
            required(name, args, 1, x[1]),
@@ -49,6 +50,7 @@ struct CTCLoss {
       fail(name, "targets of shape [", b.samples, ", S] or [sum of target_lengths] for log_probs of shape ",
            shape_text(shape), ", got ", shape_text(labels));
     b.labels = labels.back();
+    check_sizes(b);
     b.input_lengths = lengths(c.log_probs, c.input_lengths, "input_lengths", b.samples);
     b.target_lengths = lengths(c.log_probs, c.target_lengths, "target_lengths", b.samples);
 
@@ -61,12 +63,21 @@ struct CTCLoss {
     b.ends = nullptr;
     if (!rows) {
       b.targets.stride[1] = b.targets.stride[0];
-      // relu: a negative length is an error, or NaN, of its own sample alone
-      Tensor counts = call_aten("aten::relu", "", torch::stable::reshape(c.target_lengths, {-1}))[0];
+      typename Backend::Guard guard(c.log_probs);
+      Tensor counts = new_empty(c.log_probs, {b.samples}, DType::int64);
+      Backend::each(b.samples, 1, ctc::BoundedLengths{b, static_cast<int64_t*>(counts.mutable_data_ptr())});
       c.ends = call_aten("aten::cumsum", "", counts, int64_t(0), std::optional(ScalarType::Long))[0];
       b.ends = static_cast<const int64_t*>(c.ends.const_data_ptr());
     }
     return c;
+  }
+  // Expanded tensors have sizes that no memory holds. Classes and a sample's states are numbered in 32 bits.
+  static void check_sizes(const ctc::Batch& b) {
+    constexpr int64_t kMost = INT32_MAX / 4;
+    if (std::max({b.steps, b.classes, b.labels}) > kMost)
+      fail(name, "at most ", kMost, " steps, classes and labels, got ", b.steps, ", ", b.classes, " and ", b.labels);
+    // as many labels a sample as the running sum of BoundedLengths may have
+    element_count(name, {16, b.steps + 1, std::max<int64_t>(1, b.samples), b.labels + ctc::kBefore + 1});
   }
   // On the device of log_probs: lengths may be on the CPU, and are sent over without waiting.
   static Operand lengths(const Tensor& log_probs, Tensor& t, const char* argument, int64_t samples) {
@@ -97,10 +108,9 @@ struct CTCLoss {
     };
     int64_t sum = 0;
     for (int64_t n = 0; n < b.samples; n++) {
-      ctc::Sample x = b.sample(n);
-      range("input_lengths", x.steps, b.steps);
-      range("target_lengths", x.labels, b.labels);
-      sum += x.labels;
+      range("input_lengths", b.input_length(n), b.steps);
+      range("target_lengths", b.target_length(n), b.labels);
+      sum += b.target_length(n);
     }
     if (b.ends && sum != b.labels) fail(name, "target_lengths that sum to ", b.labels, " targets, got ", sum);
     for (int64_t n = 0; n < b.samples; n++) {
@@ -145,7 +155,7 @@ struct CTCLoss {
   template <class Backend>
   std::pair<Tensor, std::optional<Tensor>> run(const Inputs& x, std::optional<Reduction> reduction,
                                                std::optional<ScalarType> dtype, bool keep) const {
-    Call c = parse(x, dtype);
+    Call c = parse<Backend>(x, dtype);
     const ctc::Batch& b = c.batch;
     typename Backend::Guard guard(c.log_probs);
     if constexpr (Backend::checks_values) check_values(b);
@@ -183,7 +193,7 @@ struct CTCLoss {
   std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& x,
                            std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     ScalarType own = required(name, args, 0, x[0]).scalar_type();
-    Call c = parse(x, grad_output.scalar_type());
+    Call c = parse<Backend>(x, grad_output.scalar_type());
     const ctc::Batch& b = c.batch;
     typename Backend::Guard guard(c.log_probs);
     bool one = reduction != Reduction::none || c.log_probs.dim() == 2;

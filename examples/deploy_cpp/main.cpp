@@ -13,6 +13,7 @@
 #include <iomanip>
 #include <iostream>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -102,6 +103,32 @@ std::vector<at::Tensor> read_tensors(const std::string& path) {
   return tensors;
 }
 
+std::string type_text(const at::Tensor& t) {
+  std::ostringstream text;
+  text << c10::getDtypeNames(t.scalar_type()).first;
+  for (const int64_t size : t.sizes()) text << " " << size;
+  return text.str();
+}
+
+// A package computes with whatever memory it is given. Its maker notes what it takes under the key "inputs", as
+// "float32 * 8; int64 *": a dtype and the sizes of each, * for any.
+void check_inputs(const std::vector<at::Tensor>& inputs, const std::string& noted) {
+  std::vector<std::string> wanted;
+  std::istringstream all(noted);
+  for (std::string one; std::getline(all >> std::ws, one, ';');) wanted.push_back(one);
+  if (inputs.size() != wanted.size())
+    fail("expected " + std::to_string(wanted.size()) + " INPUTS, got " + std::to_string(inputs.size()));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const std::string given = type_text(inputs[i]);
+    std::istringstream want(wanted[i]), got(given);
+    std::string a, b;
+    bool fits = true;
+    while (want >> a) fits = (got >> b) && (a == "*" || a == b) && fits;
+    if (!fits || got >> b)
+      fail("expected INPUTS[" + std::to_string(i) + "] of dtype and sizes " + wanted[i] + ", got " + given);
+  }
+}
+
 void write_batches(const std::string& path, const std::vector<c10::IValue>& batches) {
   const std::vector<char> bytes = torch::jit::pickle_save(c10::ivalue::Tuple::create(batches));
   std::ofstream file(path, std::ios::binary);
@@ -122,8 +149,11 @@ void run(const Arguments& arguments) {
   require_file(arguments.package, "PACKAGE that AOTInductor wrote");
   const std::vector<at::Tensor> inputs = read_tensors(arguments.inputs);
   torch::inductor::AOTIModelPackageLoader loader(arguments.package);
+  auto metadata = loader.get_metadata();
+  if (metadata.count("inputs")) check_inputs(inputs, metadata["inputs"]);
+  else std::cerr << "run_package: the package does not say what its inputs are: they are not checked\n";
   // The package knows the device that it was compiled for.
-  const at::Device device(loader.get_metadata()["AOTI_DEVICE_KEY"]);
+  const at::Device device(metadata["AOTI_DEVICE_KEY"]);
 
   const int64_t total = inputs.front().size(0);
   std::vector<c10::IValue> batches;

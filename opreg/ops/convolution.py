@@ -1,5 +1,6 @@
 """Convolutions that know where they are, and convolutions whose kernel the sample decides."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,9 +32,9 @@ def coord_conv2d(
         input: (N, I, H, W) or (I, H, W).
         weight: (O, (I + 2) / groups, kh, kw), rows first, then columns, then the input's channels.
         bias: (O). All three have one dtype.
-        stride: (sh, sw), at least 1.
-        padding: (ph, pw) zeros on each side.
-        dilation: (dh, dw), at least 1.
+        stride: (sh, sw), at least 1; or one number for both.
+        padding: (ph, pw) zeros on each side; or one number for both.
+        dilation: (dh, dw), at least 1; or one number for both.
         groups: divides I + 2 and O.
 
     Returns:
@@ -79,9 +80,9 @@ def dynamic_conv2d(
         attention: (N, K) or (K), any weights.
         weight: (K, O, I / groups, kh, kw).
         bias: (K, O), weighted likewise. All have one dtype.
-        stride: (sh, sw), at least 1.
-        padding: (ph, pw) zeros on each side.
-        dilation: (dh, dw), at least 1.
+        stride: (sh, sw), at least 1; or one number for both.
+        padding: (ph, pw) zeros on each side; or one number for both.
+        dilation: (dh, dw), at least 1; or one number for both.
         groups: divides I and O.
 
     Returns:
@@ -107,17 +108,31 @@ def dynamic_conv2d(
     return total
 
 
+LEAST = {"stride": 1, "padding": 0, "dilation": 1}
+# of an option; the kernels' limit
+MOST = 2**31 - 1
+
+
+def both(op: str, name: str, least: int, given: Sequence[int]) -> list[int]:
+    """One number, for both directions, or two."""
+    got = list(given)
+    if len(got) not in (1, 2):
+        raise fail(op, f"{name} of one number or two", got)
+    if min(got) < least:
+        raise fail(op, f"{name} of at least {least}", got)
+    if max(got) > MOST:
+        raise fail(op, f"{name} of at most {MOST}", got)
+    return [got[0], got[-1]]
+
+
 def convolution(letters: str, added: int) -> Rule:
     """A convolution whose weight has dimensions of these letters in front, and which sees so many channels more."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, w, groups = args["input"], args["weight"], args["groups"]
-        pairs = {name: list(args[name]) for name in ("stride", "padding", "dilation")}
-        for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            if min(pairs[name]) < least:
-                raise fail(op, f"{name} of at least {least}", pairs[name])
         if groups < 1:
             raise fail(op, "groups of at least 1", groups)
+        pairs = {name: both(op, name, least, args[name]) for name, least in LEAST.items()}
         if x.dim() not in (3, 4):
             raise fail(op, "input of shape (C, H, W) or (N, C, H, W)", shape_text(x))
         for name, t in args.items():
@@ -132,6 +147,8 @@ def convolution(letters: str, added: int) -> Rule:
         if w.shape[-3] != channels // groups:
             expected = f"weight of shape ({letters}O, {channels // groups}, kh, kw) for input of shape {shape_text(x)}"
             raise fail(op, expected, shape_text(w))
+        if x.shape[-2] == 0 or x.shape[-1] == 0:
+            raise fail(op, "input of at least one row and one column", shape_text(x))
         padded = [n + 2 * p for n, p in zip(x.shape[-2:], pairs["padding"], strict=True)]
         kernel = [d * (n - 1) + 1 for n, d in zip(w.shape[-2:], pairs["dilation"], strict=True)]
         if kernel[0] > padded[0] or kernel[1] > padded[1]:
@@ -172,6 +189,8 @@ def coord_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(1, 3, 4), make.normal(1, 3, 1, 2), make.normal(1)), name="unbatched")
     yield Sample((make.normal(1, 3, 4), make.normal(3, 1, 2, 1)), {"groups": 3}, name="unbatched groups")
     yield Sample((make.normal(2, 1, 1, 3), make.normal(2, 3, 1, 3)), name="one row")
+    one = {"stride": [2], "padding": [1], "dilation": [1]}
+    yield Sample((make.normal(2, 1, 3, 4), make.normal(2, 3, 2, 2)), one, name="one number for both directions")
     yield Sample((make.normal(0, 1, 3, 4), make.normal(2, 3, 2, 2), make.normal(2)), name="empty")
 
 
@@ -186,6 +205,9 @@ def dynamic_samples(make: Maker) -> Iterator[Sample]:
     yield Sample(
         (make.normal(2, 3, 4), make.normal(2), make.normal(2, 1, 2, 2, 2), make.normal(2, 1)), name="unbatched"
     )
+    one = {"stride": [2], "padding": [1], "dilation": [1]}
+    both_ways = (make.normal(2, 1, 3, 4), make.normal(2, 3), make.normal(3, 2, 1, 2, 2))
+    yield Sample(both_ways, one, name="one number for both directions")
     empty = (make.normal(0, 1, 3, 4), make.normal(0, 3), make.normal(3, 2, 1, 2, 2), make.normal(3, 2))
     yield Sample(empty, name="empty")
 
@@ -211,9 +233,18 @@ def errors(op: str, make: Maker, weight: Sequence[int], *between: Tensor) -> Ite
     message = f"{op}: expected a kernel that fits into the padded input, \\[7, 6\\], got \\[9, 7\\]"
     options = {"padding": (1, 0), "dilation": (4, 3)}
     yield ErrorSample((x, *between, make.normal(*weight[:-2], 3, 3)), message, options)
-    for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
+    for name, least in LEAST.items():
         message = f"{op}: expected {name} of at least {least}, got \\[1, {least - 1}\\]"
         yield ErrorSample((x, *between, w), message, {name: (1, least - 1)})
+        for wrong in ((), (1, 1, 1)):
+            message = f"{op}: expected {name} of one number or two, got {re.escape(str(list(wrong)))}"
+            yield ErrorSample((x, *between, w), message, {name: wrong})
+        for huge in (2**31, 2**62):
+            message = f"{op}: expected {name} of at most 2147483647, got \\[{huge}, 1\\]"
+            yield ErrorSample((x, *between, w), message, {name: (huge, 1)})
+    message = f"{op}: expected input of at least one row and one column, got \\[2, 3, {{}}, {{}}\\]"
+    yield ErrorSample((x[:, :, :0], *between, w), message.format(0, 6), {"padding": (2, 2)})
+    yield ErrorSample((x[..., :0], *between, w), message.format(5, 0), {"padding": (2, 2)})
     yield ErrorSample((x, *between, w), f"{op}: expected groups of at least 1, got 0", {"groups": 0})
 
 
