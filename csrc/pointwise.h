@@ -117,6 +117,7 @@ struct PointwiseCall {
         shape = *joined;
       }
     }
+    element_count(F::name, shape);
   }
   [[noreturn]] void mismatch(int k, const char* relation) const {
     fail(F::name, name(k), relation, name(0), ", got ", shape_text(aligned[0]), " and ", shape_text(aligned[k]));

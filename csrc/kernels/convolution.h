@@ -142,6 +142,7 @@ struct Checked {
     if (shape_of(grad_output) != shape)
       fail(F::name, "grad_output of shape ", shape_text(shape), ", got ", shape_text(shape_of(grad_output)));
     expect_one_device(F::name, input, grad_output);
+    dtype_of(F::name, "grad_output", grad_output, true);
     return torch::stable::to(batched(detached(grad_output), 4), scalar_type(dtype));
   }
 };
@@ -303,7 +304,7 @@ struct DynamicConv2d {
       expect_shape(tensors, 1, unbatched ? Shape{count} : Shape{samples, count});
       if (bias) expect_shape(tensors, 3, {count, of_weight[1]});
       groups = samples * o.groups;  // which divides the channels
-      element_count(name, {samples, of_weight[1], of_weight[2], of_weight[3], of_weight[4]});
+      element_count(DynamicConv2d::name, {samples, of_weight[1], of_weight[2], of_weight[3], of_weight[4]});
       kernels = {samples * of_weight[1], of_weight[2], of_weight[3], of_weight[4]};
       attention = convolution::batched(attention, 2);
       weight = torch::stable::reshape(weight, {count, -1});

@@ -613,6 +613,7 @@ struct MultilabelSoftMarginLoss {
                " and ", shape_text(shape_of(t)));
         shape = *joined;
       }
+      element_count(name, shape);
       result = promotion.result();
       row_shape = shape;
       row_shape.erase(row_shape.begin() + axis);
