@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Arguments, Rule, State, fail, is_size, shape_text
+from .rules import Arguments, Rule, State, fail, is_size, same_shape, shape_text
 from .schema import bind, require_tensors
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -75,7 +75,7 @@ def check_backward(op: str, rule: Rule, state: State | None, args: Arguments, op
         if t.device != first.device:
             raise fail(op, "all tensors on one device", first.device, t.device)
     grad_output, expected = given["grad_output"], () if reduces(op, operands) else tuple(shape)
-    if grad_output.dim() != len(expected) or not all(map(is_size, grad_output.shape, expected)):
+    if not same_shape(grad_output.shape, expected):
         raise fail(op, f"grad_output of shape {shape_text(expected)}", shape_text(grad_output))
     if grad_output.dtype not in _FLOATING:
         got = str(grad_output.dtype).removeprefix("torch.")
@@ -83,7 +83,7 @@ def check_backward(op: str, rule: Rule, state: State | None, args: Arguments, op
     if state is not None:
         kept, wanted = given["state"], state(shape, args)
         # which dtype it has may depend on the option dtype, which only the forward pass knows
-        if kept.dim() != 1 or not is_size(kept.shape[0], wanted.shape[0]) or kept.dtype not in (wanted.dtype, torch.float64):
+        if not same_shape(kept.shape, wanted.shape) or kept.dtype not in (wanted.dtype, torch.float64):
             text = str(wanted.dtype).removeprefix("torch.")
             raise fail(op, f"the {text} state of the forward pass, of shape {shape_text(wanted)}", shape_text(kept))
 

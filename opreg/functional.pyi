@@ -906,9 +906,9 @@ def coord_conv2d(
         input: (N, I, H, W) or (I, H, W).
         weight: (O, (I + 2) / groups, kh, kw), rows first, then columns, then the input's channels.
         bias: (O). All three have one dtype.
-        stride: (sh, sw), at least 1.
-        padding: (ph, pw) zeros on each side.
-        dilation: (dh, dw), at least 1.
+        stride: (sh, sw), at least 1; or one number for both.
+        padding: (ph, pw) zeros on each side; or one number for both.
+        dilation: (dh, dw), at least 1; or one number for both.
         groups: divides I + 2 and O.
 
     Returns:
@@ -944,9 +944,9 @@ def dynamic_conv2d(
         attention: (N, K) or (K), any weights.
         weight: (K, O, I / groups, kh, kw).
         bias: (K, O), weighted likewise. All have one dtype.
-        stride: (sh, sw), at least 1.
-        padding: (ph, pw) zeros on each side.
-        dilation: (dh, dw), at least 1.
+        stride: (sh, sw), at least 1; or one number for both.
+        padding: (ph, pw) zeros on each side; or one number for both.
+        dilation: (dh, dw), at least 1; or one number for both.
         groups: divides I and O.
 
     Returns:
