@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _autocast
+from ._messages import check_call
 from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
 from .meta.schema import bind, defaults
 
@@ -28,9 +29,13 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
     # never a constant: without `constants` any that the schema says, else the first
     differentiable = frozenset(op.differentiable_positions[: None if op.constants is no_constants else 1])
 
+    def reference(*args: Any, **kwargs: Any) -> Any:
+        check_call(op, bind(op.value, args, kwargs))
+        return op.call_reference(*args, **kwargs)
+
     def value(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
-            return op.call_reference(*args, **kwargs)
+            return reference(*args, **kwargs)
         if not wants_gradient(args):
             with below_autograd():
                 return op.value_entry(*args, **kwargs)
@@ -51,7 +56,7 @@ def attach(op: "Op", lib: torch.library.Library) -> None:
         return list(apply_function(Backward, op, *bind(op.backward, args, kwargs).values()))
 
     lib.impl(op.short, value, "Autograd")
-    lib.impl(op.short, op.call_reference, VMAP_KEY)
+    lib.impl(op.short, reference, VMAP_KEY)
     lib.impl(op.short + "_backward", backward, "Autograd")
     for key in (VMAP_KEY, BATCHED_GRADIENTS_KEY):
         lib.impl(op.short + "_backward", lambda *a, **k: reference_backward(op, a, k), key)

@@ -7,15 +7,16 @@ leaves alone what it can't say better. A right call pays a fraction of a microse
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ._private import below_autograd, entry_of, has_tangent, without_fake_mode, wrap_entries
-from .meta.fakes import value_fake
-from .meta.schema import bind
+from .meta.fakes import check_tensors, value_fake
+from .meta.schema import bind, require_tensors
 
 if TYPE_CHECKING:
     from .registry import Op
@@ -396,6 +397,28 @@ def check_options(op: "Op", options: Mapping[str, Any]) -> None:
         entry.require_plain((), options)
     if text := option_complaint(op, {n: v for n, v in options.items() if "Tensor" not in kinds[n]}):
         raise RuntimeError(text)
+
+
+def check_call(op: "Op", bound: Mapping[str, Any]) -> None:
+    """An error where the kernel would refuse the call, for the paths on which the reference runs in its place.
+
+    No tensor is made and no value is read, so that it can be asked under every transform and in tracing.
+    """
+    options = {n: a for n, a in bound.items() if n not in op.tensor_arguments and n != "dtype"}
+    plain = tuple((n, tuple(a) if isinstance(a, list) else a) for n, a in options.items())
+    if all(type(a) in (bool, int, float, str, tuple) for _, a in plain) and (text := _complaint_outside(op, plain)):
+        raise RuntimeError(text)
+    require_tensors(op.value, bound)
+    check_tensors(op.short, bound, getattr(op.shape, "on_host", ()))
+    op.shape(op.short, bound)
+
+
+# Bounded, because a schedule may give an option another value at each call.
+@lru_cache(maxsize=1024)
+def _complaint_outside(op: "Op", options: tuple[tuple[str, Any], ...]) -> str | None:
+    """``option_complaint`` in a thread of its own: a transform, like a mode, is a thread's, and would meet the call."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(option_complaint, op, dict(options)).result()
 
 
 def require_tensor(caller: str, name: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Derivatives of every order and in every mode, autocast, and what torch itself checks of a custom op."""
 
+import functools
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import opreg
 from conftest import DEVICE, samples_of
+from opreg._messages import option_complaint
 from opreg.meta.schema import bind
 from opreg.testing import Maker, as_function, differentiable_function, tensors_with_grad
 
@@ -303,6 +305,32 @@ def test_errors(op):
                 op.value(*fake, **options)
         seen += 1
     assert seen >= 2
+
+
+TRANSFORMS = {
+    "vjp": torch.func.vjp,
+    "jvp": lambda call, x: torch.func.jvp(call, (x,), (torch.ones_like(x),)),
+    "vmap": lambda call, x: torch.vmap(call)(torch.stack([x, x])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_bad_input_under_transforms(op, transform):
+    """Where the reference runs in the kernel's place, it refuses what the kernel refuses, in the same words."""
+    if op.short == "ctc_loss" and transform == "vmap":
+        pytest.skip("its lengths are read on the host")
+    tried = 0
+    for error in op.errors(Maker(torch.float64, device=DEVICE)):
+        x, *rest = error.args
+        of_an_option = option_complaint(op, {n: a for n, a in error.kwargs.items() if n not in op.tensor_arguments})
+        seen = of_an_option or not error.values
+        if not seen or not isinstance(x, torch.Tensor) or not (x.is_floating_point() or transform == "vmap"):
+            continue
+        call = functools.partial(lambda rest, options, x: op.value(x, *rest, **options), rest, error.kwargs)
+        with pytest.raises(RuntimeError, match=error.message):
+            TRANSFORMS[transform](call, x.detach())
+        tried += 1
+    assert tried or (transform != "vmap" and op.arguments == ["input"])  # whose only errors are of integers
 
 
 def test_missing_tensor_is_an_error(op):
