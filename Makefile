@@ -56,8 +56,8 @@ format: install
 CALLS ?= 10000
 SEED ?= 0
 fuzz: install
-	cmake -S csrc -B build/sanitized -G Ninja -DLOSSREG_CUDA=OFF -DLOSSREG_SANITIZE=ON -DLOSSREG_TORCH_DIR=$$($(BIN)/python -c "import torch; print(torch.__path__[0])")
-	cmake --build build/sanitized
+	cmake -S csrc -B build/sanitized -DLOSSREG_CUDA=OFF -DLOSSREG_SANITIZE=ON -DLOSSREG_TORCH_DIR=$$($(BIN)/python -c "import torch; print(torch.__path__[0])")
+	cmake --build build/sanitized --parallel 2
 	$(BIN)/python tests/hostile_calls.py --calls $(CALLS) --seed $(SEED) --sanitized build/sanitized
 
 # The libraries whose losses the benchmark compares with, without what they ask for: that would bring another torch.

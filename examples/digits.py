@@ -226,7 +226,7 @@ def run_four_ways(task: Task, held_out: Data, output: Path, build: Path) -> list
         exported = torch.export.export(task, held_out, dynamic_shapes={"image": {0: batch}, "label": {0: batch}})
     package = output / "digits.pt2"
     # what the C++ program holds its inputs to: dtype and sizes, * for any
-    noted = {"inputs": "float32 * 1 8 8; int64 *"}
+    noted = {"inputs": "float32 * 64; int64 *"}
     torch._inductor.aoti_compile_and_package(
         exported, package_path=str(package), inductor_configs={"aot_inductor.metadata": noted}
     )

@@ -354,7 +354,7 @@ def arcface_loss(
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
     beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
@@ -394,7 +394,7 @@ def amsoftmax_loss(
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
 
@@ -456,8 +456,8 @@ def binary_cross_entropy(
         0-d, or of the shape of ``input`` with reduction ``"none"``.
 
     Raises:
-        RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input outside [0, 1] (on a
-            GPU it gives NaN).
+        RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input or a target outside
+            [0, 1] (on a GPU it gives NaN).
 
     Formula:
         −w·(t·log x + (1 − t)·log(1 − x)), both logarithms no less than −100
@@ -574,7 +574,8 @@ def iou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -610,7 +611,8 @@ def giou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + (E − U) / (E + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), E the area of the smallest box that encloses both.
 
@@ -646,7 +648,8 @@ def diou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c², with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -682,7 +685,8 @@ def ciou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c² + α·v, v = 4/π² · (atan2(w_t, h_t) − atan2(w, h))², α = v / (1 − iou + v + eps) constant, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -718,7 +722,8 @@ def eiou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c² + (w − w_t)² / (cw² + eps) + (h − h_t)² / (ch² + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -756,7 +761,8 @@ def focal_eiou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: iou^γ · eiou, iou^γ constant and eiou as in eiou_loss, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -794,7 +800,8 @@ def alpha_iou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou^α, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -832,7 +839,8 @@ def siou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + (Δ + Ω) / 2; Δ = 2 − e^(−γ·(dx/(cw + eps))²) − e^(−γ·(dy/(ch + eps))²), γ = 2 − Λ, Λ = 2·s·√(1 − s²), s = min(|dx|, |dy|) / (√(dx² + dy²) + eps); Ω = Σ over w and h of (1 − e^(−|w − w_t| / (max(w, w_t) + eps)))^θ, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, (dx, dy) the difference of the centres.
 
@@ -874,7 +882,8 @@ def wiou_loss(
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: R · (1 − iou), R = e^(ρ² / c²), c² constant (v1); with iou_mean times β / (δ·α^(β − δ)), β = (1 − iou) / max(iou_mean, eps), constant (v3), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -1662,7 +1671,7 @@ def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, dtype: to
 
     Args:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
 
@@ -1690,7 +1699,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean", *, dtype: t
 
     Args:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
 
@@ -1725,7 +1734,7 @@ def smooth_l1_loss(
 
     Args:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         beta: where the two meet; >= 0, and 0 is ``l1_loss``.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
@@ -1761,7 +1770,7 @@ def huber_loss(
 
     Args:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         delta: where the two meet; > 0.
         dtype: of the result; by default the promoted dtype of the tensors, float32 under autocast.
@@ -1818,7 +1827,8 @@ def ctc_loss(
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
-            second derivative.
+            second derivative. Scores that are no logarithms of probabilities raise nothing; where they make a loss
+            negative, a warning on the CPU says so once.
 
     L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
     removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,

@@ -109,8 +109,8 @@ def test_losses_stay_ops(op):
         return result
 
     _, codes = run_and_get_code(step)
-    assert f"torch.ops.lossreg.{op.short}" in codes[0]
-    assert f"torch.ops.lossreg.{op.short}_backward" in codes[1]
+    assert f"torch.ops.lossreg_kernels.{op.short}" in codes[0]
+    assert f"torch.ops.lossreg_kernels.{op.short}_backward" in codes[1]
 
 
 def test_compile_of_a_transform(op):

@@ -149,7 +149,7 @@ LIBRARY = ["--library", opreg.library_path()]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PACKAGE", "INPUTS", "OUTPUTS"], "Could not find schema for lossreg::"),
+        (["PACKAGE", "INPUTS", "OUTPUTS"], "Could not find schema for lossreg_kernels::"),
         (
             ["PACKAGE", "INPUTS", "OUTPUTS"],
             "the package calls an op that no loaded library defines; give its --library",

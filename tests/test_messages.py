@@ -187,7 +187,7 @@ def test_other_overloads(any_op):
 
 
 # Options whose domain depends on the tensors, so that no constructor can know it.
-IN_CALL = {("ctc_loss", "blank"), ("affinity_loss", "kernel_size")}
+IN_CALL = {("ctc_loss", "blank"), ("affinity_loss", "kernel_size"), ("cross_entropy", "ignore_index")}
 
 
 def test_option_out_of_domain(any_op):

@@ -28,6 +28,7 @@ SPILLING = {
     r"map_kernel<float> .*EmaUpdate": (16, "one register on sm_80, in bfloat16"),
     r"boxes_grad<float> .*CIoULoss": (16, "one register on sm_90"),
     r"\w+<double(, void)?> ": (192, "float64 is there to verify"),
+    r"__internal_accurate_pow ": (16, "of CUDA's own library, in float64"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
     r"rows_\w+<float> ": (32, "a row's label, weight and result are of any dtype, a call each; four registers at most"),
     r"groups_forward<float> ": (160, "the same, and the sums of a group; what to do about it is open"),

@@ -389,7 +389,7 @@ class ArcFaceLoss(torch.nn.Module):
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
     beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
@@ -436,7 +436,7 @@ class AMSoftmaxLoss(torch.nn.Module):
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
-            (on a GPU its position is NaN).
+            (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
     Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
 
@@ -480,8 +480,8 @@ class BCELoss(torch.nn.BCELoss):
         0-d, or of the shape of ``input`` with reduction ``"none"``.
 
     Raises:
-        RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input outside [0, 1] (on a
-            GPU it gives NaN).
+        RuntimeError: shapes that do not fit; a weight that requires grad; on the CPU an input or a target outside
+            [0, 1] (on a GPU it gives NaN).
 
     Formula:
         −w·(t·log x + (1 − t)·log(1 − x)), both logarithms no less than −100
@@ -596,7 +596,8 @@ class IoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -633,7 +634,8 @@ class GIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + (E − U) / (E + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), E the area of the smallest box that encloses both.
 
@@ -670,7 +672,8 @@ class DIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c², with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -707,7 +710,8 @@ class CIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c² + α·v, v = 4/π² · (atan2(w_t, h_t) − atan2(w, h))², α = v / (1 − iou + v + eps) constant, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -744,7 +748,8 @@ class EIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + ρ² / c² + (w − w_t)² / (cw² + eps) + (h − h_t)² / (ch² + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
 
@@ -782,7 +787,8 @@ class FocalEIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: iou^γ · eiou, iou^γ constant and eiou as in eiou_loss, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -821,7 +827,8 @@ class AlphaIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou^α, with I the area of the intersection, U that of the union and iou = I / (U + eps).
 
@@ -860,7 +867,8 @@ class SIoULoss(torch.nn.Module):
         The loss: 0-d, or of shape (…) for ``reduction="none"``. Differentiable in both boxes.
 
     Raises:
-        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range.
+        RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
+            whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
     Formula: 1 − iou + (Δ + Ω) / 2; Δ = 2 − e^(−γ·(dx/(cw + eps))²) − e^(−γ·(dy/(ch + eps))²), γ = 2 − Λ, Λ = 2·s·√(1 − s²), s = min(|dx|, |dy|) / (√(dx² + dy²) + eps); Ω = Σ over w and h of (1 − e^(−|w − w_t| / (max(w, w_t) + eps)))^θ, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, (dx, dy) the difference of the centres.
 
@@ -1544,7 +1552,7 @@ class L1Loss(torch.nn.L1Loss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1579,7 +1587,7 @@ class MSELoss(torch.nn.MSELoss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1615,7 +1623,7 @@ class SmoothL1Loss(torch.nn.SmoothL1Loss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1649,7 +1657,7 @@ class HuberLoss(torch.nn.HuberLoss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``.
+        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1698,7 +1706,8 @@ class CTCLoss(torch.nn.CTCLoss):
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
-            second derivative.
+            second derivative. Scores that are no logarithms of probabilities raise nothing; where they make a loss
+            negative, a warning on the CPU says so once.
 
     L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
     removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,

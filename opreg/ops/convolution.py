@@ -206,7 +206,7 @@ def dynamic_samples(make: Maker) -> Iterator[Sample]:
         (make.normal(2, 3, 4), make.normal(2), make.normal(2, 1, 2, 2, 2), make.normal(2, 1)), name="unbatched"
     )
     one = {"stride": [2], "padding": [1], "dilation": [1]}
-    both_ways = (make.normal(2, 1, 3, 4), make.normal(2, 3), make.normal(3, 2, 1, 2, 2))
+    both_ways = (make.normal(1, 1, 3, 4), make.normal(1, 2), make.normal(2, 1, 1, 2, 1))
     yield Sample(both_ways, one, name="one number for both directions")
     empty = (make.normal(0, 1, 3, 4), make.normal(0, 3), make.normal(3, 2, 1, 2, 2), make.normal(3, 2))
     yield Sample(empty, name="empty")
