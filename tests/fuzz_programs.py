@@ -302,9 +302,11 @@ class Generator:
         elif known:
             written = self.one(*known)
             written += self.one("[...]", ".detach()", ".unsqueeze(0)", ".reshape(-1)", ".ravel()", ".data")
+            line = self.lines[at] if at < len(self.lines) else ""  # inside of a `with`, where that line is
             self.lines.insert(
                 at,
-                self.one(
+                " " * (len(line) - len(line.lstrip()))
+                + self.one(
                     f"{written}.mul_(1.5)", f"{written}.add_(0.25)", f"{written}.clamp_(-2, 2)", f"{written}.neg_()",
                     f"F.silu({written}, inplace=True)", f"{written}.mul_({written})", f"{written}[...] = 0.5",
                 ),
