@@ -2,7 +2,7 @@
 
 import os
 
-# Inductor's caches do not see a change in opreg's own decompositions.
+# Every run compiles anew, so that a test never meets what an earlier run left on disk.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 import ctypes
