@@ -19,7 +19,7 @@ $(BIN)/torch-installed:
 	touch $@
 
 # The package, editable. The library is rebuilt when a C++ source is newer than it.
-SOURCES := $(wildcard csrc/*.* csrc/formulas/* csrc/kernels/*) pyproject.toml
+SOURCES := $(shell find csrc -type f) pyproject.toml
 $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
 	touch $@

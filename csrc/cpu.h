@@ -4,11 +4,11 @@
 #include <atomic>
 #include <cstring>
 
-#include "cpu_boxes.h"
-#include "cpu_groups.h"
-#include "cpu_regions.h"
-#include "cpu_rows.h"
-#include "cpu_tiles.h"
+#include "cpu/tiles.h"
+#include "skeletons/boxwise/cpu.h"
+#include "skeletons/groupwise/cpu.h"
+#include "skeletons/regionwise/cpu.h"
+#include "skeletons/rowwise/cpu.h"
 
 namespace lossreg {
 

@@ -3,11 +3,11 @@
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator.
-#include "cuda_boxes.h"
-#include "cuda_groups.h"
-#include "cuda_regions.h"
-#include "cuda_rows.h"
-#include "cuda_support.h"
+#include "cuda/launch.h"
+#include "skeletons/boxwise/cuda.h"
+#include "skeletons/groupwise/cuda.h"
+#include "skeletons/regionwise/cuda.h"
+#include "skeletons/rowwise/cuda.h"
 
 namespace lossreg {
 

@@ -2,12 +2,12 @@
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
 #include <memory>
 
-#include "boxwise.h"
-#include "groupwise.h"
-#include "pointwise.h"
 #include "registration.h"
-#include "rowwise.h"
-#include "written.h"
+#include "skeletons/boxwise/kernel.h"
+#include "skeletons/groupwise/kernel.h"
+#include "skeletons/pointwise/kernel.h"
+#include "skeletons/rowwise/kernel.h"
+#include "skeletons/standalone.h"
 
 namespace lossreg {
 

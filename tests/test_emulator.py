@@ -1,4 +1,4 @@
-"""The CUDA kernels themselves, on the CPU: the text of csrc/cuda*.h compiled over tests/emulator/cuda_emulator.h."""
+"""The CUDA kernels themselves, on the CPU: the text of csrc compiled over tests/emulator/cuda_emulator.h."""
 
 import itertools
 import re

@@ -1,5 +1,5 @@
 #pragma once
-#include "../box_pair.h"
+#include "../skeletons/boxwise/formula.h"
 
 namespace lossreg {
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "../cross_entropy.h"
+#include "shared/cross_entropy.h"
 
 namespace lossreg {
 

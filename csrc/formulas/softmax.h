@@ -1,5 +1,5 @@
 #pragma once
-#include "../formula.h"
+#include "../skeletons/formula.h"
 
 namespace lossreg {
 

@@ -3,7 +3,7 @@
 #include <array>
 #include <utility>
 
-#include "box_pair.h"
+#include "skeletons/boxwise/formula.h"
 
 namespace lossreg {
 

@@ -2,7 +2,7 @@
 // Forward-mode dual numbers: a value and its derivative along one direction. The oracle of the formulas' gradients;
 // argument-dependent lookup finds these overloads where a formula calls exp, log, ... unqualified. What math.h writes
 // as a template over T (abs, relu, sigmoid, ...) needs none.
-#include "math.h"
+#include "base/math.h"
 
 namespace lossreg {
 

@@ -6,8 +6,8 @@
 #include <random>
 
 #include "dual.h"
-#include "groupwise.h"
 #include "instances.h"
+#include "skeletons/groupwise/kernel.h"
 
 namespace lossreg {
 namespace {

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "formula.h"
+#include "skeletons/formula.h"
 
 namespace lossreg {
 

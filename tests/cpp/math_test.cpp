@@ -1,12 +1,12 @@
 // math.h in float against libm in double, on dense grids over the floats, and dtype.h against conversions written with
 // ldexp and nearbyint. The bounds are those that the comments in math.h state.
-#include "math.h"
+#include "base/math.h"
 
 #include <algorithm>
 #include <cfloat>
 #include <cstdio>
 
-#include "dtype.h"
+#include "base/dtype.h"
 
 namespace lossreg {
 namespace {

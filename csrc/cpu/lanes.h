@@ -1,0 +1,50 @@
+#pragma once
+// What a lane of a vector loop takes from memory at once: an element, or two bfloat16 that lie side by side, as one
+// word.
+//
+// GCC makes a loop of as many lanes as a vector has of its narrowest elements. Beside 16-bit elements each float takes
+// two registers then, and they become each other by shuffles. A word is as wide as a float; shifts take it apart.
+#include "../base/dtype.h"
+
+namespace lossreg::cpu {
+
+template <class S>
+struct Lane {
+  static constexpr int width = 1;
+  using Word = S;
+  template <class T>
+  HD static T get(Word word, int) {
+    return T(word);
+  }
+  template <class T>
+  HD static Word of(const T (&x)[1]) {
+    return Word(x[0]);
+  }
+};
+template <>
+struct Lane<BFloat16> {
+  static constexpr int width = 2;
+  using Word = uint32_t __attribute__((aligned(2), may_alias));
+  template <class T>
+  HD static T get(uint32_t word, int k) {
+    return T(bits<float>(k == 0 ? word << 16 : word & 0xffff0000u));
+  }
+  template <class T>
+  HD static uint32_t of(const T (&x)[2]) {
+    return uint32_t(Narrow<BFloat16>::from(x[0]).bits) | uint32_t(Narrow<BFloat16>::from(x[1]).bits) << 16;
+  }
+};
+template <class S>
+using Word = typename Lane<S>::Word;
+
+// The words of n elements; with an odd n of bfloat16 one element is left.
+template <class S>
+HD const Word<S>* words(const S* x) {
+  return reinterpret_cast<const Word<S>*>(x);
+}
+template <class S>
+HD Word<S>* words(S* x) {
+  return reinterpret_cast<Word<S>*>(x);
+}
+
+}  // namespace lossreg::cpu

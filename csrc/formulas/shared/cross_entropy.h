@@ -1,0 +1,59 @@
+#pragma once
+// A file of its own, because linear_cross_entropy is made of it too.
+#include "../../skeletons/formula.h"
+
+namespace lossreg {
+
+// -sum_c w_c t_c log p_c. A class index is all of t; label smoothing moves a part eps of t to all classes evenly.
+struct CrossEntropy : RowFormula {
+  static constexpr auto name = "cross_entropy";
+  static constexpr auto args =
+      "Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
+      "float label_smoothing=0.0";
+  static constexpr int inputs = 3, gradients = 3;
+  static constexpr bool probabilities = true;
+  double smoothing;
+
+  static CrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing) {
+    expect(label_smoothing >= 0 && label_smoothing <= 1, name, "label_smoothing in [0, 1]", label_smoothing);
+    return {{ignore_index}, label_smoothing};
+  }
+
+  enum { kIndex, kSmoothedIndex, kProbabilities };
+  static constexpr int modes = 3;
+  int mode(bool probabilities) const {
+    return probabilities ? kProbabilities : smoothing > 0 ? kSmoothedIndex : kIndex;
+  }
+
+  // u_c: how much of -log p_c the row's spread = sum_c u_c (-log p_c) holds
+  static constexpr bool uses_shares(int mode) { return mode != kIndex; }
+  template <int Mode, class T>
+  HD T share(T w, T t, int64_t classes) const {
+    if constexpr (Mode == kProbabilities) return w * (t * T(1 - smoothing) + T(smoothing / double(classes)));
+    return w;
+  }
+  template <int Mode, class T>
+  HD T value(const Row<T>& row) const {
+    Slopes<T> s = slopes<Mode>(row);
+    if constexpr (Mode == kIndex) return s.nll * row.nll;
+    if constexpr (Mode == kProbabilities) return row.spread;
+    return s.nll * row.nll + s.spread * row.spread;
+  }
+  template <int Mode, class T>
+  HD Slopes<T> slopes(const Row<T>& row) const {
+    if constexpr (Mode == kProbabilities) return {T(0), T(1)};
+    if constexpr (Mode == kIndex) return {row.weight, T(0)};
+    return {T(1 - smoothing) * row.weight, T(smoothing / double(row.classes))};
+  }
+  template <int Mode, class T>
+  HD T normaliser(const Row<T>& row) const {
+    return Mode == kProbabilities ? T(1) : row.weight;
+  }
+  // d spread / d t_c and d spread / d w_c, for class probabilities, given -log p_c
+  template <class T>
+  HD Gradients<T, 2> share_grad(T nll, T w, T t, int64_t classes) const {
+    return {T(1 - smoothing) * w * nll, (t * T(1 - smoothing) + T(smoothing / double(classes))) * nll};
+  }
+};
+
+}  // namespace lossreg

@@ -1,0 +1,162 @@
+#pragma once
+// Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the coordinates of a box next to
+// each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied.
+#include "../../cpu/tiles.h"
+#include "kernel.h"
+
+namespace lossreg::cpu {
+
+constexpr int64_t kBoxTile = 256;
+constexpr int64_t kBoxChunk = 1 << 12;
+
+template <class T, class S>
+LOSSREG_CLONES void widen_boxes(const S* from, int64_t stride, int64_t coordinate, T* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < 4; c++) to[4 * i + c] = widen<T>(from[i * stride + c * coordinate]);
+}
+template <class T, class S>
+LOSSREG_CLONES void narrow_boxes(const T* from, S* to, int64_t stride, int64_t coordinate, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    for (int c = 0; c < 4; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[4 * i + c]);
+}
+
+// Box i. S: what memory holds.
+template <class T, class S>
+HD void take_box(const Word<S>* from, int64_t i, T (&box)[4]) {
+  using L = Lane<S>;
+  constexpr int count = 4 / L::width;
+#pragma GCC unroll 4
+  for (int k = 0; k < count; k++) {
+    const Word<S> word = from[count * i + k];
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) box[k * L::width + l] = L::template get<T>(word, l);
+  }
+}
+template <class T, class S>
+HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[4]) {
+  using L = Lane<S>;
+  constexpr int count = 4 / L::width;
+#pragma GCC unroll 4
+  for (int k = 0; k < count; k++) {
+    T x[L::width];
+    for (int l = 0; l < L::width; l++) x[l] = factor * box[k * L::width + l];
+    to[count * i + k] = L::of(x);
+  }
+}
+// The least of a box's sizes and low: below 0 where an end lies before its beginning.
+template <class T>
+HD T least_size(const T (&a)[4], T low) {
+  const T w = a[2] - a[0], h = a[3] - a[1], least = w < low ? w : low;
+  return h < least ? h : least;
+}
+// The values of n pairs. True: a box is reversed.
+template <class T, class Body, class S>
+LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T third, T* out, int64_t n) {
+  const Word<S>*x = words(input), *y = words(target);
+  T least = 0;
+#pragma omp simd reduction(min : least)
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4];
+    take_box<T, S>(x, i, a);
+    take_box<T, S>(y, i, b);
+    out[i] = body.value(a, b, third);
+    least = least_size(a, least_size(b, least));
+  }
+  return least < T(0);
+}
+template <class T, class Body, class S>
+LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T third, int64_t n, bool& found) {
+  const Word<S>*x = words(input), *y = words(target);
+  T sum = 0, least = 0;
+#pragma omp simd reduction(+ : sum) reduction(min : least)
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4];
+    take_box<T, S>(x, i, a);
+    take_box<T, S>(y, i, b);
+    sum += body.value(a, b, third);
+    least = least_size(a, least_size(b, least));
+  }
+  found = least < T(0);
+  return sum;
+}
+// One gradient or both: what is not stored costs nothing.
+template <class T, bool Input, bool Target, class Body, class S>
+LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T third, const T* grad_output, T scale,
+                                  S* grad_input, S* grad_target, int64_t n) {
+  const Word<S>*x = words(input), *y = words(target);
+  Word<S>*dx = words(grad_input), *dy = words(grad_target);
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    T a[4], b[4], da[4], db[4];
+    take_box<T, S>(x, i, a);
+    take_box<T, S>(y, i, b);
+    body.grad(a, b, third, da, db);
+    T factor = grad_output[i] * scale;
+    if constexpr (Input) put_box<T, S>(dx, i, factor, da);
+    if constexpr (Target) put_box<T, S>(dy, i, factor, db);
+  }
+}
+
+// Where the boxes [begin, begin + n) of operand k lie in memory as a tile does; null where they don't.
+template <class T>
+T* boxes_in_place(const Boxes& boxes, Boxes::Role k, int64_t begin) {
+  const Operand& o = boxes.it.operand[k];
+  bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == 4));
+  return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + 4 * begin : nullptr;
+}
+// Are all boxes in place as S? The loops read bfloat16 there.
+template <class S>
+bool are_in_place(const Boxes& boxes) {
+  for (int k = 0; k < Boxes::kRoles; k++)
+    if (Boxes::is_box(Boxes::Role(k)) && boxes.it.operand[k].data && !boxes_in_place<S>(boxes, Boxes::Role(k), 0))
+      return false;
+  return true;
+}
+template <class T>
+const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, T* buffer) {
+  if (const T* there = boxes_in_place<T>(boxes, k, begin)) return there;
+  if constexpr (std::is_arithmetic_v<T>) {
+    const Operand& o = boxes.it.operand[k];
+    int64_t coordinate = boxes.coordinate[k];
+    walk(boxes.it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+      with_storage(o.dtype, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        const S* from = static_cast<const S*>(o.data) + offset;
+        if (coordinate == 1 && stride == 4) widen_all<T, S>(from, 1, buffer + 4 * done, 4 * length);
+        else widen_boxes<T, S>(from, stride, coordinate, buffer + 4 * done, length);
+      });
+    });
+  }
+  return buffer;
+}
+// The tile for results: in memory, or the buffer, which write_boxes takes there.
+template <class T>
+T* result_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, T* buffer) {
+  T* there = boxes.it.operand[k].data ? boxes_in_place<T>(boxes, k, begin) : nullptr;
+  return there ? there : buffer;
+}
+template <class T>
+void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
+  const Operand& o = boxes.it.operand[k];
+  if (!o.data || tile != buffer) return;  // not asked for, or there already
+  if constexpr (std::is_arithmetic_v<T>) {
+    int64_t coordinate = boxes.coordinate[k];
+    walk(boxes.it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
+      with_floating_storage(o.dtype, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        S* to = static_cast<S*>(o.data) + offset;
+        if (coordinate == 1 && stride == 4) narrow_all<T, S>(buffer + 4 * done, to, 1, 4 * length);
+        else narrow_boxes<T, S>(buffer + 4 * done, to, stride, coordinate, length);
+      });
+    });
+  }
+}
+
+// The value of an operand that holds one number for all pairs; 1 where there is none.
+template <class T>
+T one_number(const Operand& o) {
+  T value = T(1);
+  return o.data ? *load(o.dtype, o.data, 0, 1, &value, 1) : value;
+}
+
+}  // namespace lossreg::cpu

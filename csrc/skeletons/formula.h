@@ -1,0 +1,177 @@
+#pragma once
+// What a formula is made of. An op is a struct with
+//   name, args       the schema's text: name(args) -> Tensor
+//   inputs           how many tensors it reads, the optional ones last
+//   gradients        with respect to how many of them, the leading ones, it is differentiable
+//   make(...)        from the schema's options, in their order, checked
+//   value, grad      the mathematics, next to each other
+// in plain scalar code over math.h, so that one text serves the CPU's vector loop, CUDA, and the dual numbers of the
+// tests. What is decided once per call and not per element is a Mode: `modes` counts them, mode() chooses, and value
+// and grad take it as their first template argument.
+#include "../base/check.h"
+#include "../base/math.h"
+
+namespace lossreg {
+
+// d value / d input, one an input.
+template <class T, int N>
+struct Gradients {
+  T of[N];
+};
+
+// One row of class scores, as a row formula sees it. With softmax, log p is the log-softmax of the scores; without, the
+// scores themselves.
+template <class T>
+struct Row {
+  T nll;     // -log p_y of the target class; 0 for a target of class probabilities
+  T spread;  // sum_c u_c (-log p_c), u = the formula's share()
+  T mass;    // sum_c u_c
+  T weight;  // w_y; 1 without class weights
+  int64_t classes;
+};
+// d value / d nll and d value / d spread: all that the gradient in the scores needs, since
+// d nll / d x_c = p_c - [c = y] and d spread / d x_c = mass p_c - u_c.
+template <class T>
+struct Slopes {
+  T nll, spread;
+};
+
+// What a row formula is where it says nothing else: -log p_y over the softmax of the scores, ignored positions apart.
+struct RowFormula {
+  static constexpr bool softmax = true;         // or are the scores log-probabilities themselves?
+  static constexpr bool probabilities = false;  // may the target hold class probabilities?
+  static constexpr int state_values = 2;        // what is kept for each row: the two parts of its log-sum-exp
+  int64_t ignore_index;
+
+  static constexpr int modes = 1;
+  int mode(bool /*probabilities*/) const { return 0; }
+  template <int Mode, class T>
+  HD T value(const Row<T>& row) const {
+    return row.nll;
+  }
+  template <int Mode, class T>
+  HD Slopes<T> slopes(const Row<T>&) const {
+    return {T(1), T(0)};
+  }
+  static constexpr bool slopes_of_nll = false;  // do they depend on the row's nll?
+  // What the row adds to the mean's denominator.
+  template <int Mode, class T>
+  HD T normaliser(const Row<T>&) const {
+    return T(1);
+  }
+
+  // u_c of the spread, where a mode has one.
+  static constexpr bool uses_shares(int /*mode*/) { return false; }
+  template <int Mode, class T>
+  HD T share(T /*w*/, T /*t*/, int64_t /*classes*/) const {
+    return T(0);
+  }
+
+  // With a margin the target class has a logit of its own, target_logit(x) with the derivative target_slope(x), and the
+  // others have logit(x) = scale x.
+  static constexpr bool has_margin = false;
+  template <class T>
+  HD T logit(T x) const {
+    return x;
+  }
+  // With a bias the class tensor belongs to the softmax: bias(w) is added to the class's exponent in the log-sum-exp,
+  // and not to the score that is taken off it.
+  static constexpr bool has_bias = false;
+};
+
+// Groups of members (groupwise/): the vectors of an embedding, the scores of a position. A formula has, per member,
+// candidates for maxima over the group and, given these, terms of sums; the value and the coefficients are made of
+// both, and a member's gradient of the coefficients.
+constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 4;
+template <class T, int N>
+struct Values {
+  T of[N];
+};
+template <class T>
+struct Group {
+  T max[kMostMaxima], sum[kMostSums];
+  // How much of operand k's expanded members are its own: 1, or 1 / members where one member was expanded to all.
+  T own[kMostMembers];
+  T label;    // the tensor that has no members, if there is one that is no class index
+  T members;  // how many
+};
+template <class T, int N>
+struct Coefficients {
+  T of[N];
+  T members;
+};
+// What the members are: the last dimension, or the classes of (C) or (N, C, d1 ... dk). A formula over classes that
+// reads one more tensor than have members reads class indices, and `hit` tells it the member of that index.
+enum class Along { last, classes };
+
+// How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
+enum class Shapes { broadcast, same, same_rank, to_input, variance };
+
+// Which operands give the result its dtype, a bit each. All, but where torch's own function takes that of one alone,
+// for instance because it writes into a tensor like that one: a formula says so by `typed_by`.
+template <class F, class = void>
+struct TypedBy {
+  static constexpr unsigned operands = ~0u;
+};
+template <class F>
+struct TypedBy<F, std::void_t<decltype(F::typed_by)>> {
+  static constexpr unsigned operands = F::typed_by;
+};
+
+// Lists of ops, one a skeleton: pointwise/, rowwise/, boxwise/, groupwise/. An op of WrittenOps has kernels of its
+// own (standalone.h).
+template <class... Formulas>
+struct PointwiseOps {};
+template <class... Formulas>
+struct RowOps {};
+template <class... Formulas>
+struct BoxOps {};
+template <class... Formulas>
+struct GroupOps {};
+template <class... Formulas>
+struct WrittenOps {};
+// An op that is no function of tensors to a tensor has a schema of its own, and run<Backend> with its arguments.
+template <class... Procedures>
+struct OwnSchemaOps {};
+// A family of ops over several skeletons.
+template <class... Lists>
+struct Family {};
+
+// F has modes: the number of them, else 1.
+template <class F, class = void>
+struct ModesOf {
+  static constexpr int count = 1;
+  static int of(const F&) { return 0; }
+  template <int, class T, class... X>
+  HD static T value(const F& f, X... x) {
+    return f.value(x...);
+  }
+  template <int, class... X>
+  HD static auto grad(const F& f, X... x) {
+    return f.grad(x...);
+  }
+};
+template <class F>
+struct ModesOf<F, std::void_t<decltype(F::modes)>> {
+  static constexpr int count = F::modes;
+  static int of(const F& f) { return f.mode(); }
+  template <int Mode, class T, class... X>
+  HD static T value(const F& f, X... x) {
+    return f.template value<Mode>(x...);
+  }
+  template <int Mode, class... X>
+  HD static auto grad(const F& f, X... x) {
+    return f.template grad<Mode>(x...);
+  }
+};
+
+// Calls use(std::integral_constant<int, mode>) for the mode that f is in.
+template <class F, int Mode = 0, class Use>
+void with_mode(const F& f, Use use) {
+  if constexpr (Mode + 1 < ModesOf<F>::count) {
+    if (ModesOf<F>::of(f) != Mode) return with_mode<F, Mode + 1>(f, use);
+  }
+  use(std::integral_constant<int, Mode>{});
+}
+
+}  // namespace lossreg

@@ -1,0 +1,256 @@
+#pragma once
+// The CPU's group kernels. Where groups lie next to each other in memory, a tile of groups is taken together and the
+// vectors run across groups; else one group at a time, and the vectors run along its members.
+#include <memory>
+
+#include "cpu_loops.h"
+
+namespace lossreg::cpu {
+
+constexpr int64_t kFewMembers = 16;          // a vector along so few would stay half empty
+constexpr int64_t kGroupBlock = 64;          // members summed in T before they go into a double
+constexpr int64_t kGroupElements = 1 << 13;  // of a tile: they stay in L1 from the maxima to the sums
+
+// One thread's work on a problem: its buffers, and the tiles of groups.
+template <class T, class F, int Mode>
+class GroupWorker {
+  using G = Groups<F>;
+  static constexpr int M = F::members;
+
+ public:
+  GroupWorker(const F& f, const G& groups)
+      : f_(f), g_(groups), tile_(tile_groups(groups)), across_(groups.across(kFewMembers)) {
+    width_ = across_ ? tile_ : 1;
+    for (int k = 0; k < M; k++) {
+      bool direct = operand(k).dtype == dtype_for<T> && (across_ ? stride(k) : g_.member_stride[k]) == 1;
+      if (!direct) buffer_[k].reset(new T[size_t(g_.members * width_)]);
+    }
+    for (int k = 0; k < F::gradients; k++) out_[k].reset(new T[size_t(across_ ? width_ : g_.members)]);
+    for (int k = 1; k < F::gradients; k++) only_first_ = only_first_ && !operand(G::kGrad + k).data;
+    std::fill(a_.label, a_.label + kGroupTile, T(1));
+    std::fill(a_.valid, a_.valid + kGroupTile, 1);
+    std::fill(a_.index, a_.index + kGroupTile, -1);
+  }
+
+  // Groups of a tile; a chunk of work is one, so that sums do not depend on the threads.
+  static int64_t tile_groups(const G& g) {
+    int64_t members = std::max<int64_t>(1, g.members);
+    // one at a time: what matters is to go on through memory for a while
+    if (!g.across(kFewMembers)) return std::min(kGroupTile, std::max<int64_t>(1, kChunk / members));
+    return std::min(kGroupTile, std::max<int64_t>(16, kGroupElements / (members * M) / 16 * 16));
+  }
+
+  struct Sums {
+    double value = 0;
+    int64_t valid = 0;
+    int64_t bad_class = kNone;  // a class index that is neither ignored nor a class
+  };
+  static constexpr int64_t kNone = INT64_MIN;
+
+  void forward(int64_t begin, int64_t end, Sums& sums) {
+    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+      read_labels(n, offset, sums);
+      find_statistics(n, offset);
+      T value[kGroupTile];
+      sums.value += finish_groups<T, Mode>(f_, a_, g_.template empty_group<T>(), value, n);
+      for (int64_t i = 0; i < n; i++) sums.valid += a_.valid[i];
+      put(G::kResult, offset, 0, value, n);
+      if (operand(G::kState).data) {
+        find_group_coefficients<T, Mode>(f_, a_, g_.template empty_group<T>(), n);
+        for (int k = 0; k < F::coefficients; k++) put(G::kState, offset, k, a_.coefficient[k], n);
+      }
+    });
+  }
+
+  void grad(int64_t begin, int64_t end, Sums& sums) {
+    double scale = g_.mean ? 1.0 / g_.template count<T>() : 1.0;
+    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+      read_labels(n, offset, sums);
+      for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
+      get(G::kResult, offset, 0, a_.factor, n);
+      for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? T(double(a_.factor[i]) * scale) : T(0);
+      if (across_) grad_across(n, offset);
+      else if (only_first_) grad_along_members<1>(n, offset);
+      else grad_along_members<F::gradients>(n, offset);
+    });
+  }
+
+ private:
+  template <class Run>
+  void each_run(int64_t begin, int64_t end, Run run) {
+    int64_t inner = g_.it.dims ? g_.it.size[0] : 1;
+    for (int64_t at = begin; at < end;) {
+      int64_t n = std::min({end - at, tile_, inner - at % inner});
+      int64_t offset[G::kOperands];
+      g_.it.offsets(at, offset);
+      run(n, offset);
+      at += n;
+    }
+  }
+  const Operand& operand(int k) const { return g_.it.operand[k]; }
+  int64_t stride(int k) const { return g_.it.dims ? operand(k).stride[0] : 0; }
+  // Group i of the run, member c.
+  int64_t place(int k, const int64_t* offset, int64_t i, int64_t c) const {
+    return offset[k] + i * stride(k) + c * g_.member_stride[k];
+  }
+  // Member c of the run's groups, out of an operand and into it.
+  void get(int k, const int64_t* offset, int64_t c, T* to, int64_t n) const {
+    const Operand& o = operand(k);
+    const T* at = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), to, n);
+    if (at != to) std::copy(at, at + n, to);
+  }
+  void put(int k, const int64_t* offset, int64_t c, const T* from, int64_t n) const {
+    const Operand& o = operand(k);
+    if (o.data) store(o.dtype, o.data, place(k, offset, 0, c), stride(k), from, n);
+  }
+
+  void read_labels(int64_t n, const int64_t* offset, Sums& sums) {
+    if constexpr (has_label<F>) get(G::kLabel, offset, 0, a_.label, n);
+    if constexpr (has_hits<F>) {
+      const Operand& o = operand(G::kLabel);
+      int64_t raw[kGroupTile];
+      const int64_t* t = load(o.dtype, o.data, offset[G::kLabel], stride(G::kLabel), raw, n);
+      for (int64_t i = 0; i < n; i++) {
+        bool valid = t[i] != f_.ignore_index, known = t[i] >= 0 && t[i] < g_.members;
+        if (valid && !known) sums.bad_class = t[i];
+        a_.valid[i] = valid && known;
+        a_.index[i] = valid && known ? int32_t(t[i]) : -1;
+      }
+    }
+  }
+
+  // Member c of the run's groups: of every tensor, an array across groups.
+  void members_across(const int64_t* offset, int64_t c, int64_t n, const T* (&x)[M]) {
+    for (int k = 0; k < M; k++) {
+      const Operand& o = operand(k);
+      x[k] = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), buffer_[k].get() + c * width_, n);
+    }
+  }
+  // Group i of the run: of every tensor, an array along its members.
+  template <class S>
+  void members_along(const int64_t* offset, int64_t i, const S* (&x)[M]) {
+    for (int k = 0; k < M; k++) {
+      const Operand& o = operand(k);
+      S* buffer = nullptr;
+      if constexpr (std::is_same_v<S, T>) buffer = buffer_[k].get();
+      x[k] = load(o.dtype, o.data, place(k, offset, i, 0), g_.member_stride[k], buffer, g_.members);
+    }
+  }
+  // Does memory hold the members of the operands from `first` on side by side, as S? (Those that are not asked for
+  // hold nothing.)
+  template <class S>
+  bool packed(int first, int last) const {
+    for (int k = first; k < last; k++) {
+      const Operand& o = operand(k);
+      if (o.data && (o.dtype != dtype_of_storage<S> || g_.member_stride[k] != 1)) return false;
+    }
+    return true;
+  }
+  void find_statistics(int64_t n, const int64_t* offset) {
+    for (auto& max : a_.max) std::fill(max, max + n, T(-INFINITY));
+    if (across_) return statistics_across(n, offset);
+    if constexpr (std::is_same_v<T, float>)
+      if (packed<BFloat16>(0, M)) return statistics_along<BFloat16>(n, offset);
+    statistics_along<T>(n, offset);
+  }
+  void statistics_across(int64_t n, const int64_t* offset) {
+    const T* x[M];
+    if constexpr (F::maxima(Mode) > 0) {
+      for (int64_t c = 0; c < g_.members; c++) {
+        members_across(offset, c, n, x);
+        raise_maxima<T, Mode>(f_, a_, x, int32_t(c), n);
+      }
+    }
+    double total[F::sums][kGroupTile];
+    for (int k = 0; k < F::sums; k++) std::fill(total[k], total[k] + n, 0.0);
+    for (int64_t first = 0; first < g_.members; first += kGroupBlock) {
+      for (auto& sum : a_.sum) std::fill(sum, sum + n, T(0));
+      for (int64_t c = first; c < std::min(first + kGroupBlock, g_.members); c++) {
+        members_across(offset, c, n, x);
+        add_terms<T, Mode>(f_, a_, x, int32_t(c), n);
+      }
+      for (int k = 0; k < F::sums; k++)
+        for (int64_t i = 0; i < n; i++) total[k][i] += double(a_.sum[k][i]);
+    }
+    for (int k = 0; k < F::sums; k++) std::copy(total[k], total[k] + n, a_.sum[k]);
+  }
+  template <class S>
+  void statistics_along(int64_t n, const int64_t* offset) {
+    for (int64_t i = 0; i < n; i++) {
+      const S* x[M];
+      members_along(offset, i, x);
+      T max[kMostMaxima] = {a_.max[0][i], a_.max[1][i], a_.max[2][i]};
+      if constexpr (F::maxima(Mode) > 0) maxima_along<T, Mode>(f_, x, a_.index[i], max, g_.members);
+      double sum[kMostSums] = {};
+      for (int64_t c = 0; c < g_.members; c += kTile) {
+        const S* part[M];
+        for (int k = 0; k < M; k++) part[k] = x[k] + c;
+        terms_along<T, Mode>(f_, part, a_.index[i] - c, max, sum, std::min(kTile, g_.members - c));
+      }
+      for (int k = 0; k < F::maxima(Mode); k++) a_.max[k][i] = max[k];
+      for (int k = 0; k < F::sums; k++) a_.sum[k][i] = T(sum[k]);
+    }
+  }
+
+  void grad_across(int64_t n, const int64_t* offset) {
+    const T* x[M];
+    T* out[F::gradients];
+    for (int64_t c = 0; c < g_.members; c++) {
+      members_across(offset, c, n, x);
+      for (int j = 0; j < F::gradients; j++) {
+        int k = G::kGrad + j;
+        bool direct = operand(k).data && operand(k).dtype == dtype_for<T> && stride(k) == 1;
+        out[j] = direct ? static_cast<T*>(operand(k).data) + place(k, offset, 0, c) : out_[j].get();
+      }
+      grad_members<T, Mode>(f_, a_, x, out, g_.members, int32_t(c), n);
+      for (int j = 0; j < F::gradients; j++)
+        if (out[j] == out_[j].get()) put(G::kGrad + j, offset, c, out[j], n);
+    }
+  }
+  // The gradients in the first O tensors.
+  template <int O>
+  void grad_along_members(int64_t n, const int64_t* offset) {
+    if (packed<T>(0, M) && packed<T>(G::kGrad, G::kOperands)) return grad_in_memory<T, O>(n, offset);
+    if constexpr (std::is_same_v<T, float>)
+      if (packed<BFloat16>(0, M) && packed<BFloat16>(G::kGrad, G::kOperands))
+        return grad_in_memory<BFloat16, O>(n, offset);
+    for (int64_t i = 0; i < n; i++) {
+      const T* x[M];
+      Packed<const T> from[M];
+      Packed<T> to[O];
+      members_along(offset, i, x);
+      for (int k = 0; k < M; k++) from[k] = {x[k], 0};
+      for (int j = 0; j < O; j++) to[j] = {out_[j].get(), 0};
+      cpu::grad_along<T, Mode, O>(f_, a_, i, 1, from, to, g_.members);
+      for (int j = 0; j < O; j++) {
+        const Operand& o = operand(G::kGrad + j);
+        int64_t at = place(G::kGrad + j, offset, i, 0);
+        if (o.data) store(o.dtype, o.data, at, g_.member_stride[G::kGrad + j], out_[j].get(), g_.members);
+      }
+    }
+  }
+  template <class S, int O>
+  void grad_in_memory(int64_t n, const int64_t* offset) {
+    Packed<const S> from[M];
+    Packed<S> to[O];
+    for (int k = 0; k < M; k++) from[k] = {static_cast<const S*>(operand(k).data) + offset[k], stride(k)};
+    for (int j = 0; j < O; j++) {
+      int k = G::kGrad + j;
+      bool wanted = operand(k).data;
+      to[j] = {wanted ? static_cast<S*>(operand(k).data) + offset[k] : reinterpret_cast<S*>(out_[j].get()),
+               wanted ? stride(k) : 0};
+    }
+    cpu::grad_along<T, Mode, O>(f_, a_, 0, n, from, to, g_.members);
+  }
+
+  const F f_;
+  const G& g_;
+  const int64_t tile_;
+  const bool across_;
+  bool only_first_ = true;  // only the first tensor's gradient is asked for
+  int64_t width_;
+  GroupArrays<T, F> a_;
+  std::unique_ptr<T[]> buffer_[M], out_[F::gradients];
+};
+
+}  // namespace lossreg::cpu

@@ -1,0 +1,316 @@
+#pragma once
+// The groupwise skeleton: one value a group of members, then reduced. The members lie along the last dimension, or
+// along the classes of (C) or (N, C, d1 ... dk); several tensors may have them. Written once over a Backend.
+//
+// Beyond what formula.h asks for, a formula declares
+//   along, members            where the members lie, and how many of the inputs, the leading ones, have them
+//   maxima(mode), sums, coefficients      how many of them there are
+//   candidates<Mode>(x...)    what the maxima over the members are of, if there are any
+//   terms<Mode>(max, x...)    what the sums over the members are of
+//   value<Mode>(group), coefficients_of<Mode>(group)
+//   grad<Mode>(coefficients, x...)
+// The coefficients are the state: the backward pass reads the members once.
+#include "../../base/tensor.h"
+#include "../formula.h"
+
+namespace lossreg {
+
+// Reads class indices?
+template <class F>
+constexpr bool has_hits = F::along == Along::classes && (F::inputs > F::members);
+// Reads a value a group?
+template <class F>
+constexpr bool has_label = F::along == Along::last && (F::inputs > F::members);
+
+// A formula's functions of one member, as the backends call them: arrays in, arrays out. (A struct that comes back by
+// value inside of a vector loop keeps GCC from vectorising it.)
+template <class F, int Mode>
+struct MemberBody {
+  F f;
+  static constexpr auto kMembers = std::make_index_sequence<F::members>{};
+
+  template <class T, int N>
+  HD void candidates(const T (&x)[F::members], bool hit, T (&y)[N]) const {
+    candidates(x, hit, y, kMembers);
+  }
+  template <class T>
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], bool hit, T (&y)[F::sums]) const {
+    terms(max, x, hit, y, kMembers);
+  }
+  template <class T>
+  HD void grad(const T (&c)[F::coefficients], T members, const T (&x)[F::members], bool hit,
+               T (&y)[F::gradients]) const {
+    Coefficients<T, F::coefficients> coefficients;
+    for (int k = 0; k < F::coefficients; k++) coefficients.of[k] = c[k];
+    coefficients.members = members;
+    grad(coefficients, x, hit, y, kMembers);
+  }
+
+ private:
+  template <class T, int N, std::size_t... K>
+  HD void candidates(const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[N], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template candidates<Mode>(x[K]..., hit), y);
+    else put(f.template candidates<Mode>(x[K]...), y);
+  }
+  template <class T, std::size_t... K>
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[F::sums],
+                std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template terms<Mode>(max, x[K]..., hit), y);
+    else put(f.template terms<Mode>(max, x[K]...), y);
+  }
+  template <class T, std::size_t... K>
+  HD void grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] bool hit,
+               T (&y)[F::gradients], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template grad<Mode>(c, x[K]..., hit), y);
+    else put(f.template grad<Mode>(c, x[K]...), y);
+  }
+  template <class Result, class T, int N>
+  HD static void put(const Result& result, T (&y)[N]) {
+    for (int k = 0; k < N; k++) y[k] = result.of[k];
+  }
+};
+
+// The operands of the iteration over groups: the inputs, then these. Those that have members step by member_stride from
+// member to member; the state by it from coefficient to coefficient.
+template <class F>
+struct Groups {
+  static constexpr int kLabel = F::members, kResult = F::inputs, kState = kResult + 1, kGrad = kState + 1,
+                       kOperands = kGrad + F::gradients;
+  Iteration<kOperands> it;
+  int64_t members = 0;
+  int64_t member_stride[kOperands] = {};
+  double own[kMostMembers] = {1, 1, 1};
+  bool reduced = false, mean = false;
+  void* valid = nullptr;  // how many groups are not ignored: the last entry of the state, where there are class indices
+
+  // Do groups lie closer in memory than members do? `few`: so few members count as yes.
+  bool across(int64_t few) const {
+    for (int k = 0; k < F::members && it.dims > 0; k++) {
+      int64_t group = it.operand[k].stride[0], member = member_stride[k];
+      if (group != 0 && member != 0 && members > 1) return group < member || members <= few;
+    }
+    return it.dims > 0 && members <= few;
+  }
+  template <class T>
+  HD Group<T> empty_group() const {
+    Group<T> g{};
+    for (int k = 0; k < kMostMembers; k++) g.own[k] = T(own[k]);
+    g.members = T(members);
+    return g;
+  }
+  // What the mean divides by.
+  template <class T>
+  HD double count() const {
+    return has_hits<F> ? double(*static_cast<const T*>(valid)) : double(it.numel);
+  }
+};
+
+// The tensors of one call, checked against each other.
+template <class F>
+struct GroupCall {
+  static constexpr int I = F::inputs, M = F::members;
+  std::vector<Tensor> tensors;
+  std::vector<DType> dtypes;
+  DType computed, result;
+  Shape shape, group_shape;  // with the members and without
+  int64_t axis = 0, members = 1, groups = 1;
+
+  explicit GroupCall(const Inputs& inputs) {
+    Promotion promotion, typed;
+    for (int k = 0; k < I; k++) {
+      tensors.push_back(required(F::name, F::args, k, inputs[k]));
+      dtypes.push_back(dtype_of(F::name, name(k), tensors[k], k == 0));
+      expect_one_device(F::name, tensors[0], tensors[k]);
+      promotion.add(dtypes[k], tensors[k].dim());
+      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], tensors[k].dim());
+    }
+    computed = promotion.result();
+    result = typed.empty() ? computed : typed.result();
+    shape = shape_of(tensors[0]);
+    if constexpr (F::along == Along::last) fit_vectors();
+    else fit_classes();
+    element_count(F::name, shape);
+    groups = element_count(F::name, group_shape);
+  }
+
+  ArgumentName name(int k) const { return {F::args, k}; }
+  [[noreturn]] void mismatch(int k, const char* relation) const {
+    fail(F::name, name(k), relation, name(0), ", got ", shape_text(shape_of(tensors[0])), " and ",
+         shape_text(shape_of(tensors[k])));
+  }
+
+  void fit_vectors() {
+    for (int k = 1; k < M; k++) {
+      Shape other = shape_of(tensors[k]);
+      if (F::shapes == Shapes::same && other != shape) mismatch(k, " of the shape of ");
+      if (other.size() != shape.size()) mismatch(k, " of the rank of ");
+      auto joined = broadcast(shape, other);
+      if (!joined) mismatch(k, " that broadcasts with ");
+      shape = *joined;
+    }
+    group_shape = shape;
+    if (!shape.empty()) {
+      axis = int64_t(shape.size()) - 1;
+      members = shape.back();
+      group_shape.pop_back();
+    }  // else one member, as torch takes it
+    if constexpr (has_label<F>) {
+      Shape label = shape_of(tensors[M]);
+      auto joined = broadcast(group_shape, label);
+      if (shape.empty() || shape.size() > 2 || label.size() != group_shape.size() || !joined)
+        fail(F::name, name(M), " of shape [N] for ", name(0), " of shape [N, D], or of [] for [D], got ",
+             shape_text(label), " and ", shape_text(shape_of(tensors[0])));
+      group_shape = *joined;
+      shape = group_shape;
+      shape.push_back(members);
+    }
+  }
+  void fit_classes() {
+    if (shape.empty()) fail(F::name, name(0), " of shape (C) or (N, C, ...), got []");
+    for (int k = 1; k < M; k++)
+      if (shape_of(tensors[k]) != shape) mismatch(k, " of the shape of ");
+    axis = shape.size() == 1 ? 0 : 1;
+    members = shape[axis];
+    group_shape = shape;
+    group_shape.erase(group_shape.begin() + axis);
+    if (members < F::least_classes)
+      fail(F::name, name(0), " of at least ", F::least_classes == 1 ? "one class" : "two classes", ", got ",
+           shape_text(shape));
+    if constexpr (has_hits<F>) {
+      if (dtypes[M] != DType::int64 && dtypes[M] != DType::int32 && dtypes[M] != DType::uint8)
+        fail(F::name, name(M), " of dtype int64, int32 or uint8, got ", name_of(dtypes[M]));
+      bool one_row = shape.size() == 1 && shape_of(tensors[M]) == Shape{1};
+      if (shape_of(tensors[M]) != group_shape && !one_row)
+        fail(F::name, name(M), " of shape ", shape_text(group_shape), " for ", name(0), " of shape ", shape_text(shape),
+             ", got ", shape_text(shape_of(tensors[M])));
+    }
+  }
+
+  // Coefficients of every group, one kind after the other; then how many groups are not ignored.
+  int64_t state_size() const { return groups * F::coefficients + 1; }
+
+  // A tensor over the groups; its step along the members goes into member_stride.
+  View over_groups(const Tensor& t, DType dtype, Groups<F>& g, int k) const {
+    if (k < M || k >= Groups<F>::kGrad) {
+      View v = view_of(t, dtype, shape);
+      if (shape.empty()) return v;
+      g.member_stride[k] = v.strides[axis];
+      v.strides.erase(v.strides.begin() + axis);
+      return v;
+    }
+    // a target of shape [1] belongs to the one row of [C]
+    if (t.dim() > int64_t(group_shape.size())) return {const_cast<void*>(t.const_data_ptr()), dtype, {}};
+    return view_of(t, dtype, group_shape);
+  }
+
+  Groups<F> problem(const Tensor* result_or_grad, const Tensor* state, const std::optional<Tensor>* grads,
+                    std::optional<Reduction> reduction) const {
+    using G = Groups<F>;
+    G g;
+    g.members = members;
+    g.reduced = reduction != Reduction::none;
+    g.mean = reduction == Reduction::mean;
+    View views[G::kOperands];
+    for (View& v : views) v = {nullptr, DType::float32, Shape(group_shape.size(), 0)};
+    auto place = [&](int k, const Tensor& t) { views[k] = over_groups(t, *known_dtype(t.scalar_type()), g, k); };
+    for (int k = 0; k < I; k++) place(k, tensors[k]);
+    for (int k = 0; k < M; k++)
+      if (!shape.empty() && tensors[k].size(tensors[k].dim() - 1) == 1 && members > 0 && F::along == Along::last)
+        g.own[k] = 1.0 / double(members);
+    if (result_or_grad) place(G::kResult, *result_or_grad);
+    for (int k = 0; k < F::gradients; k++)
+      if (grads && grads[k]) place(G::kGrad + k, *grads[k]);
+    if (state) {
+      DType dtype = *known_dtype(state->scalar_type());
+      View& v = views[G::kState];
+      v = {state->mutable_data_ptr(), dtype, Shape(group_shape.size(), 0)};
+      for (int64_t d = int64_t(group_shape.size()) - 1, step = 1; d >= 0; d--) {
+        v.strides[d] = step;
+        step *= group_shape[d];
+      }
+      g.member_stride[G::kState] = groups;
+      g.valid = static_cast<char*>(v.data) + (state_size() - 1) * size_of(dtype);
+    }
+    g.it = make_iteration<G::kOperands>(F::name, group_shape, views);
+    return g;
+  }
+};
+
+template <class F, class Backend>
+struct GroupKernel {
+  static constexpr bool keeps_state = true;
+
+  static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                      std::optional<ScalarType> dtype) {
+    std::optional<Tensor> no_state;
+    return run(f, inputs, reduction, dtype, false, no_state);
+  }
+  // Result and state, of the type that is computed in.
+  static std::tuple<Tensor, Tensor> forward(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                                            std::optional<ScalarType> dtype) {
+    std::optional<Tensor> state;
+    Tensor out = run(f, inputs, reduction, dtype, true, state);
+    return {out, *state};
+  }
+
+  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                                  std::optional<Reduction> reduction, const std::vector<bool>& mask) {
+    GroupCall<F> call(inputs);
+    typename Backend::Guard guard(call.tensors[0]);
+    Shape expected = reduction == Reduction::none ? call.group_shape : Shape{};
+    if (shape_of(grad_output) != expected)
+      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    expect_one_device(F::name, call.tensors[0], grad_output);
+    expect_one_device(F::name, call.tensors[0], state);
+    dtype_of(F::name, "grad_output", grad_output, true);
+    DType computed = dtype_of(F::name, "state", state, true);
+    bool fits = computed == DType::float64 || (computed == DType::float32 && call.computed != DType::float64);
+    if (!fits || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
+      fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
+           name_of(computed), " of ", shape_text(shape_of(state)));
+
+    std::optional<Tensor> grads[F::gradients];
+    for (int k = 0; k < F::gradients; k++) {
+      if (!mask[k]) continue;
+      const Tensor& t = call.tensors[k];
+      if (!is_floating(call.dtypes[k]))
+        fail(F::name, call.name(k), " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+      // what will be summed over the expanded dimensions is not rounded before
+      DType wide = call.dtypes[k] == DType::float64 ? DType::float64 : DType::float32;
+      grads[k] = shape_of(t) == call.shape ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
+    }
+    in_compute_type(computed, computed, [&](auto zero) {
+      using T = decltype(zero);
+      auto groups = call.problem(&grad_output, &state, grads, reduction);
+      with_mode(f, [&](auto mode) { Backend::template groups_grad<T, mode>(f, groups); });
+    });
+    std::vector<Tensor> results;
+    for (int k = 0; k < F::gradients; k++) {
+      if (!grads[k]) continue;
+      const Tensor& t = call.tensors[k];
+      results.push_back(shape_of(t) == call.shape ? *grads[k] : empty_like(t, call.dtypes[k]));
+      if (shape_of(t) != call.shape) torch::stable::copy_(results.back(), sum_to(*grads[k], shape_of(t)));
+    }
+    return results;
+  }
+
+ private:
+  static Tensor run(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                    std::optional<ScalarType> dtype, bool keep, std::optional<Tensor>& state) {
+    GroupCall<F> call(inputs);
+    typename Backend::Guard guard(call.tensors[0]);
+    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    bool reduced = reduction != Reduction::none;
+    Tensor out = new_empty(call.tensors[0], reduced ? Shape{} : call.group_shape, out_dtype);
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (keep) state = new_empty(call.tensors[0], {call.state_size()}, dtype_of_storage<T>);
+      auto groups = call.problem(reduced ? nullptr : &out, state ? &*state : nullptr, nullptr, reduction);
+      with_mode(f, [&](auto mode) { Backend::template groups_forward<T, mode>(f, groups, out, out_dtype); });
+    });
+    return out;
+  }
+};
+
+}  // namespace lossreg

@@ -1,0 +1,246 @@
+#pragma once
+// The pointwise skeleton: one value an element, broadcast, then reduced. Written once over a Backend.
+#include "../../base/tensor.h"
+
+namespace lossreg {
+
+// Formula bodies as the backends call them: arrays in, arrays out.
+template <class F, int Mode>
+struct ValueBody {
+  F f;
+  template <class T, int I, std::size_t... K>
+  HD void apply(const T (&x)[I], T (&y)[1], std::index_sequence<K...>) const {
+    y[0] = ModesOf<F>::template value<Mode, T>(f, x[K]...);
+  }
+  template <class T, int I>
+  HD void operator()(const T (&x)[I], T (&y)[1]) const {
+    apply(x, y, std::make_index_sequence<I>{});
+  }
+};
+// x[0] is the gradient of the result; y the first O gradients.
+template <class F, int Mode, int O>
+struct GradBody {
+  F f;
+  double scale;
+  template <class T, int I, std::size_t... K>
+  HD void apply(const T (&x)[I], T (&y)[O], std::index_sequence<K...>) const {
+    auto g = ModesOf<F>::template grad<Mode>(f, x[K + 1]...);
+    T factor = x[0] * T(scale);
+    for (int k = 0; k < O; k++) y[k] = factor * g.of[k];
+  }
+  template <class T, int I>
+  HD void operator()(const T (&x)[I], T (&y)[O]) const {
+    apply(x, y, std::make_index_sequence<I - 1>{});
+  }
+};
+
+template <class F, class = void>
+struct has_domains : std::false_type {};
+template <class F>
+struct has_domains<F, std::void_t<decltype(F::domains)>> : std::true_type {};
+// Broadcasts, as torch does, but where a target of another shape is mostly a mistake: said, as torch says it.
+template <class F, class = void>
+struct says_broadcast : std::false_type {};
+template <class F>
+struct says_broadcast<F, std::void_t<decltype(F::says_broadcast)>> : std::bool_constant<F::says_broadcast> {};
+// What an operand is searched for: an element outside of the formula's domain, a NaN.
+template <class F>
+struct OutsideDomain {
+  F f;
+  template <class T>
+  HD bool operator()(T x) const {
+    return !f.in_domain(x);
+  }
+};
+struct IsNaN {
+  template <class T>
+  HD bool operator()(T x) const {
+    return x != x;
+  }
+};
+
+// The tensors of one call, checked against each other.
+template <class F>
+struct PointwiseCall {
+  static constexpr int I = F::inputs;
+  std::vector<std::optional<Tensor>> tensors;
+  std::array<DType, I> dtypes;
+  std::array<Shape, I> aligned;  // the operands' shapes, as they broadcast
+  Shape shape;
+  DType computed, result;
+
+  explicit PointwiseCall(std::vector<std::optional<Tensor>> inputs) : tensors(std::move(inputs)) {
+    Promotion promotion, typed;
+    for (int k = 0; k < I; k++) {
+      dtypes[k] = DType::float32;
+      if (optional(k) && !tensors[k]) continue;
+      aligned[k] = shape_of(required(F::name, F::args, k, tensors[k]));
+      dtypes[k] = dtype_of(F::name, ArgumentName{F::args, k}, *tensors[k], k == 0);
+      expect_one_device(F::name, *tensors[0], *tensors[k]);
+      promotion.add(dtypes[k], int64_t(aligned[k].size()));
+      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], int64_t(aligned[k].size()));
+    }
+    computed = promotion.result();
+    result = typed.empty() ? computed : typed.result();
+    fit();
+  }
+
+  ArgumentName name(int k) const { return {F::args, k}; }
+  static bool optional(int k) { return is_optional(F::args, k); }
+
+  void fit() {
+    shape = aligned[0];
+    if constexpr (F::shapes == Shapes::variance) {
+      // one variance a row (torch's homoscedastic case): with or without the last dimension
+      Shape& var = aligned[2];
+      Shape shorter = shape;
+      if (!shorter.empty()) shorter.pop_back();
+      int different = 0;
+      bool one = true;
+      for (size_t d = 0; d < shape.size() && var.size() == shape.size(); d++)
+        if (var[d] != shape[d]) different++, one = var[d] == 1;
+      if (var != shape && var == shorter) var.push_back(1);
+      else if (var.size() != shape.size() || different > 1 || !one)
+        fail(F::name, "var of the shape of input, or with one dimension of 1 or the last one missing, got ",
+             shape_text(shape), " and ", shape_text(var));
+    }
+    for (int k = 1; k < I; k++) {
+      if (!tensors[k]) continue;
+      if (optional(k) || F::shapes == Shapes::to_input) {
+        if (!expands_to(aligned[k], shape)) mismatch(k, " that expands to the shape of ");
+      } else if (F::shapes == Shapes::same) {
+        if (aligned[k] != shape) mismatch(k, " of the shape of ");
+      } else {
+        if (F::shapes == Shapes::same_rank && aligned[k].size() != aligned[0].size()) mismatch(k, " of the rank of ");
+        auto joined = broadcast(shape, aligned[k]);
+        if (!joined) mismatch(k, " that broadcasts with ");
+        shape = *joined;
+      }
+    }
+    element_count(F::name, shape);
+  }
+  [[noreturn]] void mismatch(int k, const char* relation) const {
+    fail(F::name, name(k), relation, name(0), ", got ", shape_text(aligned[0]), " and ", shape_text(aligned[k]));
+  }
+
+  // Operand k over the whole index space.
+  View view(int k) const {
+    if (!tensors[k]) return constant_one(shape);
+    View v{const_cast<void*>(tensors[k]->const_data_ptr()), dtypes[k], Shape(shape.size(), 0)};
+    auto strides = tensors[k]->strides();
+    size_t lead = shape.size() - aligned[k].size();
+    for (size_t d = 0; d < aligned[k].size(); d++)
+      if (aligned[k][d] != 1) v.strides[lead + d] = strides[d];
+    return v;
+  }
+  // A result of the index space's shape, laid out as operand k is where that has the whole shape.
+  Tensor full(int k, DType dtype) const {
+    const Tensor& t = *tensors[k];
+    return shape_of(t) == shape ? empty_like(t, dtype) : new_empty(t, shape, dtype);
+  }
+  double normaliser(Reduction reduction) const {
+    if (reduction == Reduction::mean) return 1.0 / double(element_count(F::name, shape));
+    if (reduction == Reduction::batchmean && tensors[0]->dim() > 0) return 1.0 / double(tensors[0]->size(0));
+    return 1.0;
+  }
+};
+
+template <class F, class Backend>
+struct PointwiseKernel {
+  static constexpr bool keeps_state = false;
+  static constexpr int I = F::inputs;
+
+  static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
+    PointwiseCall<F> call(std::move(inputs));
+    if constexpr (says_broadcast<F>::value)
+      if (call.aligned[0] != call.aligned[1])
+        warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
+                     shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
+    typename Backend::Guard guard(*call.tensors[0]);
+    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    bool reduced = reduction && *reduction != Reduction::none;
+    Tensor out = reduced ? new_empty(*call.tensors[0], {}, out_dtype) : call.full(0, out_dtype);
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      View views[I + 1];
+      for (int k = 0; k < I; k++) views[k] = call.view(k);
+      views[I] = view_of(out, out_dtype, call.shape.size() && !reduced ? call.shape : shape_of(out));
+      auto inputs_only = make_iteration<I>(F::name, call.shape, views);
+      with_mode(f, [&](auto mode) {
+        ValueBody<F, mode> body{f};
+        if (reduced) Backend::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
+        else Backend::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
+      });
+      if constexpr (has_domains<F>::value && Backend::checks_values) {
+        // the value is NaN outside of the domain: one look at the result is enough where all is well
+        if (!find<T>(shape_of(out), views[I], IsNaN{})) return;
+        int k = 0;
+        for (const char* domain : F::domains)
+          if (auto outside = find<T>(call.shape, views[k++], OutsideDomain<F>{f}))
+            fail(F::name, domain, ", got ", *outside);
+      }
+    });
+    return out;
+  }
+
+  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, Inputs inputs,
+                                  std::optional<Reduction> reduction, const std::vector<bool>& mask) {
+    PointwiseCall<F> call(std::move(inputs));
+    typename Backend::Guard guard(*call.tensors[0]);
+    bool reduced = reduction && *reduction != Reduction::none;
+    Shape expected = reduced ? Shape{} : call.shape;
+    if (shape_of(grad_output) != expected)
+      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    expect_one_device(F::name, *call.tensors[0], grad_output);
+
+    std::vector<Tensor> results;
+    DType grad_dtype = dtype_of(F::name, "grad_output", grad_output, true);
+    in_compute_type(call.computed, grad_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      bool only_first = mask[0];
+      for (int k = 1; k < F::gradients; k++) only_first = only_first && !mask[k];
+      with_mode(f, [&](auto mode) {
+        double scale = reduced ? call.normaliser(*reduction) : 1.0;
+        if (only_first) run<T, 1>(GradBody<F, mode, 1>{f, scale}, call, grad_output, grad_dtype, mask, results);
+        else
+          run<T, F::gradients>(GradBody<F, mode, F::gradients>{f, scale}, call, grad_output, grad_dtype, mask, results);
+      });
+    });
+    return results;
+  }
+
+ private:
+  template <class T, class Wanted>
+  static std::optional<T> find(const Shape& shape, const View& view, Wanted wanted) {
+    return Backend::template find<T>(make_iteration<1>(F::name, shape, &view), wanted);
+  }
+  template <class T, int O, class Body>
+  static void run(const Body& body, const PointwiseCall<F>& call, const Tensor& grad_output, DType grad_dtype,
+                  const std::vector<bool>& mask, std::vector<Tensor>& results) {
+    View views[I + 1 + O];
+    views[0] = view_of(grad_output, grad_dtype, call.shape);
+    for (int k = 0; k < I; k++) views[k + 1] = call.view(k);
+    for (int k = 0; k < O; k++) {
+      View& v = views[I + 1 + k];
+      v = {nullptr, DType::float32, Shape(call.shape.size(), 0)};
+      if (!mask[k]) continue;
+      DType dtype = call.dtypes[k];
+      if (!is_floating(dtype)) fail(F::name, call.name(k), " ", kFloating, " for a gradient, got ", name_of(dtype));
+      results.push_back(call.full(k, dtype));
+      v = view_of(results.back(), dtype, call.shape);
+    }
+    Backend::template map<T, I + 1, O, Sweep::backward>(make_iteration<I + 1 + O>(F::name, call.shape, views), body);
+    int at = 0;
+    for (int k = 0; k < O; k++) {
+      if (!mask[k]) continue;
+      Tensor& g = results[at++];
+      // sums to the shape that broadcasts, then drops the dimension that gaussian_nll_loss's var may lack
+      g = sum_to(g, call.aligned[k]);
+      Shape shape = shape_of(*call.tensors[k]);
+      if (shape_of(g) != shape) g = torch::stable::reshape(g, shape);
+    }
+  }
+};
+
+}  // namespace lossreg

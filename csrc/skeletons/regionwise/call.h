@@ -1,0 +1,226 @@
+#pragma once
+// The region skeleton: losses of whole regions of pixels. A region is a sample, or the whole batch at once; each of its
+// pixels has a score for every class, and a label. What is here is the host's part; cpu.h and cuda.h
+// run over the pixels.
+#include "../../base/tensor.h"
+#include "../formula.h"
+
+namespace lossreg {
+
+// Labels that are no class.
+constexpr int32_t kIgnored = -1, kUnknown = -2;
+
+struct Regions {
+  // The operands of the iteration over the pixels of one region. kFlat has no data: it numbers the pixels in the order
+  // of their indices, whatever the order of memory.
+  enum Role { kInput, kTarget, kGradInput, kGradTarget, kFlat, kRoles };
+  Iteration<kRoles> pixels;
+  int64_t count = 1, classes = 1;
+  int64_t region_stride[kRoles] = {}, class_stride[kRoles] = {};
+  int64_t ignore_index = 0;
+  bool binary = false;  // the label 1 is class 0, all others are class 1; there are scores of class 0 only
+
+  HD void offsets(int64_t region, int64_t pixel, int64_t (&offset)[kRoles]) const {
+    pixels.offsets(pixel, offset);
+    for (int k = 0; k < kRoles; k++) offset[k] += region * region_stride[k];
+  }
+  template <class V>
+  HD int32_t label(V target) const {
+    if (target == V(ignore_index)) return kIgnored;
+    if (binary) return target == V(1) ? 0 : 1;
+    return target >= V(0) && target < V(classes) ? int32_t(target) : kUnknown;
+  }
+};
+
+// q^p of a probability q, and its derivative.
+struct Power {
+  double p = 1;
+  static constexpr int modes = 3;  // p = 1, p = 2, any other
+  int mode() const { return p == 1 ? 0 : p == 2 ? 1 : 2; }
+  template <int Mode, class T>
+  HD T value(T q) const {
+    if constexpr (Mode == 0) return q;
+    if constexpr (Mode == 1) return q * q;
+    return q < T(0) ? T(NAN) : pow_unit(q, T(p));
+  }
+  template <int Mode, class T>
+  HD T slope(T q) const {
+    if constexpr (Mode == 0) return T(1);
+    if constexpr (Mode == 1) return T(2) * q;
+    return q < T(0) ? T(NAN) : T(p) * pow_unit(q, T(p - 1));
+  }
+};
+
+// A pass over regions in items of `chunk` pixels. Sums are kept for each class (slots = classes), or weighted and for
+// all of them together (slots = 1).
+template <class T>
+struct RegionPass {
+  Regions regions;
+  Power power;
+  const T* weight = nullptr;  // one a class; null: 1
+  int64_t slots = 1, chunk = 1, chunks = 0;
+
+  HD int64_t items() const { return regions.count * chunks; }
+  HD int64_t slot(int64_t c) const { return slots == 1 ? 0 : c; }
+  HD T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
+  void divide(int64_t pixels_an_item) {
+    chunk = pixels_an_item;
+    chunks = (regions.pixels.numel + chunk - 1) / chunk;
+  }
+};
+
+// A large finite number in place of one that T does not hold: times 0 it must stay 0.
+template <class T>
+HD T finite(double x) {
+  if constexpr (sizeof(T) == 4) return T(clamp(x, -3e38, 3e38));
+  return x;
+}
+
+// Errors of the Lovasz losses, none below 0.
+template <class T>
+HD T region_error(T q, bool hit) {
+  return hit ? abs(T(1) - q) : q;
+}
+template <class T>
+HD T hinge_error(T x, bool hit) {
+  return relu(T(1) - (hit ? x : -x));
+}
+// Integers that sort upwards as errors sort downwards, ignored pixels last. torch sorts integers by their digits, on
+// the CPU in a fifteenth of the time that floats take; and bits keep every digit.
+template <class T>
+struct Key {
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  static constexpr DType dtype = sizeof(T) == 8 ? DType::int64 : DType::int32;
+  static constexpr Bits ignored = sizeof(T) == 8 ? Bits(INT64_MAX) : Bits(INT32_MAX);
+  HD static Bits of(T error) { return ignored - 1 - (bits<Bits>(error) & ignored); }  // without the sign of a NaN
+  HD static T error(Bits key) { return bits<T>(Bits(ignored - 1 - key)); }
+};
+
+// The tensors of one call, checked against each other.
+struct RegionCall {
+  const char *op, *args;
+  Tensor input, target;
+  DType input_dtype, target_dtype, result;
+  Shape shape, pixel_shape;
+  bool scored;        // the input has a class dimension
+  bool soft = false;  // the target holds a probability for each score
+  std::optional<Tensor> weight;
+
+  RegionCall(const char* op, const char* args, const Inputs& inputs, bool scored, bool takes_soft)
+      : op(op),
+        args(args),
+        input(required(op, args, 0, inputs[0])),
+        target(required(op, args, 1, inputs[1])),
+        scored(scored) {
+    input_dtype = dtype_of(op, "input", input, true);
+    target_dtype = dtype_of(op, "target", target, false);
+    expect_one_device(op, input, target);
+    shape = pixel_shape = shape_of(input);
+    if (int64_t(shape.size()) < 1 + scored)
+      fail(op, "input of shape ", scored ? "(N, C, ...)" : "(N, ...)", ", got ", shape_text(shape));
+    if (scored) {
+      if (shape[1] == 0) fail(op, "input of at least one class, got ", shape_text(shape));
+      // a pixel's class is a number of 32 bits
+      if (shape[1] > INT32_MAX) fail(op, "input of at most ", INT32_MAX, " classes, got ", shape_text(shape));
+      pixel_shape.erase(pixel_shape.begin() + 1);
+    }
+    element_count(op, shape);
+    check_target(takes_soft);
+    Promotion promotion;
+    promotion.add(input_dtype, input.dim());
+    promotion.add(target_dtype, target.dim());
+    if (inputs.size() > 2 && inputs[2]) {
+      weight = inputs[2];
+      promotion.add(dtype_of(op, "weight", *weight, false), weight->dim());
+      expect_one_device(op, input, *weight);
+      if (shape_of(*weight) != Shape{classes()})
+        fail(op, "weight of one entry a class, ", shape_text({classes()}), ", got ", shape_text(shape_of(*weight)));
+    }
+    result = promotion.result();
+  }
+
+  int64_t samples() const { return shape[0]; }
+  int64_t classes() const { return scored ? shape[1] : 1; }
+
+  void check_target(bool takes_soft) {
+    Shape own = shape_of(target);
+    soft = takes_soft && is_floating(target_dtype);
+    bool index = target_dtype == DType::int64 || target_dtype == DType::int32 || target_dtype == DType::uint8;
+    if (soft || !scored) {
+      if (own != shape) fail(op, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(own));
+    } else if (!index) {
+      fail(op, "target of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    } else if (own != pixel_shape) {
+      fail(op, "target of shape ", shape_text(pixel_shape), " for input of shape ", shape_text(shape), ", got ",
+           shape_text(own));
+    }
+  }
+
+  // Regions of a sample each, or the batch as one.
+  Regions regions(bool batch, int64_t ignore_index, const Tensor* grad_input = nullptr,
+                  const Tensor* grad_target = nullptr) const {
+    Regions r;
+    r.classes = classes();
+    r.ignore_index = ignore_index;
+    r.binary = !scored;
+    r.count = batch ? 1 : samples();
+    Shape inside(pixel_shape.begin() + !batch, pixel_shape.end());
+    View views[Regions::kRoles];
+    for (View& v : views) v = {nullptr, DType::float32, Shape(inside.size(), 0)};
+    auto place = [&](Regions::Role k, const Tensor& t) {
+      auto strides = t.strides();
+      views[k] = {const_cast<void*>(t.const_data_ptr()), *known_dtype(t.scalar_type()), {}};
+      bool has_classes = strides.size() > pixel_shape.size();
+      if (has_classes) r.class_stride[k] = strides[1];
+      for (size_t d = 0; d < strides.size(); d++) {
+        if (d == 0 && !batch) r.region_stride[k] = strides[0];
+        else if (d != 1 || !has_classes) views[k].strides.push_back(strides[d]);
+      }
+    };
+    place(Regions::kInput, input);
+    place(Regions::kTarget, target);
+    if (grad_input) place(Regions::kGradInput, *grad_input);
+    if (grad_target) place(Regions::kGradTarget, *grad_target);
+    for (int64_t d = int64_t(inside.size()) - 1, step = 1; d >= 0; d--) {
+      views[Regions::kFlat].strides[size_t(d)] = step;
+      step *= inside[size_t(d)];
+    }
+    r.pixels = make_iteration<Regions::kRoles>(op, inside, views);
+    return r;
+  }
+
+  void check_grad(const Tensor& grad_output, const Shape& expected, const std::vector<bool>& mask,
+                  size_t gradients) const {
+    if (shape_of(grad_output) != expected)
+      fail(op, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(mask.size() == gradients, op, "one entry of output_mask a gradient", mask.size());
+    expect_one_device(op, input, grad_output);
+  }
+  void check_state(const Tensor& state, const Shape& expected, DType dtype) const {
+    if (state.scalar_type() != scalar_type(dtype) || shape_of(state) != expected || !state.is_contiguous())
+      fail(op, "the ", name_of(dtype), " state of the forward pass, of shape ", shape_text(expected), ", got ",
+           shape_text(shape_of(state)));
+    expect_one_device(op, input, state);
+  }
+};
+
+inline Operand operand_of(const Tensor& t) {
+  Operand o;
+  o.data = const_cast<void*>(t.const_data_ptr());
+  o.dtype = *known_dtype(t.scalar_type());
+  if (t.dim() == 1) o.stride[0] = t.strides()[0];
+  return o;
+}
+
+// The mean or the sum of one float64 a region, into the result.
+struct AddLoss {
+  const double* losses;
+  HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += losses[i]; }
+};
+struct WriteLoss {
+  Operand result;
+  double scale;
+  HD void operator()(const double (&sums)[1]) const { put(result, 0, sums[0] * scale); }
+};
+
+}  // namespace lossreg

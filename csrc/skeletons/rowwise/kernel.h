@@ -1,0 +1,265 @@
+#pragma once
+// The rowwise skeleton: one value a row of class scores, for (C) or (N, C, d1 ... dk), then reduced. Written once over
+// a Backend.
+#include "../../base/tensor.h"
+
+namespace lossreg {
+
+// The operands of the iteration over rows. Those that have classes too step by class_stride from class to class.
+enum RowOperand { kInput, kTarget, kState, kResult, kGradInput, kGradTarget, kGradWeight, kRowOperands };
+
+struct Rows {
+  Iteration<kRowOperands> it;
+  int64_t classes = 0;
+  int64_t class_stride[kRowOperands] = {};
+  Operand weight;  // one entry a class, stride[0] from class to class; no data: 1 everywhere
+  bool reduced = false, mean = false;
+  bool zeroed = false;           // the gradient holds zeros already: those at the targets are all that is missing
+  double* normaliser = nullptr;  // the last entry of the state
+
+  // Rows next to each other are taken together, classes one after the other, where rows lie closer in memory than
+  // classes do, and where there are so few classes that a vector would stay half empty.
+  bool across_rows() const {
+    if (it.dims == 0) return false;
+    return it.operand[kInput].stride[0] < class_stride[kInput] || classes <= 64;
+  }
+};
+
+// The tensors of one call, checked against each other.
+template <class F>
+struct RowCall {
+  Tensor input, target;
+  std::optional<Tensor> weight;  // the class tensor, one entry a class
+  DType input_dtype, target_dtype, result;
+  Shape shape, row_shape;
+  int64_t axis = 0, classes = 0, rows = 1;
+  bool probabilities = false;
+
+  // What is kept of each row, its log-sum-exp first, and the mean's denominator.
+  int64_t state_size() const { return F::state_values * rows + 1; }
+
+  explicit RowCall(const Inputs& inputs)
+      : input(required(F::name, F::args, 0, inputs[0])), target(required(F::name, F::args, 1, inputs[1])) {
+    if constexpr (F::has_bias) weight = required(F::name, F::args, 2, inputs[2]);
+    else if constexpr (F::inputs > 2) weight = inputs[2];
+    input_dtype = dtype_of(F::name, ArgumentName{F::args, 0}, input, true);
+    target_dtype = dtype_of(F::name, ArgumentName{F::args, 1}, target, false);
+    Promotion promotion;
+    promotion.add(input_dtype, input.dim());
+    promotion.add(target_dtype, target.dim());
+    result = promotion.result();
+    expect_one_device(F::name, input, target);
+
+    shape = shape_of(input);
+    if (shape.empty()) fail(F::name, name(0), " of shape (C) or (N, C, ...), got []");
+    axis = shape.size() == 1 ? 0 : 1;
+    classes = shape[axis];
+    if (classes == 0) fail(F::name, name(0), " of at least one class, got ", shape_text(shape));
+    // a row's class is a number of 32 bits
+    if (classes > INT32_MAX) fail(F::name, name(0), " of at most ", INT32_MAX, " classes, got ", shape_text(shape));
+    row_shape = shape;
+    row_shape.erase(row_shape.begin() + axis);
+    element_count(F::name, shape);
+    rows = element_count(F::name, row_shape);
+    check_target();
+    if (weight) {
+      promotion.add(dtype_of(F::name, name(2), *weight, false), weight->dim());
+      result = promotion.result();
+      expect_one_device(F::name, input, *weight);
+      if (shape_of(*weight) != Shape{classes})
+        fail(F::name, name(2), " of one entry a class, ", shape_text({classes}), ", got ",
+             shape_text(shape_of(*weight)));
+    }
+  }
+
+  ArgumentName name(int k) const { return {F::args, k}; }
+
+  void check_target() {
+    probabilities = F::probabilities && is_floating(target_dtype);
+    if (probabilities) {
+      if (shape_of(target) != shape)
+        fail(F::name, name(1), " of the shape of ", name(0), ", got ", shape_text(shape), " and ",
+             shape_text(shape_of(target)));
+      return;
+    }
+    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
+      fail(F::name, name(1), " of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    bool one_row = shape.size() == 1 && shape_of(target) == Shape{1};
+    if (shape_of(target) != row_shape && !one_row)
+      fail(F::name, name(1), " of shape ", shape_text(row_shape), " for ", name(0), " of shape ", shape_text(shape),
+           ", got ", shape_text(shape_of(target)));
+  }
+
+  // Checks what a backward pass gets beside the inputs, and returns the dtype of grad_output.
+  DType check_grad(const Tensor& grad_output, const Tensor& state, bool reduced, const std::vector<bool>& mask) const {
+    Shape expected = reduced ? Shape{} : row_shape;
+    if (shape_of(grad_output) != expected)
+      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{state_size()} || !state.is_contiguous())
+      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({state_size()}), ", got ",
+           shape_text(shape_of(state)));
+    expect_one_device(F::name, input, grad_output);
+    expect_one_device(F::name, input, state);
+    return dtype_of(F::name, "grad_output", grad_output, true);
+  }
+
+  // A tensor over the rows; the class dimension, if it has one, goes into class_stride.
+  View over_rows(const Tensor& t, DType dtype, Rows& r, RowOperand k) const {
+    Shape own = shape_of(t);
+    View v{const_cast<void*>(t.const_data_ptr()), dtype, Shape(row_shape.size(), 0)};
+    if (own == shape && (own.size() > row_shape.size())) {
+      auto strides = t.strides();
+      r.class_stride[k] = strides[axis];
+      for (size_t d = 0, o = 0; d < own.size(); d++)
+        if (int64_t(d) != axis) v.strides[o++] = strides[d];
+    } else if (own == row_shape) {
+      auto strides = t.strides();
+      std::copy(strides.begin(), strides.end(), v.strides.begin());
+    }  // else one value for all rows
+    return v;
+  }
+
+  Rows problem(const Tensor& state, const Tensor* result_or_grad, const Tensor* grad_input, const Tensor* grad_target,
+               const Tensor* grad_weight) const {
+    Rows r;
+    r.classes = classes;
+    View views[kRowOperands];
+    for (View& v : views) v = {nullptr, DType::float32, Shape(row_shape.size(), 0)};
+    views[kInput] = over_rows(input, input_dtype, r, kInput);
+    views[kTarget] = over_rows(target, target_dtype, r, kTarget);
+    views[kState] = {state.mutable_data_ptr(), DType::float64, Shape(row_shape.size(), 0)};
+    for (int64_t d = int64_t(row_shape.size()) - 1, step = 1; d >= 0; d--) {
+      views[kState].strides[d] = step;
+      step *= row_shape[d];
+    }
+    r.class_stride[kState] = rows;  // from the maximum to what is added to it
+    auto place = [&](RowOperand k, const Tensor* t) {
+      if (t) views[k] = over_rows(*t, *known_dtype(t->scalar_type()), r, k);
+    };
+    place(kResult, result_or_grad);
+    place(kGradInput, grad_input);
+    place(kGradTarget, grad_target);
+    place(kGradWeight, grad_weight);
+    r.it = make_iteration<kRowOperands>(F::name, row_shape, views);
+    r.normaliser = static_cast<double*>(state.mutable_data_ptr()) + state_size() - 1;
+    if (weight) {
+      r.weight.data = const_cast<void*>(weight->const_data_ptr());
+      r.weight.dtype = *known_dtype(weight->scalar_type());
+      r.weight.stride[0] = weight->strides()[0];
+    }
+    return r;
+  }
+};
+
+template <class T, class F>
+struct FindBiases {
+  F f;
+  Operand weight;
+  T* bias;
+  HD void operator()(int64_t c) const { bias[c] = f.bias(get<T>(weight, c * weight.stride[0])); }
+};
+// Puts the biases into the class tensor's place, for as long as the tensor lives that this returns.
+template <class T, class Backend, class F>
+Tensor biases(const F& f, const RowCall<F>& call, Rows& rows) {
+  DType dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
+  Tensor made = new_empty(call.input, {call.classes}, dtype);
+  T* bias = static_cast<T*>(made.mutable_data_ptr());
+  Backend::each(call.classes, 1, FindBiases<T, F>{f, rows.weight, bias});
+  if constexpr (Backend::checks_values)
+    for (int64_t c = 0; c < call.classes; c++)
+      expect(bias[c] == bias[c], F::name, F::domain, get<double>(rows.weight, c * rows.weight.stride[0]));
+  rows.weight.data = bias;
+  rows.weight.dtype = dtype;
+  rows.weight.stride[0] = 1;
+  return made;
+}
+
+template <class F, int Mode = 0, class Use>
+void with_row_mode(int mode, Use use) {
+  if constexpr (Mode + 1 < F::modes) {
+    if (mode != Mode) return with_row_mode<F, Mode + 1>(mode, use);
+  }
+  use(std::integral_constant<int, Mode>{});
+}
+
+template <class F, class Backend>
+struct RowKernel {
+  static constexpr bool keeps_state = true;
+  static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                      std::optional<ScalarType> dtype) {
+    return std::get<0>(forward(f, inputs, reduction, dtype));
+  }
+
+  // Result and state. That holds a row's greatest score and the logarithm of its sum of exponentials apart: their sum
+  // has no room for the second where the first is large, as in a row that is masked throughout.
+  static std::tuple<Tensor, Tensor> forward(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                                            std::optional<ScalarType> dtype) {
+    RowCall<F> call(inputs);
+    typename Backend::Guard guard(call.input);
+    if constexpr (F::probabilities)
+      expect(!call.probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
+             f.ignore_index);
+    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    bool reduced = reduction != Reduction::none;
+    Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
+    Tensor state = new_empty(call.input, {call.state_size()}, DType::float64);
+    Rows rows = call.problem(state, reduced ? nullptr : &out, nullptr, nullptr, nullptr);
+    rows.reduced = reduced;
+    rows.mean = reduction == Reduction::mean;
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      std::optional<Tensor> alive;
+      if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
+      with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
+        Backend::template rows_forward<decltype(zero), mode>(f, rows, out, out_dtype);
+      });
+    });
+    return {out, state};
+  }
+
+  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                                  std::optional<Reduction> reduction, const std::vector<bool>& mask) {
+    RowCall<F> call(inputs);
+    typename Backend::Guard guard(call.input);
+    bool reduced = reduction != Reduction::none;
+    DType grad_dtype = call.check_grad(grad_output, state, reduced, mask);
+
+    std::vector<Tensor> results;
+    std::optional<Tensor> grads[3];
+    for (int k = 0; k < F::gradients; k++) {
+      if (!mask[k]) continue;
+      const Tensor& t = k == 0 ? call.input : k == 1 ? call.target : *call.weight;
+      if (k > 0 && !call.probabilities)
+        fail(F::name, call.name(k), " without gradient for a target of class indices, got one that asks for it");
+      // the class weights' gradient is written for every row, then summed over them
+      DType wide = call.result == DType::float64 ? DType::float64 : DType::float32;
+      grads[k] = k == 2 ? empty_like(call.input, wide) : empty_like(t, *known_dtype(t.scalar_type()));
+    }
+    auto pointer = [&](int k) { return grads[k] ? &*grads[k] : nullptr; };
+    Rows rows = call.problem(state, &grad_output, pointer(0), pointer(1), pointer(2));
+    rows.reduced = reduced;
+    rows.mean = reduction == Reduction::mean;
+    if constexpr (!F::softmax) rows.zeroed = grads[0] && !rows.across_rows() && Backend::zero(*grads[0]);
+    in_compute_type(call.result, grad_dtype, [&](auto zero) {
+      std::optional<Tensor> alive;
+      if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
+      with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
+        if (grads[0]) Backend::template rows_grad<decltype(zero), mode>(f, rows);
+        if constexpr (F::probabilities)
+          if (grads[1] || grads[2]) Backend::template rows_share_grad<decltype(zero)>(f, rows);
+      });
+    });
+    if (grads[2]) {
+      Shape other;
+      for (int64_t d = 0; d < int64_t(call.shape.size()); d++)
+        if (d != call.axis) other.push_back(d);
+      if (!other.empty()) grads[2] = torch::stable::sum(*grads[2], torch::headeronly::IntHeaderOnlyArrayRef(other));
+      grads[2] = torch::stable::to(*grads[2], call.weight->scalar_type());
+    }
+    for (auto& g : grads)
+      if (g) results.push_back(*g);
+    return results;
+  }
+};
+
+}  // namespace lossreg

@@ -1,0 +1,624 @@
+#pragma once
+// Losses over pairs of pixels that lie near each other. Nothing is unfolded: a pair is a pixel and a displacement, and
+// each pixel gathers what its neighbours say about it, so that no sum depends on an order of threads.
+#include "../skeletons/formula.h"
+#include "../skeletons/standalone.h"
+
+namespace lossreg {
+
+// Up to L pixels side by side in a row of an image: long enough for vectors on the CPU, one pixel on a GPU.
+struct Strip {
+  int64_t n, h, w;
+  int length;
+};
+
+// Scores (N, C, H, W) of any strides, labels (N, H, W). S is what is stored, T what is computed in.
+template <class T, class S, int L>
+struct Images {
+  using Compute = T;
+  using Storage = S;
+  static constexpr int kLanes = L;
+  const S* scores;
+  const int64_t* labels;
+  int64_t stride[4], channels, height, width, ignore_index;
+
+  HD int64_t strips() const { return (width + L - 1) / L; }  // of one row
+  HD Strip strip(int64_t i) const {
+    int64_t row = i / strips(), w = (i - row * strips()) * L;
+    return {row / height, row % height, w, int(width - w < L ? width - w : L)};
+  }
+  HD bool has_row(int64_t h) const { return h >= 0 && h < height; }
+
+  // Calls use(j, column) for the columns w + j, j < N, that are in the image.
+  template <int N, class Use>
+  HD void columns(int64_t w, Use use) const {
+    int first = int(w < 0 ? (-w < N ? -w : N) : 0), last = int(width - w < N ? (width - w > 0 ? width - w : 0) : N);
+    for (int j = first; j < last; j++) use(j, w + j);
+  }
+  // N scores of channel c from column w on; 0 outside of the image. Where they lie in memory as such, themselves.
+  template <int N>
+  HD const T* read(int64_t n, int64_t c, int64_t h, int64_t w, T (&buffer)[N]) const {
+    const S* row = scores + (n * stride[0] + c * stride[1] + h * stride[2]);
+    if constexpr (L > 1 && std::is_same_v<S, T>)
+      if (stride[3] == 1 && w >= 0 && w + N <= width) return row + w;
+    const int64_t step = stride[3];
+    for (int j = 0; j < N; j++) buffer[j] = T(0);
+    if (step == 1) columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at]); });
+    else columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at * step]); });
+    return buffer;
+  }
+  // Labels from column w on; ignored ones outside of the image.
+  template <int N>
+  HD void read_labels(int64_t n, int64_t h, int64_t w, int64_t (&label)[N]) const {
+    const int64_t* row = labels + (n * height + h) * width;
+    for (int j = 0; j < N; j++) label[j] = ignore_index;
+    columns<N>(w, [&](int j, int64_t at) { label[j] = row[at]; });
+  }
+};
+
+// The arguments of one call, checked against each other.
+template <class F>
+struct ImageCall {
+  Tensor input, target, labels;
+  DType dtype;
+  Shape shape;
+
+  explicit ImageCall(const Inputs& inputs)
+      : input(required(F::name, F::args, 0, inputs[0])), target(required(F::name, F::args, 1, inputs[1])) {
+    dtype = dtype_of(F::name, "input", input, true);
+    DType labels_dtype = dtype_of(F::name, "target", target, false);
+    expect_one_device(F::name, input, target);
+    shape = shape_of(input);
+    if (shape.size() != 4) fail(F::name, "input of shape (N, C, H, W), got ", shape_text(shape));
+    if (shape[1] == 0) fail(F::name, "input of at least one class, got ", shape_text(shape));
+    if (labels_dtype != DType::int64 && labels_dtype != DType::int32 && labels_dtype != DType::uint8)
+      fail(F::name, "target of dtype int64, int32 or uint8, got ", name_of(labels_dtype));
+    Shape expected{shape[0], shape[2], shape[3]};
+    if (shape_of(target) != expected)
+      fail(F::name, "target of shape ", shape_text(expected), " for input of shape ", shape_text(shape), ", got ",
+           shape_text(shape_of(target)));
+    labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+  }
+
+  int64_t pixels() const { return shape[0] * shape[2] * shape[3]; }
+  void check_backward(const Tensor& grad_output, const Tensor& state, int64_t values,
+                      const std::vector<bool>& mask) const {
+    if (!shape_of(grad_output).empty())
+      fail(F::name, "grad_output of shape [], got ", shape_text(shape_of(grad_output)));
+    expect(mask.size() == 1, F::name, "one entry of output_mask a gradient", mask.size());
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{values} || !state.is_contiguous())
+      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({values}), ", got ",
+           shape_text(shape_of(state)));
+    expect_one_device(F::name, input, grad_output);
+    expect_one_device(F::name, input, state);
+  }
+
+  // Calls use(images, number of strips) with images in the types of this call.
+  template <int L, class Use>
+  void with_images(DType other, int64_t ignore_index, Use use) const {
+    in_compute_type(dtype, other, [&](auto zero) {
+      with_floating_storage(dtype, [&](auto* tag) {
+        using T = decltype(zero);
+        using S = std::remove_pointer_t<decltype(tag)>;
+        if constexpr (sizeof(S) <= sizeof(T)) {
+          auto strides = input.strides();
+          Images<T, S, L> images{static_cast<const S*>(input.const_data_ptr()),
+                                 static_cast<const int64_t*>(labels.const_data_ptr()),
+                                 {strides[0], strides[1], strides[2], strides[3]},
+                                 shape[1],
+                                 shape[2],
+                                 shape[3],
+                                 ignore_index};
+          use(images, shape[0] * shape[2] * images.strips());
+        }
+      });
+    });
+  }
+};
+
+// The gradient in the scores, laid out in any way.
+template <class S>
+struct ScoreGradient {
+  S* data;
+  int64_t stride[4];
+
+  explicit ScoreGradient(const Tensor& t) : data(static_cast<S*>(t.mutable_data_ptr())) {
+    for (int d = 0; d < 4; d++) stride[d] = t.strides()[d];
+  }
+  template <class T>
+  HD void write(const Strip& s, int64_t c, const T* g) const {
+    S* row = data + (s.n * stride[0] + c * stride[1] + s.h * stride[2] + s.w * stride[3]);
+    if (stride[3] == 1)
+      for (int j = 0; j < s.length; j++) row[j] = Narrow<S>::from(g[j]);
+    else
+      for (int j = 0; j < s.length; j++) row[j * stride[3]] = Narrow<S>::from(g[j]);
+  }
+};
+
+// The sum over the number of terms; 0 where there are none.
+struct MeanOrZero {
+  Operand out;
+  double* terms;
+  double per_count;
+
+  HD void operator()(const double (&sums)[2]) const {
+    *terms = sums[1] * per_count;
+    put(out, 0, *terms > 0 ? sums[0] / *terms : 0.0);
+  }
+};
+inline Operand scalar_operand(const Tensor& t, DType dtype) {
+  Operand o;
+  o.data = const_cast<void*>(t.const_data_ptr());
+  o.dtype = dtype;
+  return o;
+}
+// grad_output over the number of terms.
+template <class T>
+HD T gradient_scale(const Operand& grad_output, const double* terms) {
+  return T(*terms > 0 ? get<double>(grad_output, 0) / *terms : 0.0);
+}
+
+// How many windows of k places fit into n and hold both i and i + shift: k - |shift|, but for those that would begin
+// before the first place or end behind the last. This is the number for place i + j of a strip, j < 2^31.
+struct Windows {
+  int all, before, past;
+
+  HD Windows(int64_t i, int64_t shift, int64_t k, int64_t n) {
+    int64_t low = shift < 0 ? i + shift : i, high = shift < 0 ? i : i + shift, most = INT32_MAX;
+    all = int(k - (high - low));
+    before = int(high < k - 1 ? k - 1 - high : 0);
+    past = int(n - k - low < most ? n - k - low : most);
+  }
+  HD int at(int j) const { return all - (before > j ? before - j : 0) - (j > past ? j - past : 0); }
+};
+
+// A strip's pairs with the pixels at (dy, dx), (dy, dx + 1) ...: a run of displacements reads a row once.
+template <class Im>
+struct Pairs {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kRun = 5, kWide = L + kRun - 1;  // a kernel of size 3 has runs of 5
+  T dot[kRun][L];                                                       // <x_a, x_b>
+  T sign[kRun][L];     // -1 for equal labels: the binary cross entropy is softplus(sign dot)
+  int times[kRun][L];  // the windows that hold the pair; 0 where it has an ignored pixel, or one outside
+
+  HD void find(const Im& im, const Strip& a, const int64_t (&label)[L], int64_t k, int64_t dy, int64_t dx) {
+    for (int r = 0; r < kRun; r++)
+      for (int j = 0; j < L; j++) dot[r][j] = T(0);
+    for (int64_t c = 0; c < im.channels; c++) {
+      T one[L], other[kWide];
+      const T* x = im.read(a.n, c, a.h, a.w, one);
+      const T* y = im.read(a.n, c, a.h + dy, a.w + dx, other);
+      for (int j = 0; j < L; j++)
+        for (int r = 0; r < kRun; r++) dot[r][j] += x[j] * y[j + r];
+    }
+    int64_t others[kWide];
+    im.read_labels(a.n, a.h + dy, a.w + dx, others);
+    int rows = Windows(a.h, dy, k, im.height).at(0);
+    for (int r = 0; r < kRun; r++) {
+      Windows columns(a.w, dx + r, k, im.width);
+      bool in_window = dx + r < k;
+      for (int j = 0; j < L; j++) {
+        bool valid = label[j] != im.ignore_index && others[j + r] != im.ignore_index && in_window;
+        sign[r][j] = label[j] == others[j + r] ? T(-1) : T(1);
+        times[r][j] = valid ? rows * columns.at(j) : 0;
+      }
+    }
+  }
+};
+
+// Both orders of a pair count the same, so that half of the displacements do.
+template <class Im>
+struct AffinitySum {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes;
+  Im im;
+  int64_t k;
+
+  HD void operator()(int64_t i, double (&sums)[2]) const {
+    Strip a = im.strip(i);
+    int64_t label[L];
+    im.read_labels(a.n, a.h, a.w, label);
+    T loss[L] = {};
+    int64_t counted = 0;
+    Pairs<Im> pairs;
+    for (int64_t dy = 0; dy < k && im.has_row(a.h + dy); dy++)
+      for (int64_t dx = dy == 0 ? 0 : 1 - k; dx < k; dx += Pairs<Im>::kRun) {
+        pairs.find(im, a, label, k, dy, dx);
+        for (int r = 0; r < Pairs<Im>::kRun; r++) {
+          int orders = dy == 0 && dx + r == 0 ? 1 : 2, count = 0;
+          for (int j = 0; j < L; j++) {
+            int times = orders * pairs.times[r][j];
+            T bce = softplus(pairs.sign[r][j] * pairs.dot[r][j]);
+            loss[j] += times == 0 ? T(0) : T(times) * bce;
+            count += times;
+          }
+          counted += count;
+        }
+      }
+    for (int j = 0; j < L; j++) sums[0] += double(loss[j]);
+    sums[1] += double(counted);
+  }
+};
+
+// Every pair holds a twice, once in each order; and so does that of a with itself.
+template <class Im>
+struct AffinityGrad {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kRun = Pairs<Im>::kRun;
+  Im im;
+  int64_t k;
+  ScoreGradient<typename Im::Storage> grad;
+  Operand grad_output;
+  const double* terms;
+  // The inner products are found anew for as many channels as are summed at a time.
+  static constexpr int kChannels = L > 1 ? 64 : 16;
+
+  HD void operator()(int64_t i) const {
+    Strip a = im.strip(i);
+    int64_t label[L];
+    im.read_labels(a.n, a.h, a.w, label);
+    T scale = T(2) * gradient_scale<T>(grad_output, terms);
+    Pairs<Im> pairs;
+    for (int64_t from = 0; from < im.channels; from += kChannels) {
+      T sum[kChannels][L] = {};
+      for (int64_t dy = 1 - k; dy < k; dy++)
+        for (int64_t dx = 1 - k; dx < k && im.has_row(a.h + dy); dx += kRun) {
+          pairs.find(im, a, label, k, dy, dx);
+          T slope[kRun][L];
+          for (int r = 0; r < kRun; r++)
+            for (int j = 0; j < L; j++) {
+              T s = pairs.sign[r][j], g = scale * s * sigmoid(s * pairs.dot[r][j]);
+              slope[r][j] = pairs.times[r][j] == 0 ? T(0) : T(pairs.times[r][j]) * g;
+            }
+          for (int c = 0; c < kChannels && from + c < im.channels; c++) {
+            T buffer[Pairs<Im>::kWide];
+            const T* y = im.read(a.n, from + c, a.h + dy, a.w + dx, buffer);
+            for (int j = 0; j < L; j++)
+              for (int r = 0; r < kRun; r++) {
+                T d = slope[r][j] * y[j + r];
+                sum[c][j] += slope[r][j] == T(0) ? T(0) : d;  // an ignored pixel may hold anything
+              }
+          }
+        }
+      for (int c = 0; c < kChannels && from + c < im.channels; c++) grad.write(a, from + c, sum[c]);
+    }
+  }
+};
+
+// After Yu et al., Context Prior for Scene Segmentation, arXiv 2004.01547, local: over every window that fits, the
+// binary cross entropy of <x_a, x_b> against [y_a = y_b] for all ordered pairs (a, b) of the window. What a pair says
+// is the same in every window, so each is taken once, times the number of windows that hold it.
+struct AffinityLoss {
+  static constexpr auto name = "affinity_loss";
+  static constexpr auto args = "Tensor input, Tensor target, int kernel_size=3, int ignore_index=-100";
+  static constexpr int inputs = 2, gradients = 1;
+  static constexpr bool loss = true, keeps_state = true;
+  int64_t kernel_size, ignore_index;
+
+  static AffinityLoss make(int64_t kernel_size, int64_t ignore_index) {
+    expect(kernel_size >= 1 && kernel_size % 2 == 1, name, "an odd kernel_size of at least 1", kernel_size);
+    return {kernel_size, ignore_index};
+  }
+  void check_kernel_size(const Shape& shape) const {
+    if (kernel_size > std::min(shape[2], shape[3]))
+      fail(name, "kernel_size of at most the height and the width of input, ", shape_text({shape[2], shape[3]}),
+           ", got ", kernel_size);
+  }
+
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
+  }
+  // The state is the number of pairs.
+  template <class Backend>
+  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
+                                     std::optional<ScalarType> dtype) const {
+    ImageCall<AffinityLoss> call(inputs);
+    check_kernel_size(call.shape);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    Tensor out = new_empty(call.input, {}, out_dtype), state = new_empty(call.input, {1}, DType::float64);
+    MeanOrZero finish{scalar_operand(out, out_dtype), static_cast<double*>(state.mutable_data_ptr()), 1.0};
+    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
+      AffinitySum<decltype(images)> body{images, kernel_size};
+      int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * kernel_size;
+      Backend::template total<2>(call.input, strips, cost, body, finish);
+    });
+    return {out, state};
+  }
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                           std::optional<Reduction>, const std::vector<bool>& mask) const {
+    ImageCall<AffinityLoss> call(inputs);
+    check_kernel_size(call.shape);
+    call.check_backward(grad_output, state, 1, mask);
+    typename Backend::Guard guard(call.input);
+    if (!mask[0]) return {};
+    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    Tensor result = empty_like(call.input, call.dtype);
+    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
+      using S = typename decltype(images)::Storage;
+      AffinityGrad<decltype(images)> body{images, kernel_size, ScoreGradient<S>(result),
+                                          scalar_operand(grad_output, grad_dtype),
+                                          static_cast<const double*>(state.const_data_ptr())};
+      int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * (2 * kernel_size - 1);
+      Backend::each(strips, cost, body);
+    });
+    return {result};
+  }
+};
+
+template <class Im>
+struct LogSumExp {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes;
+  Im im;
+  double* lse;
+
+  HD void operator()(int64_t i) const {
+    Strip s = im.strip(i);
+    T buffer[L], max[L], sum[L] = {};
+    const T* x = im.read(s.n, 0, s.h, s.w, buffer);
+    for (int j = 0; j < L; j++) max[j] = x[j];
+    for (int64_t c = 1; c < im.channels; c++) {
+      x = im.read(s.n, c, s.h, s.w, buffer);
+      for (int j = 0; j < L; j++) max[j] = x[j] > max[j] || x[j] != x[j] ? x[j] : max[j];
+    }
+    for (int64_t c = 0; c < im.channels; c++) {
+      x = im.read(s.n, c, s.h, s.w, buffer);
+      for (int j = 0; j < L; j++) sum[j] += exp_negative(x[j] - max[j]);
+    }
+    for (int j = 0; j < L; j++) sum[j] = log(sum[j]);
+    double* out = lse + (s.n * im.height + s.h) * im.width + s.w;
+    for (int j = 0; j < s.length; j++) out[j] = double(max[j]) + double(sum[j]);
+  }
+};
+
+// A strip with its neighbours in the rows h + top, h + top + 1 ...: log-softmax and softmax, a channel at a time. What
+// lies outside of the image has an ignored label.
+template <class Im, int Rows>
+struct Neighbourhood {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kWide = L + 2;
+  Strip a;
+  int64_t top;
+  // log-sum-exp in two parts of T, because x - lse must keep the digits that x has where |x| is large
+  T high[Rows][kWide], low[Rows][kWide];
+  int64_t label[Rows][kWide];
+  T counts[Rows][kWide];  // 1 or 0: an ignored pixel may hold anything, but reads as 0
+  T log_p[Rows][kWide], p[Rows][kWide];
+
+  HD void set(const Im& im, const double* lse, const Strip& strip, int64_t first_row) {
+    a = strip;
+    top = first_row;
+    for (int r = 0; r < Rows; r++) {
+      bool there = im.has_row(a.h + top + r);
+      for (int j = 0; j < kWide; j++) {
+        high[r][j] = low[r][j] = counts[r][j] = log_p[r][j] = p[r][j] = T(0);
+        label[r][j] = im.ignore_index;
+      }
+      if (!there) continue;
+      im.read_labels(a.n, a.h + top + r, a.w - 1, label[r]);
+      const double* row = lse + (a.n * im.height + a.h + top + r) * im.width;
+      auto split = [&](int j, int64_t at) {
+        high[r][j] = T(row[at]);
+        low[r][j] = T(row[at] - double(high[r][j]));
+      };
+      im.template columns<kWide>(a.w - 1, split);
+      for (int j = 0; j < kWide; j++) counts[r][j] = label[r][j] == im.ignore_index ? T(0) : T(1);
+    }
+  }
+  HD void read(const Im& im, int64_t c) {
+    for (int r = 0; r < Rows; r++) {
+      if (!im.has_row(a.h + top + r)) continue;
+      T buffer[kWide];
+      const T* x = im.read(a.n, c, a.h + top + r, a.w - 1, buffer);
+      for (int j = 0; j < kWide; j++) {
+        T l = (x[j] - high[r][j]) - low[r][j];
+        l = counts[r][j] == T(0) ? T(0) : l;
+        log_p[r][j] = l;
+        p[r][j] = exp_negative(l);
+      }
+    }
+  }
+};
+
+// The divergences between the pixels a of a strip and the last N of their 8 neighbours b, in the order of memory, found
+// in the last Rows rows of their 3 x 3 neighbourhood.
+template <class Im, int Rows, int N>
+struct Divergences {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes;
+  Neighbourhood<Im, Rows> near;
+  T of_a[N][L], of_b[N][L];  // KL(p_a || p_b), KL(p_b || p_a)
+
+  HD void find(const Im& im, const double* lse, const Strip& a) {
+    near.set(im, lse, a, 2 - Rows);
+    for (int n = 0; n < N; n++)
+      for (int j = 0; j < L; j++) of_a[n][j] = of_b[n][j] = T(0);
+    for (int64_t c = 0; c < im.channels; c++) {
+      near.read(im, c);
+      for (int n = 0; n < N; n++) {
+        const T *la = center(near.log_p), *pa = center(near.p), *lb = other(near.log_p, n), *pb = other(near.p, n);
+        T *da = of_a[n], *db = of_b[n];
+        for (int j = 0; j < L; j++) {
+          T lead = la[j] - lb[j];
+          da[j] += pa[j] * lead;
+          db[j] -= pb[j] * lead;
+        }
+      }
+    }
+  }
+  // The strip's pixels in a plane of near, and their neighbours n.
+  template <class X>
+  HD static const X* center(const X (&plane)[Rows][L + 2]) {
+    return at(plane, 4);
+  }
+  template <class X>
+  HD static const X* other(const X (&plane)[Rows][L + 2], int n) {
+    int place = 8 - N + n;
+    return at(plane, place + (place >= 4));
+  }
+  template <class X>
+  HD static const X* at(const X (&plane)[Rows][L + 2], int place) {
+    return plane[place / 3 - (3 - Rows)] + place % 3;
+  }
+};
+
+// Each pair of neighbours is met once, at its upper (left) pixel, for both of its orders.
+template <class F, class Im>
+struct FieldSum {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kPairs = 4;
+  F f;
+  Im im;
+  const double* lse;
+
+  HD void operator()(int64_t i, double (&sums)[2]) const {
+    Strip a = im.strip(i);
+    Divergences<Im, 2, kPairs> d;
+    d.find(im, lse, a);
+    const int64_t* ya = d.center(d.near.label);
+    T loss[L] = {};
+    for (int n = 0; n < kPairs; n++) {
+      const int64_t* yb = d.other(d.near.label, n);
+      for (int j = 0; j < L; j++) {
+        bool same = ya[j] == yb[j], valid = ya[j] != im.ignore_index && yb[j] != im.ignore_index;
+        T both = f.value(d.of_a[n][j], same) + f.value(d.of_b[n][j], same);
+        loss[j] += valid ? both : T(0);
+      }
+    }
+    for (int j = 0; j < a.length; j++) {
+      sums[0] += double(loss[j]);
+      sums[1] += ya[j] != im.ignore_index ? 1.0 : 0.0;
+    }
+  }
+};
+
+// KL(p_b || p_a) has the slopes p_a - p_b in the scores of a, and D = KL(p_a || p_b) the slopes
+// p_a (log p_a - log p_b - D).
+template <class F, class Im>
+struct FieldGrad {
+  using T = typename Im::Compute;
+  static constexpr int L = Im::kLanes, kNeighbours = 8;
+  F f;
+  Im im;
+  const double* lse;
+  ScoreGradient<typename Im::Storage> grad;
+  Operand grad_output;
+  const double* terms;
+
+  HD void operator()(int64_t i) const {
+    Strip a = im.strip(i);
+    Divergences<Im, 3, kNeighbours> d;
+    d.find(im, lse, a);
+    const int64_t* ya = d.center(d.near.label);
+    T slope_a[kNeighbours][L], slope_b[kNeighbours][L];
+    T scale = gradient_scale<T>(grad_output, terms);
+    for (int n = 0; n < kNeighbours; n++) {
+      const int64_t* yb = d.other(d.near.label, n);
+      for (int j = 0; j < L; j++) {
+        bool same = ya[j] == yb[j], valid = ya[j] != im.ignore_index && yb[j] != im.ignore_index;
+        T sa = scale * f.slope(d.of_a[n][j], same), sb = scale * f.slope(d.of_b[n][j], same);
+        slope_a[n][j] = valid ? sa : T(0);
+        slope_b[n][j] = valid ? sb : T(0);
+      }
+    }
+    for (int64_t c = 0; c < im.channels; c++) {
+      d.near.read(im, c);
+      const T *la = d.center(d.near.log_p), *pa = d.center(d.near.p);
+      T sum[L];
+      for (int j = 0; j < L; j++) {
+        T s = T(0);
+        for (int n = 0; n < kNeighbours; n++) {
+          T lb = d.other(d.near.log_p, n)[j], pb = d.other(d.near.p, n)[j];
+          s += slope_a[n][j] * (pa[j] * ((la[j] - lb) - d.of_a[n][j])) + slope_b[n][j] * (pa[j] - pb);
+        }
+        sum[j] = s;
+      }
+      grad.write(a, c, sum);
+    }
+  }
+};
+
+// Ke et al., Adaptive Affinity Fields for Semantic Segmentation, arXiv 1803.10335, with neighbours of distance 1.
+struct AffinityFieldLoss {
+  static constexpr auto name = "affinity_field_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float kl_margin=3.0, float lambda_edge=1.0, float lambda_not_edge=1.0, "
+      "int ignore_index=-100";
+  static constexpr int inputs = 2, gradients = 1;
+  static constexpr bool loss = true, keeps_state = true;
+  double kl_margin, lambda_edge, lambda_not_edge;
+  int64_t ignore_index;
+
+  static AffinityFieldLoss make(double kl_margin, double lambda_edge, double lambda_not_edge, int64_t ignore_index) {
+    expect(kl_margin >= 0, name, "kl_margin >= 0", kl_margin);
+    expect(lambda_edge >= 0, name, "lambda_edge >= 0", lambda_edge);
+    expect(lambda_not_edge >= 0, name, "lambda_not_edge >= 0", lambda_not_edge);
+    return {kl_margin, lambda_edge, lambda_not_edge, ignore_index};
+  }
+
+  // Of one pair with the divergence d.
+  template <class T>
+  HD T value(T d, bool same) const {
+    return same ? T(lambda_edge) * d : T(lambda_not_edge) * relu(T(kl_margin) - d);
+  }
+  template <class T>
+  HD T slope(T d, bool same) const {
+    T gap = T(kl_margin) - d;
+    T step = gap > T(0) ? T(1) : (gap < T(0) ? T(0) : T(0.5));  // as torch.maximum(gap, 0)
+    return same ? T(lambda_edge) : -T(lambda_not_edge) * step;
+  }
+
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
+  }
+  // The state is the log-sum-exp of each pixel, and 8 times the number of valid ones.
+  template <class Backend>
+  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
+                                     std::optional<ScalarType> dtype) const {
+    ImageCall<AffinityFieldLoss> call(inputs);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    Tensor out = new_empty(call.input, {}, out_dtype);
+    Tensor state = new_empty(call.input, {call.pixels() + 1}, DType::float64);
+    auto* lse = static_cast<double*>(state.mutable_data_ptr());
+    MeanOrZero finish{scalar_operand(out, out_dtype), lse + call.pixels(), 8.0};
+    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
+      using Im = decltype(images);
+      int64_t cost = Backend::kLanes * call.shape[1];
+      Backend::each(strips, 4 * cost, LogSumExp<Im>{images, lse});
+      FieldSum<AffinityFieldLoss, Im> body{*this, images, lse};
+      Backend::template total<2>(call.input, strips, 16 * cost, body, finish);
+    });
+    return {out, state};
+  }
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                           std::optional<Reduction>, const std::vector<bool>& mask) const {
+    ImageCall<AffinityFieldLoss> call(inputs);
+    call.check_backward(grad_output, state, call.pixels() + 1, mask);
+    typename Backend::Guard guard(call.input);
+    if (!mask[0]) return {};
+    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    Tensor result = empty_like(call.input, call.dtype);
+    auto* lse = static_cast<const double*>(state.const_data_ptr());
+    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
+      using Im = decltype(images);
+      FieldGrad<AffinityFieldLoss, Im> body{*this,
+                                            images,
+                                            lse,
+                                            ScoreGradient<typename Im::Storage>(result),
+                                            scalar_operand(grad_output, grad_dtype),
+                                            lse + call.pixels()};
+      Backend::each(strips, 64 * Backend::kLanes * call.shape[1], body);
+    });
+    return {result};
+  }
+};
+
+using Ops = WrittenOps<AffinityLoss, AffinityFieldLoss>;
+
+}  // namespace lossreg

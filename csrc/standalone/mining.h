@@ -1,0 +1,228 @@
+#pragma once
+// Losses of the hard examples of a batch.
+#include "../skeletons/formula.h"
+#include "../skeletons/rowwise/kernel.h"
+#include "../skeletons/standalone.h"
+
+namespace lossreg {
+
+// The rows' part of the next: plain cross entropy.
+struct OHEMRows : RowFormula {
+  static constexpr auto name = "ohem_cross_entropy";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float thresh=0.7, int n_min=-1, int ignore_index=-100, str reduction=\"mean\"";
+  static constexpr int inputs = 2, gradients = 1;
+  static constexpr int state_values = 3;  // log-sum-exp of each row, in two parts, then for each: is it kept?
+};
+
+// Cross entropy of the positions whose class is not probable enough, p_y <= thresh, or of the n_min least probable ones
+// where those are too few: Shrivastava et al., Training region-based object detectors with online hard example mining,
+// arXiv 1604.03540. The selection is made once, forward; backward, what was dropped is ignored.
+struct OHEMCrossEntropy : OHEMRows {
+  static constexpr bool keeps_state = true;
+  double thresh;
+  int64_t n_min;
+
+  static OHEMCrossEntropy make(double thresh, int64_t n_min, int64_t ignore_index, Reduction) {
+    expect(thresh >= 0 && thresh <= 1, name, "thresh in [0, 1]", thresh);
+    return {{{ignore_index}}, thresh, n_min};
+  }
+
+  const OHEMRows& rows() const { return *this; }
+  using Call = RowCall<OHEMRows>;
+
+  // The state's parts.
+  struct Marks {
+    double *kept, *count;
+    Marks(const Tensor& state, int64_t rows)
+        : kept(static_cast<double*>(state.mutable_data_ptr()) + 2 * rows), count(kept + rows) {}
+  };
+
+  // What positions are ordered by: p_y, but a NaN before all others, so that it stays seen, and what is ignored last.
+  static constexpr double kFirst = -1, kLast = 2;
+  template <class T>
+  struct Rank {
+    const int64_t* target;
+    const T* nll;
+    int64_t ignore_index;
+    bool wide;  // else p_y is a float32, whatever is computed in
+
+    HD T rounded(T p) const {
+      T narrow = T(float(p));
+      return wide ? p : narrow;
+    }
+    HD T operator()(int64_t i) const {
+      T p = rounded(exp_negative(-nll[i]));
+      T known = p != p ? T(kFirst) : p;
+      return target[i] == ignore_index ? T(kLast) : known;
+    }
+  };
+  template <class T>
+  struct FindHard {
+    Rank<T> rank;
+    T thresh;
+    double* kept;
+    HD void operator()(int64_t i) const { kept[i] = rank(i) <= thresh ? 1.0 : 0.0; }
+  };
+  template <class T>
+  struct SumKept {
+    const double* kept;
+    const T* nll;
+    HD void operator()(int64_t i, double (&sums)[2]) const {
+      double loss = double(nll[i]);
+      sums[0] += kept[i] != 0 ? loss : 0.0;
+      sums[1] += kept[i];
+    }
+  };
+  struct StoreLoss {
+    double* count;
+    Operand out;  // no data: not reduced
+    bool mean;
+    HD void operator()(const double (&sums)[2]) const {
+      *count = sums[1];
+      if (out.data) put(out, 0, mean ? sums[0] / sums[1] : sums[0]);
+    }
+  };
+
+  template <class T>
+  struct WriteRanks {
+    Rank<T> rank;
+    T* out;
+    HD void operator()(int64_t i) const { out[i] = rank(i); }
+  };
+  template <class T>
+  struct FindTies {
+    const T *rank, *cut;
+    int32_t* tie;
+    HD void operator()(int64_t i) const { tie[i] = rank[i] == *cut ? 1 : 0; }
+  };
+  template <class T>
+  struct CountBelow {
+    const T *rank, *cut;
+    HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += rank[i] < *cut ? 1.0 : 0.0; }
+  };
+  struct StoreCount {
+    double* count;
+    HD void operator()(const double (&sums)[1]) const { *count = sums[0]; }
+  };
+  // Those below the cut, and of those at it the first ones.
+  template <class T>
+  struct KeepLeast {
+    const T *rank, *cut;
+    const int64_t* ties;  // so far, this one too
+    const double *below, *count;
+    double least;
+    double* kept;
+    HD void operator()(int64_t i) const {
+      bool among = rank[i] < *cut || (rank[i] == *cut && double(ties[i]) <= least - *below);
+      if (among && rank[i] < T(kLast) && *count < least) kept[i] = 1;
+    }
+  };
+  // Where fewer than least are marked: marks the least probable ones. All on the device, so that nothing waits for it.
+  template <class T, class Backend>
+  static void keep_least(Rank<T> rank, const Marks& marks, const Tensor& nll, int64_t rows, int64_t least) {
+    auto scratch = [&](int64_t n, DType dtype) { return new_empty(nll, {n}, dtype); };
+    Tensor ranks = scratch(rows, *known_dtype(nll.scalar_type())), tie = scratch(rows, DType::int32);
+    Tensor below = scratch(1, DType::float64);
+    auto* r = static_cast<T*>(ranks.mutable_data_ptr());
+    Backend::each(rows, 1, WriteRanks<T>{rank, r});
+    Tensor smallest = call_aten<2>("aten::topk", "", ranks, least, int64_t(0), false, false)[0];
+    Tensor cut = torch::stable::amax(smallest, 0);
+    auto* c = static_cast<const T*>(cut.const_data_ptr());
+    Backend::each(rows, 1, FindTies<T>{r, c, static_cast<int32_t*>(tie.mutable_data_ptr())});
+    auto* b = static_cast<double*>(below.mutable_data_ptr());
+    Backend::template total<1>(nll, rows, 1, CountBelow<T>{r, c}, StoreCount{b});
+    Tensor ties = call_aten("aten::cumsum", "", tie, int64_t(0), std::optional<ScalarType>())[0];
+    KeepLeast<T> keep{r,         c, static_cast<const int64_t*>(ties.const_data_ptr()), b, marks.count, double(least),
+                      marks.kept};
+    Backend::each(rows, 1, keep);
+  }
+
+  template <class T>
+  struct WriteKept {
+    const double* kept;
+    const T* nll;
+    Operand out;
+    HD void operator()(int64_t i) const { put(out, i, kept[i] != 0 ? nll[i] : T(0)); }
+  };
+  struct SelectTargets {
+    const int64_t* target;
+    const double* kept;
+    int64_t* selected;
+    int64_t ignore_index;
+    HD void operator()(int64_t i) const {
+      int64_t t = target[i];
+      selected[i] = kept[i] != 0 ? t : ignore_index;
+    }
+  };
+
+  static Tensor as_int64(const Tensor& target) {
+    return torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
+  }
+
+  template <class Backend>
+  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction> reduction,
+                                     std::optional<ScalarType> dtype) const {
+    Call call(inputs);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
+    bool reduced = reduction != Reduction::none;
+    Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
+    Tensor state = new_empty(call.input, {call.state_size()}, DType::float64), target = as_int64(call.target);
+    Operand to;
+    to.data = out.mutable_data_ptr();
+    to.dtype = out_dtype;
+    Marks marks(state, call.rows);
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      DType wide = sizeof(T) == 8 ? DType::float64 : DType::float32;
+      Tensor nll = new_empty(call.input, call.row_shape, wide);
+      Backend::template rows_forward<T, 0>(rows(), call.problem(state, &nll, nullptr, nullptr, nullptr), nll, wide);
+      auto* losses = static_cast<const T*>(nll.const_data_ptr());
+      Rank<T> rank{static_cast<const int64_t*>(target.const_data_ptr()), losses, ignore_index,
+                   call.result == DType::float64};
+      auto sum_up = [&] {
+        StoreLoss store{marks.count, reduced ? to : Operand{}, reduction == Reduction::mean};
+        Backend::template total<2>(nll, call.rows, 1, SumKept<T>{marks.kept, losses}, store);
+      };
+      Backend::each(call.rows, 1, FindHard<T>{rank, rank.rounded(T(thresh)), marks.kept});
+      sum_up();
+      int64_t least = std::min(n_min < 0 ? call.rows / 16 : n_min, call.rows);
+      // only a CPU may look at the count; a GPU goes on, and forgets it where enough are hard
+      if (least > 0 && !(Backend::checks_values && *marks.count >= double(least))) {
+        keep_least<T, Backend>(rank, marks, nll, call.rows, least);
+        sum_up();
+      }
+      if (!reduced) Backend::each(call.rows, 1, WriteKept<T>{marks.kept, losses, to});
+    });
+    return {out, state};
+  }
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
+  }
+
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                           std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
+    Call call(inputs);
+    typename Backend::Guard guard(call.input);
+    DType grad_dtype = call.check_grad(grad_output, state, reduction != Reduction::none, mask);
+    if (!mask[0]) return {};
+    Tensor target = as_int64(call.target), selected = new_empty(target, call.row_shape, DType::int64);
+    Backend::each(call.rows, 1,
+                  SelectTargets{static_cast<const int64_t*>(target.const_data_ptr()), Marks(state, call.rows).kept,
+                                static_cast<int64_t*>(selected.mutable_data_ptr()), ignore_index});
+    Call kept({call.input, selected});
+    Tensor grad_input = empty_like(call.input, call.input_dtype);
+    Rows problem = kept.problem(state, &grad_output, &grad_input, nullptr, nullptr);
+    problem.mean = reduction == Reduction::mean;
+    in_compute_type(call.result, grad_dtype,
+                    [&](auto zero) { Backend::template rows_grad<decltype(zero), 0>(rows(), problem); });
+    return {grad_input};
+  }
+};
+
+using Ops = WrittenOps<OHEMCrossEntropy>;
+
+}  // namespace lossreg

@@ -1,0 +1,710 @@
+#pragma once
+// Margin losses over the classes of a row: of one target class, of a list of them, of a target a class.
+#include "../skeletons/formula.h"
+#include "../skeletons/standalone.h"
+
+namespace lossreg {
+
+// Score c of row r at data[r * row + c * step], in the type S; computed in T, L classes at a time.
+template <class T, class S, int L>
+struct Scores {
+  using Compute = T;
+  using Storage = S;
+  static constexpr int kLanes = L;
+  S* data;
+  int64_t row, step;
+
+  HD T at(int64_t r, int64_t c) const { return widen<T>(data[r * row + c * step]); }
+  // n of them from class c on. Where they lie in memory as such, themselves.
+  HD const T* read(int64_t r, int64_t c, int n, T (&buffer)[L]) const {
+    const S* from = data + (r * row + c * step);
+    if constexpr (L > 1 && std::is_same_v<S, T>)
+      if (step == 1) return from;
+    if (step == 1)
+      for (int j = 0; j < n; j++) buffer[j] = widen<T>(from[j]);
+    else
+      for (int j = 0; j < n; j++) buffer[j] = widen<T>(from[j * step]);
+    return buffer;
+  }
+  HD void write(int64_t r, int64_t c, int n, const T* x) const {
+    S* to = data + (r * row + c * step);
+    if (step == 1)
+      for (int j = 0; j < n; j++) to[j] = Narrow<S>::from(x[j]);
+    else
+      for (int j = 0; j < n; j++) to[j * step] = Narrow<S>::from(x[j]);
+  }
+};
+
+// Calls use(c, n) for the classes c ... c + n - 1, n <= L, that fall to this thread of the team.
+template <int L, class Team, class Use>
+HD void each_tile(int64_t classes, const Team& team, Use use) {
+  for (int64_t c = team.rank() * L; c < classes; c += team.size() * L) use(c, int(classes - c < L ? classes - c : L));
+}
+template <class T, int L>
+HD double lane_sum(T (&lane)[L]) {
+  for (int half = L / 2; half >= 8; half /= 2)
+    for (int j = 0; j < half; j++) lane[j] += lane[j + half];
+  double sum = 0;
+  for (int j = 0; j < (L < 8 ? L : 8); j++) sum += double(lane[j]);
+  return sum;
+}
+
+// One thread that is all of a team.
+struct Alone {
+  HD int64_t rank() const { return 0; }
+  HD int64_t size() const { return 1; }
+  HD void sync() const {}
+  template <class T>
+  HD T sum(T value) const {
+    return value;
+  }
+};
+template <class Body>
+struct OneThread {
+  Body body;
+  HD void operator()(int64_t i) const { body(i, Alone{}); }
+};
+// body(row, team). On a GPU a block of threads a row pays from some classes on.
+template <class Backend, class Body>
+void each_row(int64_t rows, int64_t classes, int64_t cost, const Body& body) {
+  if constexpr (Backend::kLanes == 1)
+    if (classes >= 64) return Backend::teams(rows, cost, body);
+  Backend::each(rows, cost, OneThread<Body>{body});
+}
+template <class Backend>
+constexpr int kClassLanes = Backend::kLanes > 1 ? 64 : 1;
+
+// Class indices, of an integer dtype, and how many classes there are.
+struct Classes {
+  Operand index;
+  int64_t row, step, count;
+
+  HD int64_t at(int64_t r, int64_t j) const { return get<int64_t>(index, r * row + j * step); }
+  HD bool valid(int64_t c) const { return c >= 0 && c < count; }
+};
+
+struct SumOfRows {
+  const double* loss;
+  HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += loss[i]; }
+};
+struct WriteQuotient {
+  Operand out;
+  double divisor;
+  HD void operator()(const double (&sums)[1]) const { put(out, 0, sums[0] / divisor); }
+};
+template <class Invalid>
+struct CountInvalid {
+  Invalid invalid;
+  HD void operator()(int64_t i, double (&sums)[1]) const {
+    int64_t which;
+    sums[0] += invalid(i, which) ? 1.0 : 0.0;
+  }
+};
+struct Keep {
+  double* sum;
+  HD void operator()(const double (&sums)[1]) const { *sum = sums[0]; }
+};
+
+// The tensors of a call over (C) or (N, C), checked against each other. Where F::lists, the target has the input's
+// shape, else one class a row.
+template <class F>
+struct MarginCall {
+  Tensor input, target;
+  std::optional<Tensor> weight;
+  DType dtype, target_dtype;
+  int64_t rows, classes;
+  Shape result_shape;
+
+  explicit MarginCall(const Inputs& inputs)
+      : input(required(F::name, F::args, 0, inputs[0])), target(required(F::name, F::args, 1, inputs[1])) {
+    dtype = dtype_of(F::name, "input", input, true);
+    target_dtype = dtype_of(F::name, "target", target, false);
+    expect_one_device(F::name, input, target);
+    Shape shape = shape_of(input), got = shape_of(target);
+    if (shape.size() > 2) fail(F::name, "input of shape (C) or (N, C), got ", shape_text(shape));
+    rows = shape.size() == 2 ? shape[0] : 1;
+    classes = shape.empty() ? 1 : shape.back();
+    if (classes == 0) fail(F::name, "input of at least one class, got ", shape_text(shape));
+    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
+      fail(F::name, "target of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    result_shape = shape.size() == 2 ? Shape{rows} : Shape{};
+    if constexpr (F::lists) {
+      // one class may come without a dimension
+      auto at_least_1d = [](const Shape& s) { return s.empty() ? Shape{1} : s; };
+      if (at_least_1d(got) != at_least_1d(shape))
+        fail(F::name, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(got));
+    } else {
+      bool one_row = rows == 1 && (got.empty() || got == Shape{1});
+      if (got != result_shape && !one_row)
+        fail(F::name, "target of shape ", shape_text(result_shape), " for input of shape ", shape_text(shape), ", got ",
+             shape_text(got));
+      result_shape = got;
+    }
+    if (inputs.size() > 2 && inputs[2]) {
+      weight = inputs[2];
+      dtype_of(F::name, "weight", *weight, false);
+      expect_one_device(F::name, input, *weight);
+      if (shape_of(*weight) != Shape{classes})
+        fail(F::name, "weight of one entry a class, ", shape_text({classes}), ", got ", shape_text(shape_of(*weight)));
+    }
+  }
+
+  static Operand operand(const Tensor& t) {
+    return {const_cast<void*>(t.const_data_ptr()), *known_dtype(t.scalar_type())};
+  }
+  // The stride from row to row, and the last dimension's.
+  static std::array<int64_t, 2> strides(const Tensor& t, bool row) {
+    auto s = t.strides();
+    if (row) return {t.dim() > 0 && t.sizes()[0] > 1 ? s[0] : 0, 0};
+    return {t.dim() == 2 ? s[0] : 0, t.dim() > 0 ? s[t.dim() - 1] : 0};
+  }
+  Classes targets() const {
+    auto s = strides(target, !F::lists);
+    return {operand(target), s[0], s[1], classes};
+  }
+  Operand class_weight() const {
+    Operand o;
+    if (weight) {
+      o = operand(*weight);
+      o.stride[0] = weight->strides()[0];
+    }
+    return o;
+  }
+  template <class T, class S, int L>
+  static Scores<T, S, L> scores(const Tensor& t) {
+    auto s = strides(t, false);
+    return {static_cast<S*>(const_cast<void*>(t.const_data_ptr())), s[0], s[1]};
+  }
+  // Calls use(scores) in the types of this call.
+  template <int L, class Use>
+  void with_scores(DType other, Use use) const {
+    in_compute_type(dtype, other, [&](auto zero) {
+      with_floating_storage(dtype, [&](auto* tag) {
+        using T = decltype(zero);
+        using S = std::remove_pointer_t<decltype(tag)>;
+        if constexpr (sizeof(S) <= sizeof(T)) use(scores<T, S, L>(input));
+      });
+    });
+  }
+
+  // An error that names a class index that is none, where there is one: invalid(i, which) says so of row i.
+  template <class Backend, class Invalid>
+  void check_targets(const Invalid& invalid, const char* other) const {
+    if constexpr (Backend::checks_values) {
+      double found = 0;
+      Backend::template total<1>(input, rows, F::lists ? classes : 1, CountInvalid<Invalid>{invalid}, Keep{&found});
+      int64_t which = 0;
+      for (int64_t i = 0; found > 0 && i < rows; i++)
+        if (invalid(i, which)) fail(F::name, "a class index in [0, ", classes, ")", other, ", got ", which);
+    }
+  }
+
+  // The result of losses(operand), which writes each row's loss.
+  template <class Backend, class Losses>
+  Tensor reduce(Reduction reduction, DType out_dtype, Losses losses) const {
+    if (reduction == Reduction::none) {
+      Tensor out = new_empty(input, result_shape, out_dtype);
+      losses(operand(out));
+      return out;
+    }
+    Tensor out = new_empty(input, {}, out_dtype), each = new_empty(input, {rows}, DType::float64);
+    losses(operand(each));
+    SumOfRows sum{static_cast<const double*>(each.const_data_ptr())};
+    double divisor = reduction == Reduction::mean ? double(rows) : 1.0;
+    Backend::template total<1>(input, rows, 1, sum, WriteQuotient{operand(out), divisor});
+    return out;
+  }
+  struct RowGradient {
+    Operand grad;
+    int64_t row;
+    double scale;
+    template <class T>
+    HD T at(int64_t r) const {
+      return T(get<double>(grad, r * row) * scale);
+    }
+  };
+  RowGradient check_backward(const Tensor& grad_output, Reduction reduction, const std::vector<bool>& mask) const {
+    Shape expected = reduction == Reduction::none ? result_shape : Shape{};
+    if (shape_of(grad_output) != expected)
+      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(mask.size() == 1, F::name, "one entry of output_mask a gradient", mask.size());
+    expect_one_device(F::name, input, grad_output);
+    dtype_of(F::name, "grad_output", grad_output, true);
+    return {operand(grad_output), strides(grad_output, true)[0],
+            reduction == Reduction::mean ? 1.0 / double(rows) : 1.0};
+  }
+};
+
+// max(0, z)^p of a multi-class margin, and its slope: 0 at the kink.
+template <class T>
+HD T hinge(T z, bool squared) {
+  T h = relu(z);
+  return squared ? h * h : h;
+}
+template <class T>
+HD T hinge_slope(T z, bool squared) {
+  T h = squared ? T(2) * z : T(1);
+  return z <= T(0) ? T(0) : h;
+}
+
+struct InvalidClass {
+  Classes target;
+  HD bool operator()(int64_t i, int64_t& which) const {
+    which = target.at(i, 0);
+    return !target.valid(which);
+  }
+};
+
+template <class In>
+struct MultiMarginRows {
+  using T = typename In::Compute;
+  static constexpr int L = In::kLanes;
+  In x;
+  Classes target;
+  Operand weight, loss;
+  bool squared;
+  double margin;
+
+  template <class Team>
+  HD void operator()(int64_t i, const Team& team) const {
+    int64_t y = target.at(i, 0);
+    bool valid = target.valid(y);
+    T rest = valid ? T(margin) - x.at(i, y) : T(NAN), lane[L] = {};
+    each_tile<L>(target.count, team, [&](int64_t c, int n) {
+      T buffer[L];
+      const T* scores = x.read(i, c, n, buffer);
+      for (int j = 0; j < n; j++) {
+        T h = hinge(rest + scores[j], squared);
+        lane[j] += c + j == y ? T(0) : h;
+      }
+    });
+    double sum = team.sum(lane_sum(lane));
+    double w = valid ? get<double>(weight, y * weight.stride[0]) : 1.0;
+    if (team.rank() == 0) put(loss, i, w * sum / double(target.count));
+  }
+};
+template <class In, class RowGradient>
+struct MultiMarginGrad {
+  using T = typename In::Compute;
+  static constexpr int L = In::kLanes;
+  In x, grad;
+  Classes target;
+  Operand weight;
+  RowGradient grad_output;
+  bool squared;
+  double margin;
+
+  template <class Team>
+  HD void operator()(int64_t i, const Team& team) const {
+    int64_t y = target.at(i, 0);
+    bool valid = target.valid(y);
+    T g = grad_output.template at<T>(i) / T(target.count);
+    g = valid ? g * get<T>(weight, y * weight.stride[0]) : T(NAN);
+    T rest = valid ? T(margin) - x.at(i, y) : T(0), lane[L] = {};
+    each_tile<L>(target.count, team, [&](int64_t c, int n) {
+      T buffer[L], d[L];
+      const T* scores = x.read(i, c, n, buffer);
+      for (int j = 0; j < n; j++) {
+        T h = hinge_slope(rest + scores[j], squared);
+        h = c + j == y ? T(0) : h;
+        lane[j] += h;
+        d[j] = g * h;
+      }
+      grad.write(i, c, n, d);
+    });
+    T sum = T(team.sum(lane_sum(lane))), d[1] = {-g * sum};
+    if (team.rank() == 0 && valid) grad.write(i, y, 1, d);
+  }
+};
+
+// sum_{c != y} w_y max(0, margin - x_y + x_c)^p / C
+struct MultiMarginLoss {
+  static constexpr auto name = "multi_margin_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, int p=1, float margin=1.0, Tensor? weight=None, str reduction=\"mean\"";
+  static constexpr int inputs = 3, gradients = 1;
+  static constexpr bool keeps_state = false, lists = false;
+  int64_t p;
+  double margin;
+
+  static MultiMarginLoss make(int64_t p, double margin, Reduction) {
+    expect(p == 1 || p == 2, name, "p = 1 or p = 2", p);
+    expect(margin == margin, name, "margin that is a number", margin);
+    return {p, margin};
+  }
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    MarginCall<MultiMarginLoss> call(inputs);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    call.check_targets<Backend>(InvalidClass{call.targets()}, "");
+    return call.reduce<Backend>(*reduction, out_dtype, [&](const Operand& loss) {
+      call.with_scores<kClassLanes<Backend>>(out_dtype, [&](auto x) {
+        MultiMarginRows<decltype(x)> body{x, call.targets(), call.class_weight(), loss, p == 2, margin};
+        each_row<Backend>(call.rows, call.classes, call.classes, body);
+      });
+    });
+  }
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                           const std::vector<bool>& mask) const {
+    MarginCall<MultiMarginLoss> call(inputs);
+    auto g = call.check_backward(grad_output, *reduction, mask);
+    typename Backend::Guard guard(call.input);
+    if (!mask[0]) return {};
+    call.check_targets<Backend>(InvalidClass{call.targets()}, "");
+    Tensor result = empty_like(call.input, call.dtype);
+    call.with_scores<kClassLanes<Backend>>(g.grad.dtype, [&](auto x) {
+      using In = decltype(x);
+      auto out = call.scores<typename In::Compute, typename In::Storage, In::kLanes>(result);
+      MultiMarginGrad<In, decltype(g)> body{x, out, call.targets(), call.class_weight(), g, p == 2, margin};
+      each_row<Backend>(call.rows, call.classes, call.classes, body);
+    });
+    return {result};
+  }
+};
+
+// The target classes of a row: the entries of its list before the first -1.
+struct ClassList {
+  Classes target;
+  uint8_t* is_target;  // a row of marks for each row of scores
+
+  // How many there are; -1 where one of them is no class.
+  HD int64_t length(int64_t i, int64_t& invalid) const {
+    for (int64_t j = 0; j < target.count; j++) {
+      int64_t c = target.at(i, j);
+      if (c == -1) return j;
+      if (!target.valid(c)) {
+        invalid = c;
+        return -1;
+      }
+    }
+    return target.count;
+  }
+  template <class Team>
+  HD const uint8_t* mark(int64_t i, int64_t length, const Team& team) const {
+    uint8_t* marks = is_target + i * target.count;
+    for (int64_t c = team.rank(); c < target.count; c += team.size()) marks[c] = 0;
+    team.sync();
+    for (int64_t j = team.rank(); j < length; j += team.size()) marks[target.at(i, j)] = 1;
+    team.sync();
+    return marks;
+  }
+};
+struct InvalidList {
+  ClassList list;
+  HD bool operator()(int64_t i, int64_t& which) const { return list.length(i, which) < 0; }
+};
+
+template <class In>
+struct MultilabelMarginRows {
+  using T = typename In::Compute;
+  static constexpr int L = In::kLanes;
+  In x;
+  ClassList list;
+  Operand loss;
+
+  template <class Team>
+  HD void operator()(int64_t i, const Team& team) const {
+    int64_t invalid, length = list.length(i, invalid), classes = list.target.count;
+    const uint8_t* marks = list.mark(i, length, team);
+    double total = 0;  // of up to classes * length terms: a float would lose digits
+    each_tile<L>(classes, team, [&](int64_t c, int n) {
+      T buffer[L], lane[L] = {};
+      const T* scores = x.read(i, c, n, buffer);
+      for (int64_t k = 0; k < length; k++) {
+        T rest = T(1) - x.at(i, list.target.at(i, k));
+        for (int j = 0; j < n; j++) {
+          T h = hinge(rest + scores[j], false);
+          lane[j] += marks[c + j] ? T(0) : h;
+        }
+      }
+      total += double(lane_sum(lane));
+    });
+    double sum = team.sum(total);
+    if (team.rank() == 0) put(loss, i, length < 0 ? double(NAN) : sum / double(classes));
+  }
+};
+template <class In, class RowGradient>
+struct MultilabelMarginGrad {
+  using T = typename In::Compute;
+  static constexpr int L = In::kLanes;
+  In x, grad;
+  ClassList list;
+  RowGradient grad_output;
+
+  template <class Team>
+  HD void operator()(int64_t i, const Team& team) const {
+    int64_t invalid, length = list.length(i, invalid), classes = list.target.count;
+    const uint8_t* marks = list.mark(i, length, team);
+    T g = length < 0 ? T(NAN) : grad_output.template at<T>(i) / T(classes);
+    each_tile<L>(classes, team, [&](int64_t c, int n) {
+      T buffer[L], d[L] = {};
+      const T* scores = x.read(i, c, n, buffer);
+      for (int64_t k = 0; k < length; k++) {
+        T rest = T(1) - x.at(i, list.target.at(i, k));
+        for (int j = 0; j < n; j++) d[j] += hinge_slope(rest + scores[j], false);
+      }
+      for (int j = 0; j < n; j++) d[j] = g * (marks[c + j] ? T(0) : d[j]);
+      grad.write(i, c, n, d);
+    });
+    // What the others say of a target class, as often as the list holds it.
+    for (int64_t k = 0; k < length; k++) {
+      int64_t y = list.target.at(i, k), times = 0;
+      T rest = T(1) - x.at(i, y), lane[L] = {};
+      each_tile<L>(classes, team, [&](int64_t c, int n) {
+        T buffer[L];
+        const T* scores = x.read(i, c, n, buffer);
+        for (int j = 0; j < n; j++) {
+          T h = hinge_slope(rest + scores[j], false);
+          lane[j] += marks[c + j] ? T(0) : h;
+        }
+      });
+      for (int64_t other = 0; other < length; other++) times += list.target.at(i, other) == y;
+      T sum = T(team.sum(lane_sum(lane))), d[1] = {-g * (T(times) * sum)};
+      if (team.rank() == 0) grad.write(i, y, 1, d);
+    }
+  }
+};
+
+// sum over the target classes y, as often as they are listed, and the classes c that are none, of
+// max(0, 1 - x_y + x_c) / C
+struct MultilabelMarginLoss {
+  static constexpr auto name = "multilabel_margin_loss";
+  static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
+  static constexpr int inputs = 2, gradients = 1;
+  static constexpr bool keeps_state = false, lists = true;
+
+  static MultilabelMarginLoss make(Reduction) { return {}; }
+  using Call = MarginCall<MultilabelMarginLoss>;
+  static ClassList list_of(const Call& call, const Tensor& marks) {
+    return {call.targets(), static_cast<uint8_t*>(marks.mutable_data_ptr())};
+  }
+
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    Call call(inputs);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    Tensor marks = new_empty(call.input, {call.rows, call.classes}, DType::uint8);
+    ClassList list = list_of(call, marks);
+    call.check_targets<Backend>(InvalidList{list}, " or -1");
+    return call.reduce<Backend>(*reduction, out_dtype, [&](const Operand& loss) {
+      call.with_scores<kClassLanes<Backend>>(out_dtype, [&](auto x) {
+        each_row<Backend>(call.rows, call.classes, 4 * call.classes, MultilabelMarginRows<decltype(x)>{x, list, loss});
+      });
+    });
+  }
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                           const std::vector<bool>& mask) const {
+    Call call(inputs);
+    auto g = call.check_backward(grad_output, *reduction, mask);
+    typename Backend::Guard guard(call.input);
+    if (!mask[0]) return {};
+    Tensor result = empty_like(call.input, call.dtype);
+    Tensor marks = new_empty(call.input, {call.rows, call.classes}, DType::uint8);
+    ClassList list = list_of(call, marks);
+    call.check_targets<Backend>(InvalidList{list}, " or -1");
+    call.with_scores<kClassLanes<Backend>>(g.grad.dtype, [&](auto x) {
+      using In = decltype(x);
+      auto out = call.scores<typename In::Compute, typename In::Storage, In::kLanes>(result);
+      MultilabelMarginGrad<In, decltype(g)> body{x, out, list, g};
+      each_row<Backend>(call.rows, call.classes, 8 * call.classes, body);
+    });
+    return {result};
+  }
+};
+
+// Binary cross entropy of each class with logits.
+template <class T>
+HD T class_value(T x, T t, T w) {
+  return w * (x * ((x > T(0) ? T(1) : T(0)) - t) + log1p_unit(exp_negative(-abs(x))));
+}
+struct ClassValueBody {
+  template <class T>
+  HD void operator()(const T (&x)[3], T (&out)[1]) const {
+    out[0] = class_value(x[0], x[1], x[2]);
+  }
+};
+template <int O>
+struct ClassGradBody {
+  double scale;
+  template <class T>
+  HD void operator()(const T (&x)[4], T (&out)[O]) const {
+    T g = x[0] * T(scale);
+    out[0] = g * x[3] * (sigmoid(x[1]) - x[2]);
+    if constexpr (O > 1) {
+      out[1] = -g * x[3] * x[1];
+      out[2] = g * class_value(x[1], x[2], T(1));
+    }
+  }
+};
+
+// One row's sum over the classes. it runs over the rows: input, target, weight, result.
+template <class T, int L>
+struct ClassSum {
+  Iteration<4> it;
+  int64_t step[3], classes;
+  double divisor;
+
+  HD void read(int k, int64_t offset, int64_t c, int n, T (&x)[L]) const {
+    const Operand& o = it.operand[k];
+    for (int j = 0; j < n; j++) x[j] = T(1);
+    if (!o.data) return;
+    with_storage(o.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      const S* from = static_cast<const S*>(o.data) + offset + c * step[k];
+      for (int j = 0; j < n; j++) x[j] = widen<T>(from[j * step[k]]);
+    });
+  }
+  template <class Team>
+  HD void operator()(int64_t i, const Team& team) const {
+    int64_t offset[4];
+    it.offsets(i, offset);
+    T lane[L] = {};
+    each_tile<L>(classes, team, [&](int64_t c, int n) {
+      T x[L], t[L], w[L];
+      read(0, offset[0], c, n, x);
+      read(1, offset[1], c, n, t);
+      read(2, offset[2], c, n, w);
+      for (int j = 0; j < n; j++) lane[j] += class_value(x[j], t[j], w[j]);
+    });
+    double sum = team.sum(lane_sum(lane));
+    if (team.rank() == 0) put(it.operand[3], offset[3], sum / divisor);
+  }
+};
+
+// sum_c w_c BCE-with-logits(x_c, t_c) / C, where input, target and weight broadcast as in torch: over the dimension
+// that is the last of the input, with C the input's size there.
+struct MultilabelSoftMarginLoss {
+  static constexpr auto name = "multilabel_soft_margin_loss";
+  static constexpr auto args = "Tensor input, Tensor target, Tensor? weight=None, str reduction=\"mean\"";
+  static constexpr int inputs = 3, gradients = 3;
+  static constexpr bool keeps_state = false;
+
+  static MultilabelSoftMarginLoss make(Reduction) { return {}; }
+
+  struct Call {
+    Inputs tensors;
+    DType dtypes[3], result;
+    Shape shape, row_shape;  // of the losses of classes, and of rows
+    size_t axis;
+    double classes, rows = 1;
+
+    explicit Call(const Inputs& inputs) : tensors(inputs) {
+      Promotion promotion;
+      for (int k = 0; k < 3; k++) {
+        if (k == 2 && !tensors[k]) continue;
+        const Tensor& t = required(name, args, k, tensors[k]);
+        dtypes[k] = dtype_of(name, ArgumentName{args, k}, t, k == 0);
+        expect_one_device(name, *tensors[0], t);
+        promotion.add(dtypes[k], t.dim());
+        if (k == 0) {
+          shape = shape_of(t);
+          if (shape.empty()) fail(name, "input of at least one dimension, got []");
+          axis = shape.size() - 1;
+          classes = double(shape[axis]);
+          continue;
+        }
+        auto joined = broadcast(shape, shape_of(t));
+        if (!joined)
+          fail(name, ArgumentName{args, k}, " that broadcasts with input, got ", shape_text(shape_of(*tensors[0])),
+               " and ", shape_text(shape_of(t)));
+        shape = *joined;
+      }
+      element_count(name, shape);
+      result = promotion.result();
+      row_shape = shape;
+      row_shape.erase(row_shape.begin() + axis);
+      for (int64_t s : row_shape) rows *= double(s);
+    }
+    View view(int k) const { return tensors[k] ? view_of(*tensors[k], dtypes[k], shape) : constant_one(shape); }
+    // A view over the rows.
+    View row_view(View v) const {
+      v.strides.erase(v.strides.begin() + axis);
+      return v;
+    }
+    // What each class's loss counts in the reduced result. The sum of no rows is 0.
+    double scale(Reduction reduction) const {
+      if (reduction == Reduction::mean) return 1.0 / (rows * classes);
+      return reduction == Reduction::sum && rows == 0 ? 1.0 : 1.0 / classes;
+    }
+  };
+
+  template <class Backend>
+  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    Call call(inputs);
+    const Tensor& input = *call.tensors[0];
+    typename Backend::Guard guard(input);
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
+    bool none = reduction == Reduction::none;
+    Tensor out = new_empty(input, none ? call.row_shape : Shape{}, out_dtype);
+    View views[4] = {call.view(0), call.view(1), call.view(2)};
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (!none) {
+        auto it = make_iteration<3>(name, call.shape, views);
+        return Backend::template sum<T, 3>(it, ClassValueBody{}, call.scale(*reduction), out, out_dtype);
+      }
+      ClassSum<T, kClassLanes<Backend>> body{{}, {}, call.shape[call.axis], call.classes};
+      for (int k = 0; k < 3; k++) {
+        body.step[k] = views[k].strides[call.axis];
+        views[k] = call.row_view(views[k]);
+      }
+      views[3] = view_of(out, out_dtype, call.row_shape);
+      body.it = make_iteration<4>(name, call.row_shape, views);
+      each_row<Backend>(body.it.numel, body.classes, 4 * body.classes, body);
+    });
+    return out;
+  }
+
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                           const std::vector<bool>& mask) const {
+    Call call(inputs);
+    const Tensor& input = *call.tensors[0];
+    typename Backend::Guard guard(input);
+    bool none = reduction == Reduction::none;
+    Shape expected = none ? call.row_shape : Shape{};
+    if (shape_of(grad_output) != expected)
+      fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
+    expect_one_device(name, input, grad_output);
+    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    View grad_view = view_of(grad_output, grad_dtype, expected);
+    if (none) grad_view.strides.insert(grad_view.strides.begin() + call.axis, 0);
+    else grad_view.strides.assign(call.shape.size(), 0);
+
+    std::optional<Tensor> full[3];
+    View views[7] = {grad_view, call.view(0), call.view(1), call.view(2)};
+    for (int k = 0; k < 3; k++) {
+      views[4 + k] = {nullptr, DType::float32, Shape(call.shape.size(), 0)};
+      if (!mask[k]) continue;
+      const Tensor& t = required(name, args, k, call.tensors[k]);
+      if (!is_floating(call.dtypes[k]))
+        fail(name, ArgumentName{args, k}, " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+      // that of an operand which was expanded is summed, in a wide type
+      DType wide = call.result == DType::float64 ? DType::float64 : DType::float32;
+      bool same = shape_of(t) == call.shape;
+      full[k] = same ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
+      views[4 + k] = view_of(*full[k], same ? call.dtypes[k] : wide, call.shape);
+    }
+    double scale = call.scale(none ? Reduction::sum : *reduction);
+    in_compute_type(call.result, grad_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (mask[1] || mask[2])
+        Backend::template map<T, 4, 3>(make_iteration<7>(name, call.shape, views), ClassGradBody<3>{scale});
+      else Backend::template map<T, 4, 1>(make_iteration<5>(name, call.shape, views), ClassGradBody<1>{scale});
+    });
+    std::vector<Tensor> results;
+    for (int k = 0; k < 3; k++)
+      if (full[k])
+        results.push_back(torch::stable::to(sum_to(*full[k], shape_of(*call.tensors[k])), scalar_type(call.dtypes[k])));
+    return results;
+  }
+};
+
+using Ops = WrittenOps<MultiMarginLoss, MultilabelMarginLoss, MultilabelSoftMarginLoss>;
+
+}  // namespace lossreg

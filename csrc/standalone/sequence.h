@@ -1,0 +1,241 @@
+#pragma once
+// Losses over sequences.
+#include "../base/tensor.h"
+#include "shared/ctc.h"
+
+namespace lossreg {
+
+// -log P(targets | log_probs), over all alignments.
+struct CTCLoss {
+  static constexpr auto name = "ctc_loss";
+  static constexpr auto args =
+      "Tensor log_probs, Tensor targets, Tensor input_lengths, Tensor target_lengths, int blank=0, "
+      "str reduction=\"mean\", bool zero_infinity=False";
+  static constexpr int inputs = 4, gradients = 1;
+  static constexpr bool keeps_state = true;
+  int64_t blank;
+  bool zero_infinity;
+
+  static CTCLoss make(int64_t blank, Reduction, bool zero_infinity) { return {blank, zero_infinity}; }
+
+  // The tensors of one call, checked against each other.
+  struct Call {
+    Tensor log_probs, targets, input_lengths, target_lengths, ends;
+    DType dtype;
+    ctc::Batch batch;
+  };
+  // Where float64 is asked for, log_probs of another dtype are converted.
+  template <class Backend>
+  Call parse(const Inputs& x, std::optional<ScalarType> wanted) const {
+    Call c{required(name, args, 0, x[0]),
+           required(name, args, 1, x[1]),
+           required(name, args, 2, x[2]),
+           required(name, args, 3, x[3]),
+           Tensor(),
+           dtype_of(name, "log_probs", *x[0], true),
+           {}};
+    DType target_dtype = dtype_of(name, "targets", c.targets, false);
+    expect_one_device(name, c.log_probs, c.targets);
+    Shape shape = shape_of(c.log_probs), labels = shape_of(c.targets);
+    if (shape.size() != 2 && shape.size() != 3)
+      fail(name, "log_probs of shape (T, N, C) or (T, C), got ", shape_text(shape));
+    bool batched = shape.size() == 3;
+    ctc::Batch& b = c.batch;
+    b.steps = shape[0], b.samples = batched ? shape[1] : 1, b.classes = shape.back(), b.blank = blank;
+    if (blank < 0 || blank >= b.classes) fail(name, "blank in [0, ", b.classes, "), got ", blank);
+    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
+      fail(name, "targets of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    bool rows = labels.size() == 2 && labels[0] == b.samples;
+    if (!rows && labels.size() != 1)
+      fail(name, "targets of shape [", b.samples, ", S] or [sum of target_lengths] for log_probs of shape ",
+           shape_text(shape), ", got ", shape_text(labels));
+    b.labels = labels.back();
+    check_sizes(b);
+    b.input_lengths = lengths(c.log_probs, c.input_lengths, "input_lengths", b.samples);
+    b.target_lengths = lengths(c.log_probs, c.target_lengths, "target_lengths", b.samples);
+
+    if (wanted == ScalarType::Double && c.dtype != DType::float64) {
+      c.log_probs = torch::stable::to(c.log_probs, ScalarType::Double);
+      c.dtype = DType::float64;
+    }
+    b.log_probs = operand(c.log_probs, c.dtype, batched);
+    b.targets = operand(c.targets, target_dtype, true);
+    b.ends = nullptr;
+    if (!rows) {
+      b.targets.stride[1] = b.targets.stride[0];
+      typename Backend::Guard guard(c.log_probs);
+      Tensor counts = new_empty(c.log_probs, {b.samples}, DType::int64);
+      Backend::each(b.samples, 1, ctc::BoundedLengths{b, static_cast<int64_t*>(counts.mutable_data_ptr())});
+      c.ends = call_aten("aten::cumsum", "", counts, int64_t(0), std::optional(ScalarType::Long))[0];
+      b.ends = static_cast<const int64_t*>(c.ends.const_data_ptr());
+    }
+    return c;
+  }
+  // Expanded tensors have sizes that no memory holds. Classes and a sample's states are numbered in 32 bits.
+  static void check_sizes(const ctc::Batch& b) {
+    constexpr int64_t kMost = INT32_MAX / 4;
+    if (std::max({b.steps, b.classes, b.labels}) > kMost)
+      fail(name, "at most ", kMost, " steps, classes and labels, got ", b.steps, ", ", b.classes, " and ", b.labels);
+    // as many labels a sample as the running sum of BoundedLengths may have
+    element_count(name, {16, b.steps + 1, std::max<int64_t>(1, b.samples), b.labels + ctc::kBefore + 1});
+  }
+  // On the device of log_probs: lengths may be on the CPU, and are sent over without waiting.
+  static Operand lengths(const Tensor& log_probs, Tensor& t, const char* argument, int64_t samples) {
+    DType dtype = dtype_of(name, argument, t, false);
+    if (is_floating(dtype) || dtype == DType::boolean)
+      fail(name, argument, " of an integer dtype, got ", name_of(dtype));
+    if (t.dim() > 1 || t.numel() != samples)
+      fail(name, argument, " of shape ", shape_text({samples}), " for log_probs of shape ",
+           shape_text(shape_of(log_probs)), ", got ", shape_text(shape_of(t)));
+    if (log_probs.is_cuda() && t.is_cpu()) t = torch::stable::to(t, log_probs.device(), true);
+    expect_one_device(name, log_probs, t);
+    return operand(t, dtype, true);
+  }
+  // With a dimension of samples: where there is none, its stride is 0.
+  static Operand operand(const Tensor& t, DType dtype, bool batched) {
+    Operand o;
+    o.data = const_cast<void*>(t.const_data_ptr());
+    o.dtype = dtype;
+    Shape strides(t.strides().begin(), t.strides().end());
+    if (!batched) strides.insert(strides.begin() + 1, 0);
+    std::copy(strides.begin(), strides.end(), o.stride);
+    return o;
+  }
+  // On the CPU only.
+  static void check_values(const ctc::Batch& b) {
+    auto range = [&](const char* argument, int64_t value, int64_t most) {
+      if (value < 0 || value > most) fail(name, argument, " in [0, ", most, "], got ", value);
+    };
+    int64_t sum = 0;
+    for (int64_t n = 0; n < b.samples; n++) {
+      range("input_lengths", b.input_length(n), b.steps);
+      range("target_lengths", b.target_length(n), b.labels);
+      sum += b.target_length(n);
+    }
+    if (b.ends && sum != b.labels) fail(name, "target_lengths that sum to ", b.labels, " targets, got ", sum);
+    for (int64_t n = 0; n < b.samples; n++) {
+      ctc::Sample x = b.sample(n);
+      for (int64_t k = 0; k < x.labels; k++)
+        if (!b.is_class(b.label(x, k))) fail(name, "a class index in [0, ", b.classes, "), got ", b.label(x, k));
+    }
+  }
+
+  // No probability is above 1: a negative loss, beyond what rounding adds up to, is one of raw scores.
+  static void look_at_losses(const ctc::Batch& b, const double* loss) {
+    for (int64_t n = 0; n < b.samples; n++)
+      if (loss[n] < -0.02 * double(b.steps))
+        return warn_once<CTCLoss>("log_probs to be logarithms of probabilities, as of log_softmax, got a loss of ",
+                                  loss[n]);
+  }
+
+  template <class Use>
+  static void with_storage_of(DType d, Use use) {
+    if (d == DType::float64) use(double());
+    else if (d == DType::float32) use(float());
+    else if (d == DType::bfloat16) use(BFloat16());
+    else use(Float16());
+  }
+  // Arrays of one row a sample.
+  template <class T>
+  static T* rows(const Call& c, std::vector<Tensor>& scratch, int64_t arrays) {
+    constexpr DType dtype = std::is_same_v<T, int32_t> ? DType::int32 : dtype_of_storage<T>;
+    scratch.push_back(new_empty(c.log_probs, {arrays * c.batch.room()}, dtype));
+    return static_cast<T*>(scratch.back().mutable_data_ptr());
+  }
+  template <class S>
+  static ctc::Lattice<S> lattice(const Call& c, std::vector<Tensor>& scratch) {
+    using T = ctc::Compute<S>;
+    return {c.batch, rows<int32_t>(c, scratch, 1), rows<double>(c, scratch, 1), rows<T>(c, scratch, 1)};
+  }
+  // About how many elements one sample's pass touches.
+  static int64_t cost(const ctc::Batch& b) {
+    return b.steps * 8 * std::max<int64_t>(1, b.room() / std::max<int64_t>(1, b.samples));
+  }
+
+  template <class Backend>
+  std::pair<Tensor, std::optional<Tensor>> run(const Inputs& x, std::optional<Reduction> reduction,
+                                               std::optional<ScalarType> dtype, bool keep) const {
+    Call c = parse<Backend>(x, dtype);
+    const ctc::Batch& b = c.batch;
+    typename Backend::Guard guard(c.log_probs);
+    if constexpr (Backend::checks_values) check_values(b);
+    bool reduced = reduction != Reduction::none;
+    DType out_dtype = dtype ? dtype_of(name, *dtype) : c.dtype;
+    Tensor out = new_empty(c.log_probs, reduced || c.log_probs.dim() == 2 ? Shape{} : Shape{b.samples}, out_dtype);
+    Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, DType::float64);
+    Tensor losses = new_empty(c.log_probs, {b.samples}, DType::float64);
+    auto* loss = static_cast<double*>(losses.mutable_data_ptr());
+    with_storage_of(c.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      std::vector<Tensor> scratch;
+      auto* alpha = static_cast<double*>(state.mutable_data_ptr());
+      Backend::teams(b.samples, cost(b), ctc::Forward<S>{lattice<S>(c, scratch), alpha, keep, loss});
+    });
+    if constexpr (Backend::checks_values) look_at_losses(b, loss);
+    ctc::OneLoss one{{out.mutable_data_ptr(), out_dtype}, loss, zero_infinity};
+    ctc::LossSum sum{one, b, reduction == Reduction::mean};
+    if (reduced) Backend::template total<1>(out, b.samples, 1, sum, sum);
+    else Backend::each(b.samples, 1, one);
+    return {out, keep ? std::optional(state) : std::nullopt};
+  }
+  template <class Backend>
+  Tensor value(const Inputs& x, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    return run<Backend>(x, reduction, dtype, false).first;
+  }
+  template <class Backend>
+  std::tuple<Tensor, Tensor> forward(const Inputs& x, std::optional<Reduction> reduction,
+                                     std::optional<ScalarType> dtype) const {
+    auto [out, state] = run<Backend>(x, reduction, dtype, true);
+    return {out, *state};
+  }
+
+  template <class Backend>
+  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& x,
+                           std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
+    ScalarType own = required(name, args, 0, x[0]).scalar_type();
+    Call c = parse<Backend>(x, grad_output.scalar_type());
+    const ctc::Batch& b = c.batch;
+    typename Backend::Guard guard(c.log_probs);
+    bool one = reduction != Reduction::none || c.log_probs.dim() == 2;
+    Shape expected = one ? Shape{} : Shape{b.samples};
+    if (shape_of(grad_output) != expected)
+      fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
+    Shape state_shape{(b.steps + 1) * b.room()};
+    if (state.scalar_type() != ScalarType::Double || shape_of(state) != state_shape || !state.is_contiguous())
+      fail(name, "the float64 state of the forward pass, of shape ", shape_text(state_shape), ", got ",
+           shape_text(shape_of(state)));
+    expect_one_device(name, c.log_probs, grad_output);
+    expect_one_device(name, c.log_probs, state);
+    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    if (!mask[0]) return {};
+
+    Tensor grad = empty_like(c.log_probs, c.dtype);
+    Operand grads = operand(grad, c.dtype, c.log_probs.dim() == 3), given;
+    given.data = const_cast<void*>(grad_output.const_data_ptr());
+    given.dtype = grad_dtype;
+    given.stride[0] = one ? 0 : grad_output.strides()[0];
+    with_storage_of(c.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      using T = ctc::Compute<S>;
+      std::vector<Tensor> scratch;
+      const auto* alpha = static_cast<const double*>(state.const_data_ptr());
+      Tensor scales = new_empty(c.log_probs, {b.steps * b.samples}, dtype_of_storage<T>);
+      auto* scale = static_cast<T*>(scales.mutable_data_ptr());
+      Backend::teams(b.samples, b.steps, ctc::Scales<S>{b, alpha, given, reduction == Reduction::mean, scale});
+      auto view = [](const Operand& o) { return View{o.data, o.dtype, {o.stride[0], o.stride[1], o.stride[2]}}; };
+      View views[] = {view(b.log_probs), {scale, dtype_of_storage<T>, {b.samples, 1, 0}}, view(grads)};
+      auto everywhere = make_iteration<3>(name, {b.steps, b.samples, b.classes}, views);
+      Backend::template map<T, 2, 1>(everywhere, ctc::Unlabelled<S>{});
+      Backend::teams(
+          b.samples, cost(b),
+          ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<double>(c, scratch, 2), rows<T>(c, scratch, 2),
+                           rows<T>(c, scratch, 2), rows<int32_t>(c, scratch, 1), rows<int32_t>(c, scratch, 1), grads});
+    });
+    return {grad.scalar_type() == own ? grad : torch::stable::to(grad, own)};
+  }
+};
+
+using Ops = WrittenOps<CTCLoss>;
+
+}  // namespace lossreg

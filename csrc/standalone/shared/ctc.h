@@ -1,0 +1,305 @@
+#pragma once
+// Connectionist temporal classification (Graves et al., ICML 2006): what its kernels do with one sequence. The op over
+// them is in standalone/sequence.h.
+#include "../../base/iteration.h"
+#include "../../skeletons/formula.h"
+
+namespace lossreg {
+namespace ctc {
+
+// A sample's lattice has a state for each of its labels and for the blanks around them, 2 labels + 1. A row of it holds
+// one value a state, and before them a -inf for each of the two that a path may come from.
+constexpr int64_t kBefore = 2;
+HD int64_t width_of(int64_t labels) {
+  return kBefore + 2 * labels + 1;
+}
+
+// log(e^a + e^b + e^c); -inf where all are; NaN stays. The logarithms of probabilities grow with the length of the
+// sequence and are added up in double; what they differ by, in the type that is computed in.
+template <class T>
+HD double log_sum_exp(double a, double b, double c) {
+  double high = a > b ? a : b, low = a > b ? b : a;
+  double top = high > c ? high : c, middle = high > c ? c : high;
+  double from = top == -INFINITY ? 0.0 : top;
+  return top + double(log(T(1) + exp_negative(T(low - from)) + exp_negative(T(middle - from))));
+}
+
+struct Sample {
+  int64_t steps, labels;
+  int64_t target;    // where its labels begin in targets
+  int64_t row;       // where its row begins in an array of one row a sample
+  int64_t capacity;  // and how much room it has there
+  bool valid;        // are its lengths?
+  // With more labels than steps the loss is infinite, and there is nothing to compute.
+  HD bool fits() const { return valid && labels <= steps; }
+  HD int64_t states() const { return 2 * labels + 1; }
+  HD int64_t width() const { return width_of(labels); }
+};
+
+struct Batch {
+  Operand log_probs;  // strides of step, sample and class
+  Operand targets;    // of sample and label
+  Operand input_lengths, target_lengths;
+  // Of the samples' labels, where targets are concatenated; null: targets have one row a sample. A length beyond all
+  // labels counts as one more than there are (BoundedLengths), so that the sum of any lengths fits.
+  const int64_t* ends;
+  int64_t steps, samples, classes, blank;
+  int64_t labels;  // of a row of targets, or of all samples together
+
+  // Of an array of one row a sample: concatenated labels need as much room however they are divided.
+  HD int64_t room() const { return (kBefore + 1) * samples + 2 * labels * (ends ? 1 : samples); }
+
+  HD int64_t input_length(int64_t n) const { return get<int64_t>(input_lengths, n * input_lengths.stride[0]); }
+  HD int64_t target_length(int64_t n) const { return get<int64_t>(target_lengths, n * target_lengths.stride[0]); }
+
+  HD Sample sample(int64_t n) const {
+    Sample x;
+    x.steps = input_length(n);
+    x.labels = target_length(n);
+    x.valid = x.steps >= 0 && x.steps <= steps && x.labels >= 0 && x.labels <= labels && (!ends || ends[n] <= labels);
+    // what is no length is not computed with
+    if (!x.valid) x.steps = x.labels = 0;
+    int64_t first = !ends ? n * labels : x.valid ? ends[n] - x.labels : 0;
+    x.target = ends ? first * targets.stride[1] : n * targets.stride[0];
+    x.row = (kBefore + 1) * n + 2 * first;
+    x.capacity = x.valid ? width_of(ends ? x.labels : labels) : 0;
+    return x;
+  }
+  HD int64_t label(const Sample& x, int64_t k) const { return get<int64_t>(targets, x.target + k * targets.stride[1]); }
+  // Of a state: blanks are the even ones.
+  HD int64_t state_label(const Sample& x, int64_t s) const { return s % 2 ? label(x, s / 2) : blank; }
+  HD bool is_class(int64_t label) const { return label >= 0 && label < classes; }
+};
+
+// The target lengths as their running sum takes them. A negative one is an error, or NaN, of its own sample alone.
+struct BoundedLengths {
+  Batch batch;
+  int64_t* bounded;
+  HD void operator()(int64_t n) const {
+    int64_t length = batch.target_length(n);
+    bounded[n] = length < 0 ? 0 : length > batch.labels ? batch.labels + 1 : length;
+  }
+};
+
+// The type that is computed in, for log_probs that hold S.
+template <class S>
+using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+// What both passes need to know of the states: arrays of one row a sample.
+template <class S>
+struct Lattice {
+  using T = Compute<S>;
+  Batch batch;
+  int32_t* label;  // 0 where it is no class
+  double* skip;    // 0 where a state may be entered from the one before the last: between different labels; else -inf
+  T* score;        // log p of the label, at one step
+
+  HD Lattice of(const Sample& x) const { return {batch, label + x.row, skip + x.row, score + x.row}; }
+
+  // To be called with that of a sample; what it wrote, all threads can read after. Is every label a class?
+  template <class Team>
+  HD bool prepare(const Sample& x, Team team) const {
+    int64_t wrong = 0;
+    for (int64_t s = team.rank(); s < x.width(); s += team.size()) {
+      int64_t own = s < x.states() ? batch.state_label(x, s) : -1;
+      skip[s] = s >= 2 && s < x.states() && own != batch.state_label(x, s - 2) ? 0.0 : -INFINITY;
+      label[s] = batch.is_class(own) ? int32_t(own) : 0;
+      wrong += s < x.states() && !batch.is_class(own);
+    }
+    return team.sum(wrong) == 0;
+  }
+  template <class Team>
+  HD void read_scores(const Sample& x, int64_t n, int64_t t, Team team) const {
+    const int64_t* stride = batch.log_probs.stride;
+    const S* from = static_cast<const S*>(batch.log_probs.data) + t * stride[0] + n * stride[1];
+    int64_t step = stride[2];
+    const int32_t* labels = label;
+    T* to = score;
+    team.each(x.states(), [=](int64_t s) { to[s] = widen<T>(from[labels[s] * step]); });
+  }
+};
+
+// The forward variables of a sample, and its loss. Row 0 is before the first step, row t + 1 at step t.
+template <class S>
+struct Forward {
+  using T = Compute<S>;
+  Lattice<S> samples;
+  double* alpha;
+  bool keep;  // every row, for the backward pass; else two in turn
+  double* loss;
+
+  template <class Team>
+  HD void operator()(int64_t n, Team team) const {
+    const Batch& batch = samples.batch;
+    Sample x = batch.sample(n);
+    int64_t rows = keep ? batch.steps + 1 : 2;
+    double* first = alpha + rows * x.row;
+    // what is left of the sample's room
+    int64_t used = !x.fits() ? 0 : keep ? (x.steps + 1) * x.width() : 2 * x.width();
+    team.each(rows * x.capacity - used, [=](int64_t k) { first[used + k] = 0; });
+    if (!x.fits()) {
+      if (team.rank() == 0) loss[n] = x.valid ? INFINITY : NAN;
+      return;
+    }
+    Lattice<S> lattice = samples.of(x);
+    // All of the probability in the first state, so that the first step enters this one or the next.
+    double start = lattice.prepare(x, team) ? 0.0 : NAN;
+    team.each(x.width(), [=](int64_t k) { first[k] = k == kBefore ? start : start - INFINITY; });
+    auto row = [=](int64_t r) { return first + (keep ? r : r % 2) * x.width() + kBefore; };
+    for (int64_t t = 0; t < x.steps; t++) {
+      lattice.read_scores(x, n, t, team);
+      team.sync();  // the row before is complete
+      const double *before = row(t), *skip = lattice.skip;
+      const T* score = lattice.score;
+      double* now = row(t + 1);
+      team.each(x.states(), [=](int64_t s) {
+        now[s] = log_sum_exp<T>(before[s], before[s - 1], before[s - 2] + skip[s]) + double(score[s]);
+      });
+      if (team.rank() == 0) now[-1] = now[-2] = -INFINITY;
+    }
+    team.sync();
+    if (team.rank() == 0) loss[n] = 0.0 - log_likelihood(row(x.steps), x);
+  }
+
+  // Paths end in the last label or in the blank after it.
+  HD static double log_likelihood(const double* row, const Sample& x) {
+    return log_sum_exp<T>(row[x.states() - 1], row[x.states() - 2], -INFINITY);
+  }
+};
+
+// What the gradient of a sample's loss is multiplied with, at each step: the result's gradient times what the reduction
+// makes of one loss. 0 beyond the sample's steps and where the loss is infinite, NaN where it is NaN.
+template <class S>
+struct Scales {
+  using T = Compute<S>;
+  Batch batch;
+  const double* alpha;
+  Operand grad_output;
+  bool mean;
+  T* scale;
+
+  template <class Team>
+  HD void operator()(int64_t n, Team team) const {
+    Sample x = batch.sample(n);
+    double total = x.valid ? -INFINITY : NAN;
+    if (x.fits())
+      total = Forward<S>::log_likelihood(alpha + (batch.steps + 1) * x.row + x.steps * x.width() + kBefore, x);
+    double grad = get<double>(grad_output, n * grad_output.stride[0]);
+    if (mean) grad /= double(batch.samples) * double(x.labels > 1 ? x.labels : 1);
+    T own = total == -INFINITY ? T(0) : T(total == total ? grad : total);
+    int64_t samples = batch.samples, steps = x.valid ? x.steps : batch.steps;
+    T* to = scale + n;
+    team.each(batch.steps, [=](int64_t t) { to[t * samples] = t < steps ? own : T(0); });
+  }
+};
+
+// Every class as if it were no label: the scale times p.
+template <class S>
+struct Unlabelled {
+  using T = Compute<S>;
+  HD void operator()(const T (&in)[2], T (&out)[1]) const {
+    T value = in[1] * exp(in[0]);
+    out[0] = in[1] == T(0) ? T(0) : value;
+  }
+};
+
+// The labels' part of the gradient: the scale times p less the posterior probability of the label, by the backward
+// variables, two rows of them in turn.
+template <class S>
+struct Labelled {
+  using T = Compute<S>;
+  Lattice<S> samples;
+  const double* alpha;
+  const T* scale;
+  // two arrays of one row a sample each: written at one step while the other is still read
+  double* beta;
+  T *probability, *posterior;
+  int32_t *first, *next;  // is a state the first of its label, and which is the next one: 0 for none
+  Operand grad;           // strides of step, sample and class
+
+  template <class Team>
+  HD void operator()(int64_t n, Team team) const {
+    const Batch& batch = samples.batch;
+    Sample x = batch.sample(n);
+    if (!x.fits() || x.steps == 0 || scale[n] == T(0)) return;
+    Lattice<S> lattice = samples.of(x);
+    lattice.prepare(x, team);
+    link(x, lattice.label, team);
+
+    int64_t states = x.states(), room = batch.room();
+    const double* start = alpha + (batch.steps + 1) * x.row + kBefore;
+    double total = Forward<S>::log_likelihood(start + x.steps * x.width(), x);
+    // Mirrors the row before the first step; the two places behind the last state stay -inf.
+    double* rows = beta + x.row;
+    team.each(x.width(), [=](int64_t s) { rows[s] = rows[room + s] = s == states - 1 ? 0.0 : -INFINITY; });
+    for (int64_t t = x.steps - 1; t >= 0; t--) {
+      lattice.read_scores(x, n, t, team);
+      team.sync();  // the row after is complete
+      const double *ahead = start + (t + 1) * x.width(), *after = rows + (t + 1) % 2 * room, *skip = lattice.skip;
+      const T* score = lattice.score;
+      double* now = rows + t % 2 * room;
+      T *p = probability + x.row + t % 2 * room, *q = posterior + x.row + t % 2 * room;
+      team.each(states, [=](int64_t s) {
+        double beyond = log_sum_exp<T>(after[s], after[s + 1], after[s + 2] + skip[s + 2]);
+        q[s] = exp(T(ahead[s] + beyond - total));
+        now[s] = beyond + double(score[s]);
+      });
+      team.each(states, [=](int64_t s) { p[s] = exp(score[s]); });
+      write(x, lattice.label, n, t, p, q, team);
+    }
+  }
+
+ private:
+  // Chains of the states of one label, so that one thread adds them up, in order. Blanks are added up by all threads.
+  template <class Team>
+  HD void link(const Sample& x, const int32_t* label, Team team) const {
+    for (int64_t s = 2 * team.rank() + 1; s < x.states(); s += 2 * team.size()) {
+      int64_t before = s - 2, after = s + 2;
+      while (before > 0 && label[before] != label[s]) before -= 2;
+      while (after < x.states() && label[after] != label[s]) after += 2;
+      first[x.row + s] = before < 0 && label[s] != samples.batch.blank;
+      next[x.row + s] = after < x.states() ? int32_t(after) : 0;
+    }
+  }
+  // A step's gradients, from the probability and the posterior probability of each state.
+  template <class Team>
+  HD void write(const Sample& x, const int32_t* label, int64_t n, int64_t t, const T* p, const T* q, Team team) const {
+    int32_t blank = int32_t(samples.batch.blank);
+    // all threads have written theirs when this has its sum
+    T blanks = team.sum(x.states(), [=](int64_t s) { return label[s] == blank ? q[s] : T(0); });
+    S* frame = static_cast<S*>(grad.data) + t * grad.stride[0] + n * grad.stride[1];
+    int64_t step = grad.stride[2];
+    T factor = scale[n];
+    auto put = [=](int64_t s, T sum) { frame[label[s] * step] = Narrow<S>::from(factor * (p[s] - sum)); };
+    if (team.rank() == 0) put(0, blanks);
+    for (int64_t s = 2 * team.rank() + 1; s < x.states(); s += 2 * team.size()) {
+      if (!first[x.row + s]) continue;
+      T sum = T(0);
+      for (int64_t same = s; same > 0; same = next[x.row + same]) sum += q[same];
+      put(s, sum);
+    }
+  }
+};
+
+struct OneLoss {
+  Operand result;
+  const double* loss;
+  bool zero_infinity;
+
+  HD double at(int64_t n) const { return zero_infinity && loss[n] == INFINITY ? 0.0 : loss[n]; }
+  HD void operator()(int64_t n) const { put(result, n, at(n)); }
+};
+struct LossSum {
+  OneLoss one;
+  Batch batch;
+  bool mean;
+
+  HD void operator()(int64_t n, double* sums) const {
+    int64_t labels = batch.sample(n).labels;
+    sums[0] += one.at(n) / double(mean && labels > 1 ? labels : 1);
+  }
+  HD void operator()(const double* sums) const { put(one.result, 0, mean ? sums[0] / double(batch.samples) : sums[0]); }
+};
+
+}  // namespace ctc
+}  // namespace lossreg
