@@ -894,7 +894,7 @@ def test_what_is_a_tensor_of_its_own():
     """What ``fresh`` says of every function that torch has samples for: such a result shares no memory."""
     from torch.testing._internal.common_methods_invocations import op_db
 
-    from opreg.passes._order import fresh
+    from opreg.passes.graph.writes import fresh
 
     composite = set(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
     wrong, drawn_in_place = set(), {"cauchy", "exponential", "geometric", "log_normal", "normal", "uniform"}
@@ -997,16 +997,16 @@ def test_work_grows_with_the_graph():
 @pytest.mark.parametrize("limits", [{"_FOR_A_PLACE": 10}, {"_FOR_A_GRAPH": 20, "_FOR_A_NODE": 1}], ids=str)
 def test_work_has_an_end(limits, monkeypatch):
     """What takes more readings than are tried is left, and the report says so."""
-    from opreg.passes import _rule
+    from opreg.passes import _match
 
     for name, most in limits.items():
-        monkeypatch.setattr(_rule, name, most)
+        monkeypatch.setattr(_match, name, most)
     module = fx.symbolic_trace(many_sites(6))
     calls = []
-    normal_form = _rule.Rule.normal_form
+    normal_form = opreg.Rule.normal_form
     for rule in opreg.passes.RULES:
         rule.functions  # noqa: B018  found once
-    monkeypatch.setattr(_rule.Rule, "normal_form", lambda *args: calls.append(args) or normal_form(*args))
+    monkeypatch.setattr(opreg.Rule, "normal_form", lambda *args: calls.append(args) or normal_form(*args))
     new, report = opreg.fuse(module, example_inputs=(SCORES,))
     assert "a formula: there are more ways to read it than are tried" in {f"{e.what}: {e.why}" for e in report.left}
     assert len(calls) <= sum(limits.get(n, 0) for n in ("_FOR_A_PLACE", "_FOR_A_NODE")) * len(module.graph.nodes) + 20

@@ -14,13 +14,14 @@ from torch import Tensor, fx
 
 import opreg
 from conftest import samples_of
-from opreg.passes import _algebra as algebra
-from opreg.passes._algebra import atom
-from opreg.passes._evaluate import Evaluator
-from opreg.passes._order import Order
 from opreg.passes._rule import Argument
-from opreg.passes._values import Opaque, Value
-from opreg.passes.rules import MARGINS, RULES
+from opreg.passes.graph.view import GraphView
+from opreg.passes.normal_form import algebra
+from opreg.passes.normal_form.algebra import atom
+from opreg.passes.normal_form.evaluate import Evaluator
+from opreg.passes.normal_form.values import Opaque, Value
+from opreg.passes.rules import RULES
+from opreg.passes.rules.angular import RULES as MARGINS
 
 # numbers that a rule's options may have, those outside of the op's domain too
 NUMBERS = {
@@ -138,9 +139,9 @@ def expression(rng, depth):
 
 def normal_form(function, shape):
     graph = fx.symbolic_trace(function)
-    order, root = Order(graph.graph, graph), graph.graph.output_node().args[0]
+    view, root = GraphView(graph.graph, graph), graph.graph.output_node().args[0]
     leaves = {p: Value(atom("leaf", p.name), shape, shape) for p in graph.graph.nodes if p.op == "placeholder"}
-    return Evaluator(order, leaves, graph).value(root)
+    return Evaluator(view, leaves, graph).value(root)
 
 
 def test_one_normal_form_is_one_function():

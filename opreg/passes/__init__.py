@@ -1,7 +1,6 @@
 """Rewriting: native and hand-written losses and activations of existing programs become ops."""
 
-from . import meaning as meaning
-from ._programs import fuse as fuse
+from ._fuse import fuse as fuse
 from ._report import Left as Left
 from ._report import Report as Report
 from ._report import Swapped as Swapped

@@ -11,14 +11,16 @@ from torch.utils import _pytree as pytree
 
 from .. import _private
 from ..registry import Op, of_namespace, registered
-from ._algebra import rounded
-from ._calls import Attribute, Call, value_of
-from ._evaluate import handlers
-from ._native import ABSORBERS, Native, at, by_call, constants_with_grad, native_call, scaled
-from ._order import Order
+from ._match import Match, matches
+from ._native import Native, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, where
-from ._rule import Match, Rule, matches
-from ._values import NEVER, sizes, sizes_of
+from ._rule import Rule
+from .graph.calls import Attribute, Call, value_of
+from .graph.view import GraphView
+from .normal_form.algebra import rounded
+from .normal_form.evaluate import handlers
+from .normal_form.values import NEVER, sizes, sizes_of
+from .rules.chains import ABSORBERS, scaled
 
 # Calls that a hand-written formula ends in.
 _LAST = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow"})
@@ -40,7 +42,7 @@ class Rewriter:
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
         self.activations = activations
-        self.order = Order(self.graph, module)
+        self.view = GraphView(self.graph, module)
         # places that were refused, so that each is named once
         self.refused: dict[str, Left] = {}
 
@@ -60,10 +62,10 @@ class Rewriter:
 
     def compositions(self) -> None:
         for root in reversed(list(self.graph.nodes)):
-            call = self.order.calls.get(root)
+            call = self.view.calls.get(root)
             if call is None or call.name not in _LAST:
                 continue
-            for match in matches(self.rules, self.order, root, self.module):
+            for match in matches(self.rules, self.view, root, self.module):
                 try:
                     self.compose(match)
                 except Refused as reason:
@@ -71,18 +73,18 @@ class Rewriter:
                     continue
                 self.refused.pop(root.name, None)
                 break
-            if root in self.order.work.given_up:
+            if root in self.view.work.given_up:
                 self.leave("a formula", "there are more ways to read it than are tried", root)
 
     def compose(self, match: Match) -> None:
-        root, order = match.root, self.order
-        reason = order.disturbed(match.interior, match.tensors.values(), root)
+        root, view = match.root, self.view
+        reason = view.disturbed(match.interior, match.tensors.values(), root)
         reason = reason or self.mixed(match) or match.rule.condition(match.arguments)
         if reason:
             raise Refused(reason)
         if match.interior and not saves(match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
-        bound = {**{n: order.holder(t) for n, t in match.tensors.items()}, **match.numbers}
+        bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
         self.insert(
             root,
             lambda: self.copied(match.rule.calls, bound, match.reduction),
@@ -93,7 +95,7 @@ class Rewriter:
         """Why rounding or casts in between might matter."""
         root = value_of(match.root)
         if not isinstance(root, Tensor):
-            return "it is of a complex dtype" if self.order.complex(match.root) else ""
+            return "it is of a complex dtype" if self.view.complex(match.root) else ""
         if root.dtype not in _FLOATING:
             return f"it is of dtype {root.dtype}"
         for node in match.interior:
@@ -111,7 +113,7 @@ class Rewriter:
     def natives(self) -> None:
         ops = by_call()
         for node in list(self.graph.nodes):
-            call = self.order.calls.get(node)
+            call = self.view.calls.get(node)
             if call is None:
                 continue
             native = native_call(call, ops)
@@ -125,48 +127,48 @@ class Rewriter:
     def take_over(self, native: Native, node: fx.Node) -> None:
         if native.reason:
             raise Refused(native.reason)
-        if value_of(node) is None and any(map(self.order.complex, node.all_input_nodes)):
+        if value_of(node) is None and any(map(self.view.complex, node.all_input_nodes)):
             raise Refused("it is of a complex dtype")
-        native = at(native, node, self.order)
+        native = at(native, node, self.view)
         for absorb in ABSORBERS:
-            wider = absorb(native, self.order)
+            wider = absorb(native, self.view)
             if wider is not None:
                 try:
                     if self.absorbed(wider, node, absorb.__doc__ or ""):
                         return
                 except Refused:  # what it would absorb stays; the call itself may yet be taken over
                     continue
-        self.replace(native, node, f"torch's {self.order.calls[node].name}")  # type: ignore[union-attr]
+        self.replace(native, node, f"torch's {self.view.calls[node].name}")  # type: ignore[union-attr]
 
     def absorbed(self, wider: Native, node: fx.Node, rule: str) -> bool:
         """Replaces a call and its interior, and the product or quotient that follows it if the op computes that."""
         users = list(node.users)
         follower = users[0] if len(users) == 1 else None
         if wider.divided_by is not None:
-            if follower is None or not divides_by(self.order, follower, node, wider.divided_by):
+            if follower is None or not divides_by(self.view, follower, node, wider.divided_by):
                 return False
             root = follower
-        elif wider.factor != 1 and follower is not None and multiplies_by(self.order, follower, node, 1 / wider.factor):
+        elif wider.factor != 1 and follower is not None and multiplies_by(self.view, follower, node, 1 / wider.factor):
             root, wider = follower, replace(wider, factor=1.0)
         else:
             root = node
         parts = dict.fromkeys((*wider.interior, node, root))
-        if self.order.disturbed(list(parts), wider.arguments.values(), root):
+        if self.view.disturbed(list(parts), wider.arguments.values(), root):
             return False
-        if not self.order.one_gradient_mode(parts) or (wider.interior and not saves(wider.interior, node)):
+        if not self.view.one_gradient_mode(parts) or (wider.interior and not saves(wider.interior, node)):
             return False
         self.replace(wider, root, rule)
         return True
 
     def replace(self, native: Native, node: fx.Node, rule: str) -> None:
-        reason = constants_with_grad(native, self.order)
+        reason = constants_with_grad(native, self.view)
         if reason:
             raise Refused(reason)
         op = native.op
 
         def make() -> list[fx.Node]:
             arguments = {n: self.attribute(a) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
-            arguments = {n: self.order.holder(a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
+            arguments = {n: self.view.holder(a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             arguments = {n: self.operand(op, a) if isinstance(a, fx.Node) else a for n, a in arguments.items()}
             if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
                 from .. import functional
@@ -181,11 +183,11 @@ class Rewriter:
 
     def operand(self, op: Op, a: fx.Node) -> fx.Node:
         """The tensor itself, where the graph broadcasts it first and the op does that too."""
-        call = self.order.calls.get(a)
+        call = self.view.calls.get(a)
         if call is None or call.name != "getitem" or not hasattr(op.shape, "elements"):
             return a
         of, index = call.args
-        broadcast = self.order.calls.get(of)
+        broadcast = self.view.calls.get(of)
         if broadcast is None or broadcast.name != "broadcast_tensors":
             return a
         tensors = broadcast.args[0] if isinstance(broadcast.args[0], list | tuple) else broadcast.args
@@ -221,11 +223,11 @@ class Rewriter:
         self, root: fx.Node, make: Callable[[], list[fx.Node]], swapped: Callable[[Sequence[fx.Node]], Swapped]
     ) -> None:
         """Puts new nodes in the place of one; raises ``Refused``, and changes nothing, where they do not fit."""
-        call = self.order.calls[root]
+        call = self.view.calls[root]
         assert call is not None
         written = call.written
         if call.in_place and (
-            not isinstance(written, fx.Node) or self.order.tensor[root] is root or self.order.aliased(written, root)
+            not isinstance(written, fx.Node) or self.view.tensor[root] is root or self.view.aliased(written, root)
         ):
             raise Refused("it writes in place to a tensor that others may see")
         with self.graph.inserting_before(root):
@@ -240,31 +242,31 @@ class Rewriter:
                 self.graph.erase_node(n)
             raise
         if isinstance(written, fx.Node):
-            for same in self.order.names[self.order.tensor[written]]:
+            for same in self.view.names[self.view.tensor[written]]:
                 for u in list(same.users):
-                    if self.order.position.get(u, -1) > self.order.position[root]:
+                    if self.view.position.get(u, -1) > self.view.position[root]:
                         u.replace_input_with(same, last)
         entry = swapped(new)
         root.replace_all_uses_with(last)
         name = root.name
         self.graph.erase_node(root)
         last.name = name
-        self.order = Order(self.graph, self.module, self.order)
+        self.view = GraphView(self.graph, self.module, self.view)
         self.fold_reduction(last)
         self.sweep()
-        self.order = Order(self.graph, self.module, self.order)
+        self.view = GraphView(self.graph, self.module, self.view)
         self.report.swapped.append(entry)
 
     def kept(self, new: Sequence[fx.Node], written: Any, root: fx.Node) -> None:
         """What the op keeps for its backward pass stays what it was, though what torch keeps may have been something
         else: its result perhaps."""
-        inputs = {n for made in new for n in made.all_input_nodes if n in self.order.position}
-        if any(map(self.order.reshaped, inputs)):
+        inputs = {n for made in new for n in made.all_input_nodes if n in self.view.position}
+        if any(map(self.view.reshaped, inputs)):
             raise Refused("one of its tensors gets another shape in place")
         inputs.discard(written)
-        if all(self.order.requires_grad(n) is False for n in inputs):
+        if all(self.view.requires_grad(n) is False for n in inputs):
             return
-        if self.order.written_later(inputs, root):
+        if self.view.written_later(inputs, root):
             raise Refused("one of its tensors is written to later, and the op keeps it for the backward pass")
 
     def annotate(self, new: Sequence[fx.Node], root: fx.Node) -> None:
@@ -324,7 +326,7 @@ class Rewriter:
         Some of them promote, and the kernels do not. The op gives what the kernel gives, and so do programs that are
         not rewritten. Under autocast, the graph knows better than a fake run here.
         """
-        call = self.order.calls[root]
+        call = self.view.calls[root]
         inputs = [value_of(n) for n in root.all_input_nodes]
         floating = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
         if call is None or call.target is None or len(floating) < 2:
@@ -404,15 +406,15 @@ class Rewriter:
         if op is None or len(users) != 1:
             return
         user = users[0]
-        call = self.order.calls.get(user)
+        call = self.view.calls.get(user)
         if call is None or call.name not in ("mean", "sum") or call.in_place or len(call.args) != 1 or call.kwargs:
             return
         before, after = value_of(user), value_of(new)
         if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
             return
-        if not self.reducible(op, new, call.name) or not self.order.one_gradient_mode((new, user)):
+        if not self.reducible(op, new, call.name) or not self.view.one_gradient_mode((new, user)):
             return
-        if self.order.disturbed((new,), [self.order.current(n, new) for n in new.all_input_nodes], user):
+        if self.view.disturbed((new,), [self.view.current(n, new) for n in new.all_input_nodes], user):
             return
         bound = dict(zip(op.arguments, new.args, strict=False)) | dict(new.kwargs)
         with self.graph.inserting_before(user):
@@ -446,11 +448,11 @@ class Rewriter:
 
     def sweep(self) -> None:
         """Erases what nobody uses any more, in-place calls on tensors of their own too."""
-        changed, writing = True, {w.node: w for w in self.order.writes}
+        changed, writing = True, {w.node: w for w in self.view.writes}
         while changed:
             changed = False
             for node in reversed(list(self.graph.nodes)):
-                call = self.order.calls.get(node)
+                call = self.view.calls.get(node)
                 if node.users or call is None or call.name == "setitem":
                     continue
                 if call.in_place:
@@ -459,7 +461,7 @@ class Rewriter:
                         not isinstance(written, fx.Node)
                         or set(written.users) != {node}
                         or len(writing[node].tensors) > 1
-                        or self.order.aliased(written, node)
+                        or self.view.aliased(written, node)
                     ):
                         continue
                 elif not _pure(call) or node in writing:
@@ -477,15 +479,15 @@ def saves(interior: Iterable[fx.Node], root: fx.Node) -> bool:
     return any(set(n.users) <= inside for n in interior)
 
 
-def multiplies_by(order: Order, follower: fx.Node, node: fx.Node, number: float) -> bool:
+def multiplies_by(view: GraphView, follower: fx.Node, node: fx.Node, number: float) -> bool:
     """Is the user of a node its product with this number?"""
-    of, factor, _ = scaled(order, follower)
+    of, factor, _ = scaled(view, follower)
     return of is node and rounded(factor) == rounded(number)
 
 
-def divides_by(order: Order, follower: fx.Node, node: fx.Node, count: Any) -> bool:
+def divides_by(view: GraphView, follower: fx.Node, node: fx.Node, count: Any) -> bool:
     """Is the user of a node its quotient by this number, a size perhaps?"""
-    call = order.calls.get(follower)
+    call = view.calls.get(follower)
     if call is None or call.name != "div" or call.in_place or len(call.args) != 2 or call.kwargs:
         return False
     by = call.args[1]

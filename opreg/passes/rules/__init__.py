@@ -4,9 +4,8 @@ A pattern is written once, in the shortest form; it is found in any that is alge
 value an element, a row, a sample or a pair; a mean or a sum that follows becomes the op's reduction.
 """
 
-from . import activation, binary, boxes, classes, regions
-from .margins import RULES as MARGINS
+from . import activation, binary, box, categorical, segmentation
 
-RULES = (*activation.RULES, *binary.RULES, *classes.RULES, *regions.RULES, *boxes.RULES)
+RULES = (*activation.RULES, *binary.RULES, *categorical.RULES, *segmentation.RULES, *box.RULES)
 
-__all__ = ["MARGINS", "RULES"]
+__all__ = ["RULES"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import above, every, never, same_shape
+from ._objections import above, every, never, same_shape
 
 lossreg = torch.ops.lossreg
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import _algebra as algebra
-from ._calls import Attribute, Call, value_of
-from ._order import Order
-from ._values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
+from ..graph.calls import Attribute, Call, value_of
+from ..graph.view import GraphView
+from . import algebra
+from .values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
 
 # name -> handler(evaluator, node, *args, **kwargs), the arguments evaluated
 handlers: dict[str, Callable[..., Any]] = {}
@@ -67,14 +67,14 @@ class Evaluator:
 
     def __init__(
         self,
-        graph: "Order",
+        view: GraphView,
         leaves: Mapping[fx.Node, Any],
         module: torch.nn.Module | None,
         *,
         open_ended: bool = False,
         closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.graph, self.module, self.open_ended, self.closed = graph, module, open_ended, closed
+        self.view, self.module, self.open_ended, self.closed = view, module, open_ended, closed
         self.found = len(leaves)
         self.values: dict[fx.Node, Any] = dict(leaves)
         self.interior: dict[fx.Node, None] = {}
@@ -85,7 +85,7 @@ class Evaluator:
         if node in self.values:
             return self.values[node]
         try:
-            call = self.graph.calls[node]
+            call = self.view.calls[node]
             if call is None or call.name not in handlers or self.closed(node):
                 raise Opaque(node.name)
             result = self._apply(node, call)
@@ -102,9 +102,9 @@ class Evaluator:
 
     def argument(self, a: Any, user: fx.Node) -> Any:
         if isinstance(a, fx.Node):
-            node = self.graph.current(a, user)
+            node = self.view.current(a, user)
             result = self.value(node)
-            if node in self.interior and self.graph.without_gradient(node) and not self.graph.without_gradient(user):
+            if node in self.interior and self.view.without_gradient(node) and not self.view.without_gradient(user):
                 return combine(detached, result)
             return result
         if isinstance(a, bool) or a is None or isinstance(a, str | torch.dtype | torch.device | slice):

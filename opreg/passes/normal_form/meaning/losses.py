@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .. import _algebra as algebra
-from .._algebra import atom, constant
-from .._calls import value_of
-from .._evaluate import Evaluator, handles
-from .._values import (
+from ...graph.calls import value_of
+from .. import algebra
+from ..algebra import atom, constant
+from ..evaluate import Evaluator, handles
+from ..values import (
     NEVER,
     Opaque,
     Sizes,
@@ -123,7 +123,7 @@ def _bce_with_logits(
 
 @handles("cross_entropy")
 def _cross_entropy(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **kwargs: Any) -> Any:
-    call = e.graph.calls[node]
+    call = e.view.calls[node]
     functional = call is None or not isinstance(call.target, torch._ops.OpOverload)
     order: tuple[str, ...] = (
         ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")

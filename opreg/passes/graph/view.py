@@ -1,71 +1,29 @@
-"""The order of a graph's calls: what writes in place, what is switched, what needs a gradient."""
+"""A graph as the rewrite sees it: what its nodes call, what is written in place, what needs a gradient."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..nn._module import OpModule
-from ._calls import Call, assigns, resolve, value_of, writes_perhaps
-
-# What these return is a tensor of its own.
-FRESH_MODULES = (
-    torch.nn.Linear,
-    torch.nn.modules.conv._ConvNd,
-    torch.nn.modules.batchnorm._NormBase,
-    torch.nn.GroupNorm,
-    torch.nn.LayerNorm,
-    OpModule,
+from .calls import Call, assigns, resolve, value_of
+from .writes import (
+    FRESH_MODULES,
+    WRITES_SILENTLY,
+    Write,
+    fresh,
+    has_result,
+    keeps_its_arguments,
+    nodes_in,
+    reshapes,
+    written_by_schema,
 )
 
-
-@cache
-def fresh(name: str) -> bool:
-    """Does a call return a tensor of its own, whatever its arguments? What torch's schemas say of a view or an alias.
-
-    Composite calls may return their argument without saying so: dropout with nothing to do, a cast to the same dtype.
-    """
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None or "dropout" in name or name in _MAY_RETURN_ARGUMENT:
-        return False
-    schemas = [getattr(packet, o)._schema for o in packet.overloads()]
-    return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)
-
-
-# Composite functions that give their argument, or a view of it, where there is nothing to do.
-# fmt: off
-_MAY_RETURN_ARGUMENT = frozenset({
-    "reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as", "atleast_1d", "atleast_2d",
-    "atleast_3d", "broadcast_tensors", "meshgrid", "einsum", "sum_to_size", "conj_physical", "to_dense", "lift", "data",
-    "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors", "pin_memory",
-    "cartesian_prod", "histogramdd",
-})
 # What makes complex numbers, and what makes real ones of them.
 _COMPLEX = frozenset({"complex", "polar", "view_as_complex", "cfloat", "cdouble", "chalf", "stft"})
 _REAL = frozenset({"real", "imag", "abs", "angle", "view_as_real", "isfinite", "isnan", "eq", "fft_irfft", "fft_hfft"})
-# What writes to more than its schema says: running statistics, the noise that was drawn, rows above a norm.
-_WRITES_SILENTLY = frozenset({
-    "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "rrelu_with_noise",
-})
-# fmt: on
-# In-place functions after which a tensor may be of another shape, or share other memory.
-_RESHAPES = frozenset({"resize", "resize_as", "set", "rename"})
-
-
-@dataclass(frozen=True)
-class Write:
-    """A call that writes to tensors, or may."""
-
-    node: fx.Node
-    # the arguments that it writes to
-    tensors: tuple[fx.Node, ...]
-    # False: it may write to them, as a function or a module that nobody knows may to its arguments
-    certain: bool
-    # nobody sees it but by ``Order.current``
-    followed: bool = False
 
 
 @dataclass
@@ -82,7 +40,7 @@ class Work:
     given_up: set[fx.Node] = field(default_factory=set)
 
 
-class Order:
+class GraphView:
     """The order of a graph's calls, and what in-place calls make of it.
 
     An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that. A node stands
@@ -90,7 +48,7 @@ class Order:
     items return nothing.
     """
 
-    def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "Order | None" = None) -> None:
+    def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "GraphView | None" = None) -> None:
         """``before`` is the order of the same graph before a few nodes changed."""
         self.position = {n: i for i, n in enumerate(graph.nodes)}
         self.module = module
@@ -107,7 +65,7 @@ class Order:
         for n, call in self.calls.items():
             if n.op == "get_attr":  # every read of an attribute is the same tensor
                 self.tensor[n] = attributes.setdefault(str(n.target), n)
-            elif call is not None and isinstance(call.written, fx.Node) and _has_result(n):
+            elif call is not None and isinstance(call.written, fx.Node) and has_result(n):
                 self.tensor[n] = self.tensor[call.written]
             else:
                 self.tensor[n] = n
@@ -135,18 +93,18 @@ class Order:
         call, opinions = self.calls[n], self.work.opinions
         if self.tensor[n] is not n and n.op != "get_attr":
             assert call is not None
-            others = tuple(a for a in _written_by_schema(n) if a is not call.written)
-            followed = not others and not _reshapes(n) and not self.aliased(call.written, n)
+            others = tuple(a for a in written_by_schema(n) if a is not call.written)
+            followed = not others and not reshapes(n) and not self.aliased(call.written, n)
             yield Write(n, (call.written, *others), certain=True, followed=followed)
         elif call is not None:
-            written = _nodes((call.written, call.kwargs.get("out"))) + _written_by_schema(n)
+            written = nodes_in((call.written, call.kwargs.get("out"))) + written_by_schema(n)
             if written or call.in_place:
                 yield Write(n, written, certain=True)
-            elif call.name in _WRITES_SILENTLY or (call.name == "embedding" and len(n.args) + len(n.kwargs) > 2):
+            elif call.name in WRITES_SILENTLY or (call.name == "embedding" and len(n.args) + len(n.kwargs) > 2):
                 yield Write(n, tuple(n.all_input_nodes)[1:], certain=False)
         elif n.op == "call_module":
             if n not in opinions:
-                opinions[n] = not _keeps_its_arguments(self.module, str(n.target))
+                opinions[n] = not keeps_its_arguments(self.module, str(n.target))
             if opinions[n]:
                 yield Write(n, tuple(n.all_input_nodes), certain=False)
         elif n.op == "call_function":
@@ -154,7 +112,7 @@ class Order:
                 opinions[n] = self._function_writes(n)
             if opinions[n] is not False:
                 known = isinstance(n.target, torch._ops.OpOverload)
-                tensors = _written_by_schema(n) if known else tuple(n.all_input_nodes)
+                tensors = written_by_schema(n) if known else tuple(n.all_input_nodes)
                 yield Write(n, tensors, certain=bool(opinions[n]))
 
     def _function_writes(self, n: fx.Node) -> bool | None:
@@ -308,7 +266,7 @@ class Order:
 
     @cached_property
     def _reshaped(self) -> set[fx.Node]:
-        return {self._memory[t] for w in self.writes if _reshapes(w.node) for t in w.tensors}
+        return {self._memory[t] for w in self.writes if reshapes(w.node) for t in w.tensors}
 
     @cached_property
     def _memory(self) -> dict[fx.Node, fx.Node]:
@@ -320,13 +278,13 @@ class Order:
                 found[n] = n = found[found[n]]
             return n
 
-        written = {w.node: w.tensors for w in self.writes if self.calls[w.node] is not None and not _reshapes(w.node)}
+        written = {w.node: w.tensors for w in self.writes if self.calls[w.node] is not None and not reshapes(w.node)}
         for n in self.position:
             found[n] = n
             value = value_of(n)
             if n.op in ("placeholder", "output") or isinstance(value, int | float | torch.SymInt | torch.SymFloat):
                 continue
-            if self.tensor[n] is not n and not _reshapes(n):
+            if self.tensor[n] is not n and not reshapes(n):
                 found[n] = first(self.tensor[n])
             elif not self._fresh(n):
                 for i in written.get(n) or n.all_input_nodes:
@@ -343,72 +301,11 @@ def _switches(target: Any) -> bool:
     return name.startswith(("_enter_", "_exit_"))
 
 
-def _has_result(node: fx.Node) -> bool:
-    """Is an in-place call known to give the tensor that it writes to, or an assignment, of which ``holder`` knows?"""
-    if assigns(node):
-        return True
-    value = node.meta.get("example_value", node.meta.get("val", ...))
-    unknown = value is ... and not writes_perhaps(node)
-    return unknown or isinstance(value, Tensor)
-
-
-def _nodes(arguments: Any) -> tuple[fx.Node, ...]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(arguments, found.append)
-    return tuple(found)
-
-
-def _schema(node: fx.Node) -> Any:
-    """The schema of a call that may write, where there is one."""
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.endswith("__") else None
-    return getattr(packet, packet.overloads()[0])._schema if packet is not None else None
-
-
-def _written_by_schema(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes that a call writes to, as torch's schema says."""
-    schema = _schema(node)
-    if schema is None or not schema.is_mutable:
-        return ()
-    written: list[Any] = []
-    for i, a in enumerate(schema.arguments):
-        if a.alias_info is not None and a.alias_info.is_write:
-            written.append(node.args[i] if i < len(node.args) else node.kwargs.get(a.name))
-    return _nodes(written)
-
-
-def _reshapes(node: fx.Node) -> bool:
-    """May a tensor be of another shape after a call, or of other memory?"""
-    target: Any = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "").split(".")[0]
-    if not name.endswith("_") or name.endswith("__"):
-        return False
-    packet = getattr(torch.ops.aten, name, None)
-    if name.rstrip("_") in _RESHAPES:
-        return True
-    return packet is not None and any(torch.Tag.inplace_view in getattr(packet, o).tags for o in packet.overloads())
-
-
-def _keeps_its_arguments(root: torch.nn.Module | None, path: str) -> bool:
-    """Is a module known not to write to what it is given? Those of torch, unless they are to work in place."""
-    if root is None:
-        return False
-    for m in root.get_submodule(path).modules():
-        if not type(m).__module__.startswith(("torch.nn.modules.", "opreg.")) or getattr(m, "inplace", False):
-            return False
-        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
-            return False
-    return True
-
-
 def _writes_to_inputs(module: fx.GraphModule) -> bool:
     """Does a graph write to what it is given?"""
-    order = Order(module.graph, module)
-    outside = {order._memory[n] for n in order.position if n.op in ("placeholder", "get_attr")}
-    return any(not w.tensors or any(order._memory[t] in outside for t in w.tensors) for w in order.writes)
+    view = GraphView(module.graph, module)
+    outside = {view._memory[n] for n in view.position if n.op in ("placeholder", "get_attr")}
+    return any(not w.tensors or any(view._memory[t] in outside for t in w.tensors) for w in view.writes)
 
 
 def _complex_constants(arguments: Any) -> list[Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._algebra import atom
-from .._calls import value_of
-from .._evaluate import Evaluator, handlers, handles
-from .._values import (
+from ...graph.calls import value_of
+from ..algebra import atom
+from ..evaluate import Evaluator, handlers, handles
+from ..values import (
     Opaque,
     Sizes,
     Value,
@@ -30,7 +30,7 @@ def _same(e: Evaluator, node: fx.Node, x: Any, **kwargs: Any) -> Any:
 @handles("to", "float", "double", "half", "bfloat16", "type_as", "type")
 def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Nothing, where dtype and device stay."""
-    call = e.graph.calls[node]
+    call = e.view.calls[node]
     before, after = value_of(next(call.inputs())) if call else None, value_of(node)
     kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
     if kinds[0] is not None and kinds[0] == kinds[1]:
@@ -43,7 +43,7 @@ def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any
 @handles("reshape", "flatten", "unsqueeze", "squeeze", "view_as", "reshape_as", "unflatten")
 def _reshape(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     shape = sizes(value_of(node))
-    call = e.graph.calls[node]
+    call = e.view.calls[node]
     if not isinstance(x, Value) or x.shape is None:
         raise Opaque("a view of unknown shape")
     if shape is None and call is not None and call.name == "flatten" and len(args) == 1:

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._rule import Rule
-from .._values import NEVER
-from ._conditions import above, every, floating, never, same_shape
+from ..normal_form.values import NEVER
+from ._objections import above, every, floating, never, same_shape
 
 lossreg = torch.ops.lossreg
 

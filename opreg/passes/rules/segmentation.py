@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import at_least, every, floating, never, same_shape
+from ._objections import at_least, every, floating, never, same_shape
 
 lossreg = torch.ops.lossreg
 

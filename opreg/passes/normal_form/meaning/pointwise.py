@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import fx
 
-from .. import _algebra as algebra
-from .._algebra import Poly, atom, constant
-from .._calls import value_of
-from .._evaluate import Evaluator, handlers, handles
-from .._values import (
+from ...graph.calls import value_of
+from .. import algebra
+from ..algebra import Poly, atom, constant
+from ..evaluate import Evaluator, handlers, handles
+from ..values import (
     Opaque,
     Value,
     bound,
@@ -104,7 +104,7 @@ def _pow(e: Evaluator, node: fx.Node, x: Any, exponent: Any) -> Any:
 @handles("clamp", "hardtanh")
 def _clamp(e: Evaluator, node: fx.Node, x: Any, low: Any = None, high: Any = None, **kwargs: Any) -> Any:
     low, high = kwargs.get("min", kwargs.get("min_val", low)), kwargs.get("max", kwargs.get("max_val", high))
-    call = e.graph.calls.get(node)
+    call = e.view.calls.get(node)
     if call is not None and call.name == "hardtanh":
         low, high = number(-1) if low is None else low, number(1) if high is None else high
     lowest, highest = bound(low), bound(high)
@@ -191,9 +191,9 @@ def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
 
 @handles("detach")
 def _detach(e: Evaluator, node: fx.Node, x: Any) -> Any:
-    call = e.graph.calls[node]
+    call = e.view.calls[node]
     of = next(call.inputs()) if call else None
-    if of is None or e.graph.current(of, node) not in e.interior:
+    if of is None or e.view.current(of, node) not in e.interior:
         raise Opaque("a tensor of its own")
     return combine(detached, x)
 
@@ -208,6 +208,6 @@ def _zeros(e: Evaluator, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 @handles("cos", "sin")
 def _of_number(e: Evaluator, node: fx.Node, x: Any) -> Any:
-    call = e.graph.calls[node]
+    call = e.view.calls[node]
     assert call is not None
     return number(getattr(math, call.name)(plain(x)))

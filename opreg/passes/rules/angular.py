@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import Condition, always, never
+from ._objections import Condition, always, never
 
 
 # In a pattern, one_hot has the classes of the tensor that stands in the place of their number, and the cosine of a

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._rule import Rule
-from ._conditions import Condition, every, never, same_shape
+from ._objections import Condition, every, never, same_shape
 
 lossreg = torch.ops.lossreg
 

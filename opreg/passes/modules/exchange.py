@@ -2,25 +2,24 @@
 
 import functools
 import inspect
-import operator
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
 
-from .. import nn
-from ..nn._module import class_name
-from ._calls import IN_PLACE_OF_ANYTHING, Attribute, module_call
-from ._native import Native, by_call, native_call
-from ._order import FRESH_MODULES
-from ._report import Left, Report, Swapped
-from ._rewrite import Rewriter
-from ._rule import Rule
-from ._state import State, Unwatched, Watch, frozen, hooked, options_of
+from ... import nn
+from ...nn._module import class_name
+from .._native import Native, by_call, native_call
+from .._report import Left, Report, Swapped
+from .._rewrite import Rewriter
+from .._rule import Rule
+from ..graph.calls import Attribute, module_call
+from ..graph.writes import FRESH_MODULES
+from .state import State, joined
+from .trace import Untraceable, called, traceable
 
 
 def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report, activations: bool) -> torch.nn.Module:
@@ -50,10 +49,6 @@ def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report,
             taken |= {joined(path, name) for name in trace_and_fuse(inner, path, rules, report, activations)}
     report.left.extend(entry for entry in left.left if entry.where not in taken)
     return module
-
-
-def joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def is_native(module: torch.nn.Module) -> bool:
@@ -107,7 +102,7 @@ def trace_and_fuse(
         del vars(module)["forward"]
     try:
         traced, state = traceable(module)
-    except _Untraceable as reason:
+    except Untraceable as reason:
         if candidates:
             where = f"{path or 'the module itself'} ({type(module).__qualname__})"
             why = f"{reason}: torch.compile(backend='opreg') and torch.export see through it"
@@ -149,109 +144,6 @@ def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: 
 
     forward._of_opreg_fuse = True  # type: ignore[attr-defined]
     return forward
-
-
-def called(module: fx.GraphModule) -> set[str]:
-    return {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
-
-
-class _Untraceable(Exception):
-    pass
-
-
-def modes() -> tuple[bool, ...]:
-    """What a context manager may switch, and a graph does not record."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *map(torch.is_autocast_enabled, ("cpu", "cuda")),
-    )
-
-
-class _Written(fx.Proxy):
-    """A value in a trace that can be written to: that of torch makes another one of ``x *= 2``."""
-
-
-def _recorded(function: Any) -> Any:
-    def method(self: _Written, *args: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, *args), {})
-
-    return method
-
-
-for _f, _target in {**IN_PLACE_OF_ANYTHING, operator.setitem: operator.setitem}.items():
-    setattr(_Written, f"__{_f.__name__}__", _recorded(_target))
-
-
-class _OneLevel(fx.Tracer):
-    """The forward of one module: those below it stay calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.record_stack_traces = True
-        self.modes = modes()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Written(node, self)
-
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        if modes() != self.modes:
-            raise _Untraceable("its forward switches gradients or autocast")
-        return super().create_node(kind, *args, **kwargs)
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, torch.Tensor) and not any(a is t for t in owned(self.root)):
-            raise _Untraceable("its forward makes tensors of its own")  # random ones, perhaps
-        return super().create_arg(a)
-
-
-def owned(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-    for m in module.modules():
-        yield from (t for t in vars(m).values() if isinstance(t, torch.Tensor))
-
-
-def traceable(module: torch.nn.Module) -> tuple[fx.GraphModule, State]:
-    """The graph of the module's forward, if it is the same in training and evaluation and for any tensors, and what
-    it is made of beside these."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    if any(p.default is not p.empty or p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
-        raise _Untraceable("its forward has optional arguments")
-    if "forward" in vars(module):
-        raise _Untraceable("its forward was replaced")
-    found: list[fx.GraphModule] = []
-    state = State()
-    flags = {m: m.training for m in module.modules()}
-    try:
-        for training in (False, True):
-            for m in flags:
-                m.training = training
-            tracer = _OneLevel()
-            watch = Watch(module, tracer)
-            with watch.watching():
-                graph = tracer.trace(module)
-            state.add(watch.finish())
-            found.append(fx.GraphModule(module, graph))
-        for path in called(found[0]):
-            inner = module.get_submodule(path)
-            if module_call(inner) is not None and not hooked(inner):  # its call may become part of an op's
-                state.options[path] = (type(inner), frozen(options_of(inner), f"the options of {path}"))
-    except _Untraceable:
-        raise
-    except Unwatched as reason:
-        raise _Untraceable(str(reason)) from None
-    except Exception as error:  # whatever a forward does with a proxy
-        raise _Untraceable(f"its forward can't be traced ({type(error).__name__})") from None
-    finally:
-        for m, training in flags.items():
-            m.training = training
-    if found[0].code != found[1].code:
-        raise _Untraceable("its forward differs between training and evaluation")
-    return found[0], state
 
 
 def mentioned(module: torch.nn.Module) -> list[str]:

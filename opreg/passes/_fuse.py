@@ -9,10 +9,10 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from .. import _private
-from ._modules import fuse_modules
 from ._report import Report
 from ._rewrite import Rewriter
 from ._rule import Rule
+from .modules.exchange import fuse_modules
 from .rules import RULES
 
 Program = TypeVar("Program", bound="torch.nn.Module | ExportedProgram")

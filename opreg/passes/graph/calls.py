@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .. import _private
+from ... import _private
 
 # Where functions with the meaning of their name live.
 _NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, Tensor)

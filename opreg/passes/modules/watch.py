@@ -8,7 +8,6 @@ whether they are still what they were, and finds what it can't follow: then the 
 import builtins
 import copy
 import dis
-import enum
 import itertools
 import math
 import operator
@@ -25,8 +24,10 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, get_ignored_functions
 from torch.utils import _pytree as pytree
 
+from .state import ABSENT, PLAIN, State, Unwatched, frozen, joined, members, unchanged
+
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_OPREG = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_OPREG = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
 # Files of torch whose functions compute with their arguments alone, so that proxies go through them.
 _TRANSPARENT = tuple(
     os.path.join(_TORCH, *path.split("/"))
@@ -43,143 +44,9 @@ _BUILTINS = frozenset(
     | {"sorted", "str", "sum", "super", "tuple", "zip"}
     | {"NotImplementedError", "RuntimeError", "ValueError", "TypeError", "AssertionError"}
 )
-_PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, torch.device, torch.Size, torch.layout)
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _WRITES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"})
 _PURE_MODULES = (math, operator, itertools)
-
-
-class Unwatched(Exception):
-    """What a forward reads or does that can't be watched."""
-
-
-class Same:
-    """An object that is compared by identity."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def frozen(value: Any, what: str) -> Any:
-    """A copy of a value, to compare another one with by ``unchanged``."""
-    if isinstance(value, Tensor):
-        raise Unwatched(f"its forward reads the tensor {what}")
-    if isinstance(value, enum.Enum) or type(value) in _PLAIN:
-        return value
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type | types.MethodDescriptorType):
-        return Same(value)
-    if type(value) is dict:
-        return {k: frozen(v, what) for k, v in value.items() if frozen(k, what) is k}
-    if type(value) in (set, frozenset) and all(type(v) in _PLAIN for v in value):
-        return type(value)(value)
-    if type(value) in (list, tuple):
-        return type(value)([frozen(v, what) for v in value])
-    raise Unwatched(f"its forward reads {what}, of type {type(value).__name__}, which may change unseen")
-
-
-def unchanged(value: Any, seen: Any) -> bool:
-    """Is a value what it was when it was frozen?"""
-    if type(seen) is Same:
-        return value is seen.value
-    if type(value) is not type(seen):
-        return False
-    if type(seen) in (list, tuple):
-        return len(value) == len(seen) and all(unchanged(a, b) for a, b in zip(value, seen, strict=True))
-    if type(seen) is dict:
-        return list(value) == list(seen) and all(unchanged(value[k], seen[k]) for k in seen)
-    if type(seen) is float:  # NaN is what it was, and -0.0 is not 0.0
-        if value != value or seen != seen:
-            return bool(value != value and seen != seen)
-        return bool(value == seen) and math.copysign(1.0, value) == math.copysign(1.0, seen)
-    return bool(value == seen)
-
-
-def at_path(module: torch.nn.Module, path: str) -> Any:
-    """The module below this one; None where there is none now."""
-    found: Any = module
-    for step in path.split(".") if path else ():
-        found = getattr(found, step, None)
-    return found
-
-
-_ABSENT = Same(object())
-
-
-class State:
-    """What a forward read, and whether it is still the same. Relative to a module, so that its copies have it too."""
-
-    def __init__(self) -> None:
-        # by path and name: plain values; tensors and whether they require grad; modules by their paths; methods
-        self.values: dict[tuple[str, str], Any] = {}
-        self.tensors: dict[tuple[str, str], bool] = {}
-        self.modules: dict[tuple[str, str], str] = {}
-        self.methods: dict[tuple[str, str], Any] = {}
-        self.flags: dict[str, None] = {}  # of the modules whose `training` was read
-        self.members: dict[str, tuple[str, ...]] = {}  # the names of what a module holds
-        self.options: dict[str, tuple[type, Any]] = {}  # of modules whose call is part of what was rewritten
-        # what closures hold, with the functions; not for Dynamo, which guards it in its own way
-        self.cells: dict[tuple[str, int], tuple[Callable[[], Any], Any]] = {}
-        # globals and defaults, by name and place: how to read them, and what they were
-        self.outside: dict[tuple[str, int], tuple[Callable[[], Any], Any]] = {}
-
-    def add(self, other: "State") -> None:
-        """What another trace of the same forward read."""
-        for name, found in vars(other).items():
-            vars(self)[name].update(found)
-
-    def changed(self, module: torch.nn.Module) -> str:
-        """What is not what it was; empty if all is."""
-        for (path, name), seen in self.values.items():
-            if not unchanged(getattr(at_path(module, path), name, _ABSENT.value), seen):
-                return joined(path, name)
-        for (path, name), requires_grad in self.tensors.items():
-            t = getattr(at_path(module, path), name, None)
-            if not isinstance(t, Tensor) or t.requires_grad != requires_grad:
-                return joined(path, name)
-        for (path, name), target in self.modules.items():
-            if getattr(at_path(module, path), name, None) is not at_path(module, target):
-                return joined(path, name)
-        for (path, name), function in self.methods.items():
-            if getattr(getattr(at_path(module, path), name, None), "__func__", None) is not function:
-                return joined(path, name)
-        for path, names in self.members.items():
-            if members(at_path(module, path)) != names:
-                return f"what {path or 'it'} holds"
-        for path, (kind, options) in self.options.items():
-            m = at_path(module, path)
-            if (
-                type(m) is not kind
-                or not isinstance(m, torch.nn.Module)
-                or hooked(m)
-                or not unchanged(options_of(m), options)
-            ):
-                return path
-        if len({at_path(module, path).training for path in self.flags}) > 1:
-            return "training of a part of it"
-        for (what, _), (read, seen) in (*self.outside.items(), *self.cells.items()):
-            if not unchanged(read(), seen):
-                return what
-        return ""
-
-
-def joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def members(module: Any) -> tuple[str, ...]:
-    if not isinstance(module, torch.nn.Module):
-        return ()
-    return (*module._modules, *module._parameters, *module._buffers)
-
-
-def hooked(module: torch.nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(module)
-
-
-def options_of(module: torch.nn.Module) -> dict[str, Any]:
-    """What a module of torch.nn was constructed with."""
-    return {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("training", "forward")}
 
 
 @cache
@@ -277,8 +144,8 @@ class Watch(TorchFunctionMode):
             value = object.__getattribute__(module, name)
         except AttributeError:
             value = self.held(module, name)
-            if value is _ABSENT.value:
-                self.state.values[path, name] = _ABSENT
+            if value is ABSENT.value:
+                self.state.values[path, name] = ABSENT
                 return type(module).__getattr__(module, name)
         if name == "training":
             self.state.flags[path] = None
@@ -310,7 +177,7 @@ class Watch(TorchFunctionMode):
             self.complain(str(reason))
             return value
         if type(value) in (list, dict, set):  # so that what is written to it is not written to the module's
-            value = copy.copy(value) if all(type(v) in _PLAIN for v in value) else copy.deepcopy(value)
+            value = copy.copy(value) if all(type(v) in PLAIN for v in value) else copy.deepcopy(value)
             self.copies.append((value, seen, what))
         return value
 
@@ -319,7 +186,7 @@ class Watch(TorchFunctionMode):
         for place in (module._parameters, module._buffers, module._modules):
             if name in place:
                 return place[name]
-        return _ABSENT.value
+        return ABSENT.value
 
     def judged(self, value: Any, what: str) -> Any:
         """The value, frozen; the functions in it are looked into when they are called."""
@@ -377,7 +244,7 @@ class Watch(TorchFunctionMode):
         elif module.startswith("torch") or type(owner).__module__.startswith("torch"):
             safe = function not in ignored()
         else:
-            safe = type(owner) in (*_PLAIN, *_CONTAINERS) or isinstance(owner, types.NoneType)
+            safe = type(owner) in (*PLAIN, *_CONTAINERS) or isinstance(owner, types.NoneType)
         if not safe:
             self.complain(f"its forward calls {name}, which may depend on more than its arguments")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from . import _algebra as algebra
-from ._algebra import Poly, atom, constant
-from ._calls import value_of
+from ..graph.calls import value_of
+from . import algebra
+from .algebra import Poly, atom, constant
 
 # an ignore_index that no target has
 NEVER = -(2**31)

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import fx
 
-from .. import _algebra as algebra
-from .._calls import value_of
-from .._evaluate import Evaluator, handles
-from .._values import (
+from ...graph.calls import value_of
+from .. import algebra
+from ..evaluate import Evaluator, handles
+from ..values import (
     Masked,
     Opaque,
     Value,

@@ -1,0 +1,191 @@
+"""Native calls in a chain that are one op together: log_softmax and nll_loss are cross_entropy."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...registry import Op, registered
+from .._match import matches
+from .._native import Native
+from ..graph.calls import Call, value_of
+from ..graph.view import GraphView
+from ..normal_form.algebra import rounded
+from .angular import RULES as MARGINS
+
+# What computes a call's argument may belong to the op too: log_softmax before nll_loss makes cross_entropy.
+Absorber = Callable[[Native, GraphView], Native | None]
+
+
+def functional_call(view: GraphView, a: Any) -> Call | None:
+    """The call that made an argument, if that writes to nothing; its own arguments as they were there."""
+    call = view.calls.get(a) if isinstance(a, fx.Node) else None
+    if call is None or call.in_place:
+        return None
+    args, kwargs = fx.node.map_arg((call.args, dict(call.kwargs)), lambda n: view.current(n, a))
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def given(call: Call, index: int, *names: str) -> Any:
+    """An argument, by place or by one of its names."""
+    if len(call.args) > index:
+        return call.args[index]
+    return next((call.kwargs[n] for n in names if n in call.kwargs), None)
+
+
+def uncast(call: Call) -> bool:
+    """No dtype is asked for."""
+    return call.kwargs.get("dtype") is None and not any(isinstance(a, torch.dtype) or a is True for a in call.args)
+
+
+def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
+    """Is this the class dimension: 1, or that of a row alone?"""
+    if not isinstance(dim, int):
+        return False
+    t = value_of(x) if isinstance(x, fx.Node) else None
+    if isinstance(t, Tensor):
+        return dim % max(t.dim(), 1) == min(1, t.dim() - 1)
+    return rank_free and dim == 1
+
+
+def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
+    """log_softmax and nll_loss"""
+    inner: Any = native.arguments.get("input")
+    call = functional_call(view, inner)
+    if native.op.short != "nll_loss" or call is None or call.name != "log_softmax" or not uncast(call):
+        return None
+    x = given(call, 0, "input", "self")
+    if not over_classes(given(call, 1, "dim"), x, rank_free=True):
+        return None
+    return Native(_op("cross_entropy"), {**native.arguments, "input": x}, interior=(inner,))
+
+
+def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
+    """sigmoid and binary_cross_entropy"""
+    inner: Any = native.arguments.get("input")
+    call = functional_call(view, inner)
+    if native.op.short != "binary_cross_entropy" or call is None or call.name != "sigmoid":
+        return None
+    if not in_unit(view, native.arguments.get("target")):  # of another target, which is an error, logits know nothing
+        return None
+    arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
+    return Native(_op("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
+
+
+# Calls whose results lie in [0, 1], and calls that keep their first argument's elements or choose among them.
+_UNIT = frozenset(
+    {"sigmoid", "softmax", "hardsigmoid", "one_hot", "zeros_like", "ones_like"}
+    | {"gt", "ge", "lt", "le", "eq", "ne", "isnan", "logical_and", "logical_or", "logical_not"}
+)
+_SAME_ELEMENTS = frozenset(
+    {"to", "float", "double", "half", "bfloat16", "type_as", "detach", "clone", "contiguous", "reshape", "flatten"}
+    | {"unsqueeze", "squeeze", "expand", "expand_as", "permute", "transpose", "select", "slice", "relu", "mean"}
+)
+
+
+def in_unit(view: GraphView, a: Any) -> bool:
+    """Does the graph itself show that every element lies in [0, 1] (or is NaN)?"""
+    for _ in range(8):
+        if not isinstance(a, fx.Node):
+            return False
+        t, call = value_of(a), functional_call(view, a)
+        if isinstance(t, Tensor) and t.dtype == torch.bool:
+            return True
+        if call is None:
+            return False
+        if call.name in _UNIT:
+            return True
+        if call.name in ("clamp", "hardtanh"):
+            low, high = given(call, 1, "min", "min_val"), given(call, 2, "max", "max_val")
+            numbers = isinstance(low, int | float) and isinstance(high, int | float)
+            return numbers and 0 <= low <= high <= 1
+        if call.name not in _SAME_ELEMENTS:
+            return False
+        a = given(call, 0, "input", "self")
+    return False
+
+
+def scaled(view: GraphView, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
+    """A node, the number that it is multiplied with to make another one, and the call that does."""
+    call = functional_call(view, a)
+    if call is None or call.name not in ("div", "mul") or len(call.args) != 2 or call.kwargs:
+        return a, 1.0, ()
+    left, right = call.args
+    if isinstance(left, int | float) and call.name == "mul":
+        left, right = right, left
+    if not isinstance(left, fx.Node) or not isinstance(right, int | float) or right == 0:
+        return a, 1.0, ()
+    return left, 1 / right if call.name == "div" else float(right), (a,)
+
+
+def distillation(native: Native, view: GraphView) -> Native | None:
+    """distillation_loss, softmax and kl_div"""
+    arguments = native.arguments
+    if native.op.short != "kl_div" or arguments.get("reduction", "mean") not in ("sum", "batchmean"):
+        return None
+    sides: list[tuple[Any, float]] = []
+    interior: list[fx.Node] = []
+    teacher_function = "log_softmax" if arguments.get("log_target", False) else "softmax"
+    for name, function in (("input", "log_softmax"), ("target", teacher_function)):
+        inner: Any = arguments.get(name)
+        call = functional_call(view, inner)
+        if call is None or call.name != function or not uncast(call):
+            return None
+        logits = given(call, 0, "input", "self")
+        if not over_classes(given(call, 1, "dim"), logits, rank_free=False):
+            return None
+        x, factor, division = scaled(view, logits)
+        sides.append((x, factor))
+        interior += [inner, *division]
+    (student, factor), (teacher, same) = sides
+    t = value_of(student)
+    if factor != same or factor <= 0 or not isinstance(t, Tensor) or view.requires_grad(teacher) is not False:
+        return None
+    if t.dim() != 2:  # batchmean divides by the batch, the op's mean by the number of rows
+        return None
+    reduction = "sum" if arguments["reduction"] == "sum" else "mean"
+    call_of = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
+    return Native(_op("distillation_loss"), call_of, interior=tuple(interior), factor=factor**2)
+
+
+def batch_mean(native: Native, view: GraphView) -> Native | None:
+    """kl_div and its division by the batch"""
+    # F.kl_div(reduction="batchmean") is two calls in an exported graph
+    t = value_of(native.arguments.get("input"))
+    if native.op.short != "kl_div" or native.arguments.get("reduction") != "sum" or not isinstance(t, Tensor):
+        return None
+    if t.dim() == 0:  # no batch
+        return None
+    return Native(native.op, {**native.arguments, "reduction": "batchmean"}, divided_by=t.shape[0])
+
+
+def margin_loss(native: Native, view: GraphView) -> Native | None:
+    """cross_entropy of logits with a margin"""
+    arguments = native.arguments
+    if native.op.short != "cross_entropy" or arguments.get("weight") is not None or arguments.get("label_smoothing"):
+        return None
+    root = arguments.get("input")
+    if not isinstance(root, fx.Node):
+        return None
+    for name, rules in MARGINS.items():
+        for match in matches(rules, view, root, view.module):
+            if match.tensors["target"] is arguments["target"] and not match.rule.condition(match.arguments):
+                options: dict[str, Any] = {n: a for n, a in arguments.items() if n in ("ignore_index", "reduction")}
+                call: dict[str, Any] = {**match.tensors, **match.numbers, **options}
+                return Native(_op(name), call, interior=(*match.interior, root))
+    return None
+
+
+ABSORBERS: tuple[Absorber, ...] = (
+    cross_entropy_of_logits,
+    binary_cross_entropy_of_logits,
+    distillation,
+    batch_mean,
+    margin_loss,
+)
+
+
+def _op(short: str) -> Op:
+    return next(op for op in registered() if op.qualname == f"lossreg::{short}")
