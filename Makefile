@@ -58,7 +58,7 @@ SEED ?= 0
 fuzz: install
 	cmake -S csrc -B build/sanitized -DLOSSREG_CUDA=OFF -DLOSSREG_SANITIZE=ON -DLOSSREG_TORCH_DIR=$$($(BIN)/python -c "import torch; print(torch.__path__[0])")
 	cmake --build build/sanitized --parallel 2
-	$(BIN)/python tests/hostile_calls.py --calls $(CALLS) --seed $(SEED) --sanitized build/sanitized
+	$(BIN)/python tests/every_op/hostile_calls.py --calls $(CALLS) --seed $(SEED) --sanitized build/sanitized
 
 # The libraries whose losses the benchmark compares with, without what they ask for: that would bring another torch.
 PEERS := kornia kornia_rs segmentation-models-pytorch pytorch-metric-learning monai "$(TORCHVISION)" timm
@@ -76,17 +76,17 @@ wheel: $(BIN)/torch-installed
 	rm -f dist/opreg-*.whl
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	# linux_x86_64 becomes manylinux_2_N_x86_64: the oldest glibc that has what this machine's compiler linked to
-	$(BIN)/python tests/abi.py dist
+	$(BIN)/python .ci/tag_wheel.py dist
 
 # That wheel in clean environments with other versions of torch: minutes, and gigabytes for each version that the index
 # has no CPU build of. They stay in build/compat.
 COMPAT ?= 2.11.0 newest
 compat: install wheel
-	OPREG_COMPAT="$(COMPAT)" $(BIN)/python -m pytest -m slow -rA tests/test_compat.py
+	OPREG_COMPAT="$(COMPAT)" $(BIN)/python -m pytest -m slow -rA tests/shipping/test_compat.py
 
 # On a machine with a GPU, with that machine's own Python and torch: nothing is installed.
 gpu-check:
-	$(PYTHON) tests/gpu_check.py --output benchmarks/results
+	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
 
 clean:
 	rm -rf build dist out $(VENV)

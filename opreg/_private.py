@@ -1,4 +1,4 @@
-"""Every private name of torch that opreg leans on, in one place, each with a test in tests/test_registry.py."""
+"""Every private name of torch that opreg leans on, in one place, each with a test (tests/every_op/test_registry.py)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -122,7 +122,7 @@ def emulated() -> Emulator:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers
         families = os.environ.get("LOSSREG_FAMILIES", "")  # as in csrc/CMakeLists.txt: while working on some
         options = [f"-DLOSSREG_TORCH_DIR={torch_dir}", f"-DLOSSREG_FAMILIES={families}"]
-        configure = ["cmake", "-S", str(ROOT / "tests/emulator"), "-B", str(build), *options]
+        configure = ["cmake", "-S", str(ROOT / "tests/kernels/emulator"), "-B", str(build), *options]
         for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,7 @@
 //
 // The float versions compile to straight-line vector code on the CPU (libm calls would not), and call CUDA's own
 // functions on the device. The double versions call libm: float64 is for verification, not for speed. Every bound below
-// is checked on a dense grid by tests/cpp/math_test.cpp. NaN goes in, NaN comes out.
+// is checked on a dense grid by tests/kernels/cpp/math_test.cpp. NaN goes in, NaN comes out.
 #include <cmath>
 #include <cstdint>
 #include <cstring>

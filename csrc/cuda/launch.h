@@ -1,6 +1,6 @@
 #pragma once
 // What every CUDA kernel here leans on: launching, reading and writing packs, block sums, and the pointwise kernels.
-// tests/emulator compiles this very text for the CPU: threads become fibers, a launch a loop.
+// tests/kernels/emulator compiles this very text for the CPU: threads become fibers, a launch a loop.
 #include "../base/tensor.h"
 #include "../skeletons/formula.h"
 #if !defined(LOSSREG_EMULATE)

@@ -17,7 +17,7 @@ from opreg.bench.targets import LIGHT, targets
 from opreg.testing import Maker
 
 NAMES = [op.name for op in opreg.registered() if not op.mutated]
-PEERS = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+PEERS = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 QUICK = {"sizes": ["small"], "dtypes": ["float32"], "providers": ["ours", "eager", "floor", "call"], "rounds": 2}
 
 

@@ -200,7 +200,10 @@ def test_source_newer_than_the_library(tmp_path):
         ({"gpu": True}, "wrong: a GPU is available, but there is no CUDA kernel for a: the library was built without"),
         ({"kernels": {}}, "wrong: no op is registered: reinstall opreg"),
         ({"kernels": {"a": dict.fromkeys(report.COVERED, False)}}, "wrong: CPU is missing for a: library and Python"),
-        ({"edited": "csrc/base/math.h"}, "wrong: csrc/math.h is newer than the library: run `make install`, or `pip"),
+        (
+            {"edited": "csrc/base/math.h"},
+            "wrong: csrc/base/math.h is newer than the library: run `make install`, or `pip",
+        ),
         (
             {"driver": True},
             "wrong: the machine has a GPU's driver, but this torch is built for the CPU: install a CUDA",

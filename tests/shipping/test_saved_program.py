@@ -61,7 +61,7 @@ def test_message_in_a_process_that_does_not(saved: list[Path]) -> None:
     message = "We failed to resolve torch.ops.lossreg.swish.default to an operator."
     assert message in done.stderr
     assert "Please import the custom op to register it before deserializing." in done.stderr
-    assert "failed to resolve torch.ops.lossreg" in (Path(__file__).parents[1] / "README.md").read_text()
+    assert "failed to resolve torch.ops.lossreg" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_import_after_the_message(saved: list[Path]) -> None:

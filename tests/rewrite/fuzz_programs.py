@@ -1,4 +1,4 @@
-"""Random small programs around every spelling that opreg.fuse knows, for tests/test_fuzz_rewrite.py.
+"""Random small programs around every spelling that opreg.fuse knows, for tests/rewrite/test_fuzz_rewrite.py.
 
 A program is text: a forward of a few lines, which a failure prints. It holds one piece (a way to write an op), perhaps
 a second one that shares tensors with the first, calls around them, and disturbances: writes in place, regions without

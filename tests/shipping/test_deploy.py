@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import opreg
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TORCH = Path(torch.__file__).parent
 ops = torch.ops.lossreg
 

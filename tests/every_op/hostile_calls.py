@@ -2,8 +2,8 @@
 dtypes, devices, strides, options and masks. A call must return or raise; a signal, a sanitizer's report, a result that
 no kernel wrote, or an error of a kind that only a defect has, is a finding.
 
-    python tests/hostile_calls.py --calls 1000 --seed 0               # the installed library
-    python tests/hostile_calls.py --calls 1000 --sanitized FOLDER     # one built with -DLOSSREG_SANITIZE=ON
+    python tests/every_op/hostile_calls.py --calls 1000 --seed 0               # the installed library
+    python tests/every_op/hostile_calls.py --calls 1000 --sanitized FOLDER     # one built with -DLOSSREG_SANITIZE=ON
 
 A call follows from the seed and its number alone: what was found comes again with ``--seed S --only NUMBER``.
 """

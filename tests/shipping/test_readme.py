@@ -7,7 +7,7 @@ import torch
 
 import opreg
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -1,8 +1,7 @@
-"""The CUDA kernels themselves, on the CPU: the text of csrc compiled over tests/emulator/cuda_emulator.h."""
+"""The CUDA kernels themselves, on the CPU: the text of csrc compiled over tests/kernels/emulator/cuda_emulator.h."""
 
 import itertools
 import re
-from pathlib import Path
 
 import gpu_driver
 import pytest
@@ -10,13 +9,13 @@ import torch
 
 import opreg
 import row_losses
-from conftest import DEVICE, run_raw, samples_of
+from conftest import DEVICE, ROOT, run_raw, samples_of
 from opreg._private import names_in
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
 
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = ROOT / "csrc"
 KERNEL = r"__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\("
 
 

@@ -1,8 +1,8 @@
 """Drives every op's kernels, in one process: for compute-sanitizer, for CUDA graphs, bit by bit, against the clock.
 
-    python tests/gpu_driver.py memory|graph|repeat|benchmark|"planted error" cpu|cuda RESULT.json
+    python tests/gpu/gpu_driver.py memory|graph|repeat|benchmark|"planted error" cpu|cuda RESULT.json
 
-A part of tests/gpu_check.py, with a process of its own so that a sanitizer can watch it.
+A part of tests/gpu/gpu_check.py, with a process of its own so that a sanitizer can watch it.
 """
 
 import dataclasses

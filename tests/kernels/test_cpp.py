@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++")
 FAMILIES = sorted(path.stem for path in (ROOT / "csrc" / "formulas").glob("*.h"))
 # the flags that change floating point are those of csrc/CMakeLists.txt
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ 
 
 def build_and_run(tmp_path: Path, source: str, *flags: str) -> str:
     program = tmp_path / Path(source).stem
-    command = [COMPILER, *FLAGS, *flags, "-I", "csrc", f"tests/cpp/{source}", "-o", str(program)]
+    command = [COMPILER, *FLAGS, *flags, "-I", "csrc", f"tests/kernels/cpp/{source}", "-o", str(program)]
     build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert build.returncode == 0, build.stderr
     # the leak checker can't run where the process is traced, as in many containers

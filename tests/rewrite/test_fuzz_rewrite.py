@@ -1,4 +1,4 @@
-"""Rewritten, a program computes what it did before: random ones of tests/fuzz_programs.py, of every kind of graph."""
+"""Rewritten, a program computes what it did before: random ones of fuzz_programs.py, of every kind of graph."""
 
 import itertools
 import os

@@ -1,8 +1,8 @@
 """What a library asks of the machine that it is sent to: its undefined symbols, and the manylinux tag they amount to.
 
-    python tests/abi.py DIRECTORY    # gives each wheel there the tag of the library inside
+    python .ci/tag_wheel.py DIRECTORY    # gives each wheel there the tag of the library inside
 
-A part of `make wheel`, and of tests/test_abi.py.
+A part of `make wheel`, and of tests/shipping/test_abi.py.
 """
 
 import argparse

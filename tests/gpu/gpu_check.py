@@ -1,7 +1,7 @@
 """What ``make gpu-check`` runs: builds for the GPU at hand and proves the kernels there, offline, in ten minutes.
 
-    python tests/gpu_check.py --output benchmarks/results                                on a machine with a GPU
-    python tests/gpu_check.py --output DIR --dry-run [--architecture 90-real]    anywhere: all but what needs the GPU
+    python tests/gpu/gpu_check.py --output benchmarks/results          on a machine with a GPU
+    python tests/gpu/gpu_check.py --output DIR --dry-run [--architecture 90-real]    anywhere, without its launches
 
 It needs a torch with CUDA, pytest, cmake, nvcc and compute-sanitizer, and installs nothing: the package is staged in
 the build folder. Each step is recorded in one JSON and one Markdown file, named for the date and the device; a step
@@ -27,9 +27,9 @@ from xml.etree import ElementTree
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-# The test files that conftest.DEVICE moves to the GPU; those of them that exist.
-SUITE = ["test_values.py", "test_categorical.py", "test_autograd.py", "test_compile.py"]
+ROOT = Path(__file__).resolve().parents[2]
+# The test files that conftest.DEVICE moves to the GPU.
+SUITE = ["every_op/test_values.py", "ops/test_categorical.py", "every_op/test_autograd.py", "every_op/test_compile.py"]
 WORKERS = 8  # tests at a time: more processes would wait for their slices of the GPU
 BUDGET = 590  # seconds in all; each step has at most these, and what is left
 SECONDS = {
@@ -152,7 +152,7 @@ class Check:
         return {"found": f"{len(has)} ops, {len(has) - len(without)} with CUDA kernels", "ops": list(has)}
 
     def suite(self, limit: float) -> Found:
-        files = [ROOT / "tests" / name for name in SUITE if (ROOT / "tests" / name).exists()]
+        files = [ROOT / "tests" / name for name in SUITE]
         if self.dry:
             return {"result": "skipped", "found": ", ".join(f.name for f in files)}
         xml = self.build / "suite.xml"

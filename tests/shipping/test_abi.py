@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import abi
 import opreg
+import tag_wheel
 
 LIBRARY = opreg.library_path()
 HEADERS = Path(torch.__file__).parent / "include/torch/csrc"
@@ -25,8 +25,8 @@ TOOLCHAIN = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon
 OF_TORCH = re.compile(r"3c10|2at|5torch|6caffe2")
 
 
-def refused(symbols: list[abi.Symbol]) -> list[str]:
-    def stable(s: abi.Symbol) -> bool:
+def refused(symbols: list[tag_wheel.Symbol]) -> list[str]:
+    def stable(s: tag_wheel.Symbol) -> bool:
         if s.name.startswith("_Z"):
             return not OF_TORCH.search(s.name) and bool(SYSTEM.match(s.version) or RUNTIME.match(s.name))
         return bool(SYSTEM.match(s.version) or TORCH.fullmatch(s.name)) or (s.weak and s.name in TOOLCHAIN)
@@ -35,7 +35,7 @@ def refused(symbols: list[abi.Symbol]) -> list[str]:
 
 
 def test_undefined_symbols_are_stable():
-    assert refused(abi.undefined(LIBRARY)) == []
+    assert refused(tag_wheel.undefined(LIBRARY)) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_undefined_symbols_are_stable():
     ],
 )
 def test_audit_refuses(name):
-    assert refused([abi.Symbol(name, "", weak=False)]) == [name]
+    assert refused([tag_wheel.Symbol(name, "", weak=False)]) == [name]
 
 
 def test_symbols_of_torch_are_declared_in_its_stable_headers():
@@ -60,20 +60,20 @@ def test_symbols_of_torch_are_declared_in_its_stable_headers():
     )
     # a name may be pasted together: aoti_torch_dtype_##TYPE; CUDA's are declared where torch is built with it
     declared = set(re.findall(r"\b(?:aoti_torch|torch)_\w+", text))
-    asked = {s.name for s in abi.undefined(LIBRARY) if TORCH.fullmatch(s.name)}
+    asked = {s.name for s in tag_wheel.undefined(LIBRARY) if TORCH.fullmatch(s.name)}
     assert asked - declared == set()
 
 
 def test_cuda_entry_points_may_be_missing():
     """A torch built for the CPU has them not."""
-    cuda = [s for s in abi.undefined(LIBRARY) if TORCH.fullmatch(s.name) and re.search("cuda_(?!type)", s.name)]
+    cuda = [s for s in tag_wheel.undefined(LIBRARY) if TORCH.fullmatch(s.name) and re.search("cuda_(?!type)", s.name)]
     assert [s.name for s in cuda if not s.weak] == []
 
 
 def test_linked_to_torch_and_the_system_alone():
     system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2"}
     older = {"libpthread.so.0", "libdl.so.2", "librt.so.1"}  # parts of libc.so.6 since glibc 2.34
-    assert set(abi.needed(LIBRARY)) - system - older == {"libtorch.so", "libtorch_cpu.so", "libc10.so"}
+    assert set(tag_wheel.needed(LIBRARY)) - system - older == {"libtorch.so", "libtorch_cpu.so", "libc10.so"}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_linked_to_torch_and_the_system_alone():
     ],
 )
 def test_glibc_floor(versions, floor):
-    assert abi.glibc_floor([abi.Symbol("f", version, weak=False) for version in versions]) == floor
+    assert tag_wheel.glibc_floor([tag_wheel.Symbol("f", version, weak=False) for version in versions]) == floor
 
 
 def test_glibc_floor_of_an_unknown_libstdcxx():
     with pytest.raises(ValueError, match=r"f: expected GLIBCXX_3.4.33 at most, got 3.4.99"):
-        abi.glibc_floor([abi.Symbol("f", "GLIBCXX_3.4.99", weak=False)])
+        tag_wheel.glibc_floor([tag_wheel.Symbol("f", "GLIBCXX_3.4.99", weak=False)])
 
 
 def test_retagged_wheel(tmp_path):
@@ -105,21 +105,21 @@ def test_retagged_wheel(tmp_path):
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: opreg\nVersion: 0.1.0\n")
         tags = "Root-Is-Purelib: false\nTag: py3-none-linux_x86_64\n"
         archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nGenerator: test\n{tags}")
-    tag = abi.platform_tag(LIBRARY)
-    retagged = abi.retag(made)
+    tag = tag_wheel.platform_tag(LIBRARY)
+    retagged = tag_wheel.retag(made)
     assert list(tmp_path.iterdir()) == [retagged]
     assert retagged.name == f"opreg-0.1.0-py3-none-{tag}.whl"
     with zipfile.ZipFile(retagged) as archive:
         assert f"Tag: py3-none-{tag}" in archive.read(f"{info}/WHEEL").decode().splitlines()
         assert archive.getinfo("opreg/liblossreg.so").file_size == LIBRARY.stat().st_size
-    assert abi.retag(retagged) == retagged
+    assert tag_wheel.retag(retagged) == retagged
 
 
 def test_wheel_with_another_library(tmp_path):
     with zipfile.ZipFile(tmp_path / "opreg.whl", "w") as archive:
         archive.writestr("opreg/other.so", "")
     with pytest.raises(ValueError, match=r"expected opreg/liblossreg.so and no other library, got \['opreg/other.so'"):
-        abi.retag(tmp_path / "opreg.whl")
+        tag_wheel.retag(tmp_path / "opreg.whl")
 
 
 def test_tools_of_the_audit_are_there():
@@ -130,7 +130,7 @@ def test_tools_of_the_audit_are_there():
 def test_builds_of_the_makefile_take_its_torch():
     """A source distribution is built with any torch of a range; the Makefile's environment has one exact version, which
     is in that range, and no build of it is isolated: pip would fetch the newest torch, with CUDA, for it."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     makefile, project = (root / "Makefile").read_text(), (root / "pyproject.toml").read_text()
     (exact,) = re.findall(r"^TORCH \?= torch==([\d.]+)$", makefile, re.M)
     (requires,) = re.findall(r"^requires = \[(.*)\]$", project, re.M)
