@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import Arguments, Rule, State, fail, is_size, same_shape, shape_text
+from .rules import Arguments, ShapeRule
 from .schema import bind, require_tensors
+from .sizes import dtype_text, fail, is_size, same_shape, shape_text
+from .states import State
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,18 +34,16 @@ def check_tensors(op: str, args: Arguments, on_host: Sequence[str] = ()) -> list
         if t.device != first.device and not (other in on_host and t.device.type == "cpu"):
             raise fail(op, "all tensors on one device", first.device, t.device)
         if t.dtype not in _FLOATING and (t.is_floating_point() or t.is_complex()):
-            raise fail(op, f"{other} of a real dtype", str(t.dtype).removeprefix("torch."))
+            raise fail(op, f"{other} of a real dtype", dtype_text(t.dtype))
     if first.dtype not in _FLOATING:
-        got = str(first.dtype).removeprefix("torch.")
-        raise fail(op, f"{name} of dtype float64, float32, bfloat16 or float16", got)
+        raise fail(op, f"{name} of dtype float64, float32, bfloat16 or float16", dtype_text(first.dtype))
     return [t for _, t in named]
 
 
-def result_dtype(args: Arguments, rule: Rule | None = None) -> torch.dtype:
-    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors, or of those that the op's rule
-    names (``typed_by``)."""
+def result_dtype(args: Arguments, typed_by: Sequence[str] = ()) -> torch.dtype:
+    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors, or of the named."""
     given: torch.dtype | None = args.get("dtype")
-    typed = [args[n] for n in getattr(rule, "typed_by", ()) if args[n].is_floating_point()]
+    typed = [args[n] for n in typed_by if args[n].is_floating_point()]
     return given or promoted(typed or [a for a in args.values() if isinstance(a, Tensor)])
 
 
@@ -54,21 +54,21 @@ def reduces(op: str, args: Arguments) -> bool:
     return bool(reduction != "none")
 
 
-def value_fake(op: str, rule: Rule, args: Arguments) -> Tensor:
-    tensors = check_tensors(op, args, getattr(rule, "on_host", ()))
+def value_fake(op: str, rule: ShapeRule, args: Arguments) -> Tensor:
+    tensors = check_tensors(op, args, rule.on_host)
     shape = rule(op, args)
-    dtype = result_dtype(args, rule)
+    dtype = result_dtype(args, rule.typed_by)
     if reduces(op, args):
         return tensors[0].new_empty((), dtype=dtype)
     return like(tensors[0], shape, dtype)
 
 
-def check_backward(op: str, rule: Rule, state: State | None, args: Arguments, operands: Arguments) -> None:
+def check_backward(op: str, rule: ShapeRule, state: State | None, args: Arguments, operands: Arguments) -> None:
     """What ``NAME_backward`` is given beside the op's own arguments: the gradient of the result, the state, the mask.
 
     Where a tensor on the meta device comes beside others, this runs in the place of their kernel.
     """
-    first = check_tensors(op, operands, getattr(rule, "on_host", ()))[0]
+    first = check_tensors(op, operands, rule.on_host)[0]
     shape = rule(op, operands)
     given = {n: args[n] for n in ("grad_output", "state") if n in args}
     for t in given.values():
@@ -78,14 +78,14 @@ def check_backward(op: str, rule: Rule, state: State | None, args: Arguments, op
     if not same_shape(grad_output.shape, expected):
         raise fail(op, f"grad_output of shape {shape_text(expected)}", shape_text(grad_output))
     if grad_output.dtype not in _FLOATING:
-        got = str(grad_output.dtype).removeprefix("torch.")
+        got = dtype_text(grad_output.dtype)
         raise fail(op, "grad_output of dtype float64, float32, bfloat16 or float16", got)
     if state is not None:
         kept, wanted = given["state"], state(shape, args)
         # which dtype it has may depend on the option dtype, which only the forward pass knows
         if not same_shape(kept.shape, wanted.shape) or kept.dtype not in (wanted.dtype, torch.float64):
-            text = str(wanted.dtype).removeprefix("torch.")
-            raise fail(op, f"the {text} state of the forward pass, of shape {shape_text(wanted)}", shape_text(kept))
+            text = f"the {dtype_text(wanted.dtype)} state of the forward pass, of shape {shape_text(wanted)}"
+            raise fail(op, text, shape_text(kept))
 
 
 def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -124,7 +124,7 @@ def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Seq
     return grads
 
 
-def register_fakes(name: str, rule: Rule, lib: torch.library.Library, *, state: State | None = None) -> None:
+def register_fakes(name: str, rule: ShapeRule, lib: torch.library.Library, *, state: State | None = None) -> None:
     """Registers the fakes of ``name``, ``name_backward`` and, where state is kept, ``name_forward``, as long as ``lib``
     lives."""
     namespace, short = name.split("::")
@@ -152,7 +152,7 @@ def register_fakes(name: str, rule: Rule, lib: torch.library.Library, *, state: 
         operands = {n: bound[n] for n in inputs}
         check_mask(short, overload_of("_backward")._schema.arguments[-1].N, inputs, bound)
         check_backward(short, rule, state, bound, operands)
-        full = rule.elements(short, operands) if hasattr(rule, "elements") else None
+        full = rule.elements(short, operands) if rule.elements else None
         return backward_fake(bound, full, inputs)
 
     torch.library.register_fake(name, value, lib=lib)

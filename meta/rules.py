@@ -5,113 +5,78 @@ before reduction. The messages are those of the C++ kernels; a test holds the tw
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .sizes import dtype_text, expands_to, fail, is_size, joined, same_shape, same_size, shape_text
+
 Arguments = Mapping[str, Any]
-Rule = Callable[[str, Arguments], Sequence[int]]
-State = Callable[[Sequence[int], Arguments], Tensor]
+ShapeFunction = Callable[[str, Arguments], Sequence[int]]
 
 
-def fail(op: str, expected: str, *got: object) -> RuntimeError:
-    return RuntimeError(f"{op}: expected {expected}, got {' and '.join(str(g) for g in got)}")
+@dataclass(frozen=True)
+class ShapeRule:
+    """The shape rule of an op, and what else of its result and arguments follows from more than the schema.
 
-
-def shape_text(t: Tensor | Sequence[int]) -> str:
-    return str(list(t.shape if isinstance(t, Tensor) else t))
-
-
-def same_size(a: int, b: int) -> bool:
-    """Are two sizes equal? Where only the run will tell, yes, and the program asserts it.
-
-    That is a size that depends on values, such as the number of a mask's true elements: a plain ``==`` of it ends a
-    capture by torch.export or torch.compile.
+    Args:
+        shape: checks the arguments, and gives the shape of the result before reduction.
+        elements: the shape to which the operands broadcast, where the result has fewer dimensions than that.
+        typed_by: the tensors whose promoted dtype is the result's, whatever that of the others; none: all of them.
+        on_host: the tensors that may be on the CPU whatever the device of the others.
     """
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    from torch.fx.experimental.symbolic_shapes import guard_or_true
 
-    equal: Any = a == b
-    if not guard_or_true(equal):
-        return False
-    torch._check(equal)
-    return True
+    shape: ShapeFunction
+    elements: ShapeFunction | None = None
+    typed_by: tuple[str, ...] = ()
+    on_host: tuple[str, ...] = ()
 
-
-def is_size(a: int, b: int) -> bool:
-    """Are two sizes equal? Where only the run will tell, no."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-    known: bool = guard_or_false(a == b)
-    return known
+    def __call__(self, op: str, args: Arguments) -> Sequence[int]:
+        return self.shape(op, args)
 
 
-def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
-    # ranks first: comparing sizes of different dimensions would be a guard on them
-    return len(a) == len(b) and all(same_size(x, y) for x, y in zip(a, b, strict=True))
+def shape_rule(given: object, name: str) -> ShapeRule:
+    """What an op declares as its rule: one of this module, or a function that checks and gives a shape.
+
+    Raises:
+        ValueError: it is neither; ``name`` says whose it is.
+    """
+    if isinstance(given, ShapeRule):
+        return given
+    if not callable(given):
+        raise ValueError(f"{name}: expected a rule of opreg.meta or a function (op, arguments) -> shape, got {given!r}")
+    return ShapeRule(given)
 
 
-def expands_to(shape: Sequence[int], target: Sequence[int]) -> bool:
-    lead = len(target) - len(shape)
-    return lead >= 0 and all(is_size(a, 1) or same_size(a, b) for a, b in zip(shape, target[lead:], strict=True))
-
-
-def joined(a: Sequence[int], b: Sequence[int]) -> Sequence[int] | None:
-    try:
-        shape: Sequence[int] = torch.broadcast_shapes(tuple(a), tuple(b))
-        return shape
-    except RuntimeError:
-        return None
-
-
-def elementwise(rule: Rule) -> Rule:
-    """Marks the rule of an index space over elements, to which operands expand."""
-    rule.elementwise = True  # type: ignore[attr-defined]
-    return rule
-
-
-def typed_by(*names: str, rule: Rule) -> Rule:
+def typed_by(*names: str, rule: ShapeRule) -> ShapeRule:
     """The rule of an op whose result has the dtype of these tensors, whatever that of the others.
 
     As torch's own function has it, which for instance writes into a tensor like its first one.
     """
-    rule.typed_by = names  # type: ignore[attr-defined]
-    return rule
+    return replace(rule, typed_by=names)
 
 
-def per_row(values: int) -> State:
-    """The state of a row loss: float64, so many values a row, and the mean's denominator."""
-
-    def state(shape: Sequence[int], args: Arguments) -> Tensor:
-        first = next(a for a in args.values() if isinstance(a, Tensor))
-        rows = 1
-        for size in shape:
-            rows = rows * size
-        return first.new_empty((rows * values + 1,), dtype=torch.float64)
-
-    return state
+def require_indices(op: str, name: str, t: Tensor) -> None:
+    if t.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise fail(op, f"{name} of dtype int64, int32 or uint8", dtype_text(t.dtype))
 
 
-def per_group(values: int) -> State:
-    """The state of a group loss: so many values a group in the type that is computed in, and the count of the valid."""
-
-    def state(shape: Sequence[int], args: Arguments) -> Tensor:
-        tensors = [a for a in args.values() if isinstance(a, Tensor)]
-        with_dims = [t for t in tensors if t.dim() > 0] or tensors
-        double = torch.float64 in (args.get("dtype"), *(t.dtype for t in with_dims))
-        groups = 1
-        for size in shape:
-            groups = groups * size
-        return tensors[0].new_empty((groups * values + 1,), dtype=torch.float64 if double else torch.float32)
-
-    return state
+def require_shape(op: str, name: str, t: Tensor, expected: Sequence[int], input: str, x: Tensor) -> None:
+    """``t`` of a shape that follows from that of ``x``, the argument ``input``."""
+    if not same_shape(t.shape, expected):
+        raise fail(op, f"{name} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t))
 
 
-def same(*names: str, optional: Sequence[str] = ()) -> Rule:
+def require_entry_a_class(op: str, name: str | None, args: Arguments, classes: int) -> None:
+    """The class weights, or what else the argument ``name`` holds; where there is such an argument, and it is given."""
+    t = args[name] if name else None
+    if t is not None and not same_shape(t.shape, (classes,)):
+        raise fail(op, f"{name} of one entry a class, [{classes}]", shape_text(t))
+
+
+def same(*names: str, optional: Sequence[str] = ()) -> ShapeRule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
 
@@ -122,10 +87,10 @@ def same(*names: str, optional: Sequence[str] = ()) -> Rule:
                 raise fail(op, f"{name} of the shape of {first}", shape_text(shape), shape_text(args[name]))
         return expanding(*optional, to=first)(op, args)
 
-    return elementwise(rule)
+    return ShapeRule(rule)
 
 
-def expanding(*names: str, to: str) -> Rule:
+def expanding(*names: str, to: str) -> ShapeRule:
     """The shape of ``to``, to which the others expand."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -136,10 +101,10 @@ def expanding(*names: str, to: str) -> Rule:
                 raise fail(op, expected, shape_text(shape), shape_text(args[name]))
         return shape
 
-    return elementwise(rule)
+    return ShapeRule(rule)
 
 
-def broadcast(*names: str, same_rank: bool = False) -> Rule:
+def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
     """The broadcast shape of all."""
     first, *others = names
 
@@ -155,10 +120,10 @@ def broadcast(*names: str, same_rank: bool = False) -> Rule:
             shape = both
         return shape
 
-    return elementwise(rule)
+    return ShapeRule(rule)
 
 
-def variance(input: str, target: str, var: str) -> Rule:
+def variance(input: str, target: str, var: str) -> ShapeRule:
     """``torch.nn.functional.gaussian_nll_loss``: one variance an element, or one a row."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -177,10 +142,10 @@ def variance(input: str, target: str, var: str) -> Rule:
             raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
         return whole
 
-    return elementwise(rule)
+    return ShapeRule(rule)
 
 
-def boxes(input: str, target: str, *, number: str | None = None) -> Rule:
+def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
     """One value a pair of boxes along the last dimension, of 4; ``number`` is a 0-d tensor."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -195,10 +160,10 @@ def boxes(input: str, target: str, *, number: str | None = None) -> Rule:
         shape: Sequence[int] = x.shape[:-1]
         return shape
 
-    return rule
+    return ShapeRule(rule)
 
 
-def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> Rule:
+def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> ShapeRule:
     """One value a row: ``input`` (C) or (N, C, d1 … dk) gives () or (N, d1 … dk).
 
     ``target`` holds class indices of the result's shape; with ``probabilities`` a floating target of the shape of
@@ -213,27 +178,21 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         if is_size(x.shape[axis], 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
         result = (*x.shape[:axis], *x.shape[axis + 1 :])
-        if t.is_floating_point():
-            if not probabilities:
-                raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+        if probabilities and t.is_floating_point():
             if not same_shape(t.shape, x.shape):
                 raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
         else:
-            if t.dtype not in (torch.int64, torch.int32, torch.uint8):
-                raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+            require_indices(op, target, t)
             one_row = x.dim() == 1 and t.dim() == 1 and same_size(t.shape[0], 1)
-            if not one_row and not same_shape(t.shape, result):
-                expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
-                raise fail(op, expected, shape_text(t))
-        w = None if weight is None else args[weight]
-        if w is not None and not same_shape(w.shape, (x.shape[axis],)):
-            raise fail(op, f"{weight} of one entry a class, [{x.shape[axis]}]", shape_text(w))
+            if not one_row:
+                require_shape(op, target, t, result, input, x)
+        require_entry_a_class(op, weight, args, x.shape[axis])
         return result
 
-    return rule
+    return ShapeRule(rule)
 
 
-def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bool = False) -> Rule:
+def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bool = False) -> ShapeRule:
     """One value a row of ``input`` (C) or (N, C); ``target`` has a class index a row, or a list of the row's size."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -243,8 +202,7 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
         classes = x.shape[-1] if x.dim() else 1
         if is_size(classes, 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
-        if t.dtype not in (torch.int64, torch.int32, torch.uint8):
-            raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+        require_indices(op, target, t)
         result = x.shape[:1] if x.dim() == 2 else x.shape[:0]
         if lists:
             # one class may come without a dimension
@@ -253,19 +211,16 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
         else:
             one = t.dim() == 0 or (t.dim() == 1 and is_size(t.shape[0], 1))
             one_row = one and (x.dim() < 2 or is_size(x.shape[0], 1))
-            if not one_row and not same_shape(t.shape, result):
-                expected = f"{target} of shape {shape_text(result)} for {input} of shape {shape_text(x)}"
-                raise fail(op, expected, shape_text(t))
+            if not one_row:
+                require_shape(op, target, t, result, input, x)
             result = t.shape
-        w = None if weight is None else args[weight]
-        if w is not None and not same_shape(w.shape, (classes,)):
-            raise fail(op, f"{weight} of one entry a class, [{classes}]", shape_text(w))
+        require_entry_a_class(op, weight, args, classes)
         return tuple(result)
 
-    return rule
+    return ShapeRule(rule)
 
 
-def class_sums(input: str, *others: str) -> Rule:
+def class_sums(input: str, *others: str) -> ShapeRule:
     """Broadcast operands, an optional one among the others, summed over the dimension that is the last of ``input``."""
 
     def elements(op: str, args: Arguments) -> Sequence[int]:
@@ -278,11 +233,10 @@ def class_sums(input: str, *others: str) -> Rule:
         shape, axis = elements(op, args), args[input].dim() - 1
         return (*shape[:axis], *shape[axis + 1 :])
 
-    rule.elements = elements  # type: ignore[attr-defined]
-    return rule
+    return ShapeRule(rule, elements=elements)
 
 
-def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> Rule:
+def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> ShapeRule:
     """One value a vector along the last dimension: tensors (…, D) of one shape, or of one rank and broadcast, give (…).
 
     With a ``target`` there, they are (N, D) and it is (N), or they are (D) and it is ().
@@ -302,10 +256,10 @@ def vectors(*names: str, target: str | None = None, broadcasts: bool = False) ->
             raise fail(op, expected, shape_text(t), shape_text(args[first]))
         return both
 
-    return rule
+    return ShapeRule(rule)
 
 
-def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
+def classes(*names: str, target: str | None = None, least: int = 1) -> ShapeRule:
     """One value a position: tensors of one shape, (C) or (N, C, d1 … dk), of at least so many classes, give () or
     (N, d1 … dk); ``target`` holds class indices of that shape."""
     first, *others = names
@@ -320,10 +274,10 @@ def classes(*names: str, target: str | None = None, least: int = 1) -> Rule:
             raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
         return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
 
-    return rule
+    return ShapeRule(rule)
 
 
-def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> Rule:
+def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> ShapeRule:
     """One value a sample: ``input`` (N, C, d1 … dk) gives (N), or where the option ``batch`` is true, ().
 
     ``target`` holds a class index for each pixel; with ``soft``, a floating target of the shape of ``input`` holds
@@ -338,10 +292,10 @@ def regions(input: str, target: str, *, weight: str | None = None, soft: bool = 
         pixels(op, args)
         return () if batch and args[batch] else x.shape[:1]
 
-    return rule
+    return ShapeRule(rule)
 
 
-def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
+def images(input: str, target: str, *, kernel_size: str | None = None) -> ShapeRule:
     """One value for all images: ``input`` (N, C, H, W), ``target`` (N, H, W), into which ``kernel_size`` fits."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -350,13 +304,8 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
             raise fail(op, f"{input} of shape (N, C, H, W)", shape_text(x))
         if is_size(x.shape[1], 0):
             raise fail(op, f"{input} of at least one class", shape_text(x))
-        if t.dtype not in (torch.int64, torch.int32, torch.uint8):
-            raise fail(op, f"{target} of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
-        expected = (x.shape[0], *x.shape[2:])
-        if not same_shape(t.shape, expected):
-            raise fail(
-                op, f"{target} of shape {shape_text(expected)} for {input} of shape {shape_text(x)}", shape_text(t)
-            )
+        require_indices(op, target, t)
+        require_shape(op, target, t, (x.shape[0], *x.shape[2:]), input, x)
         if kernel_size is None:
             return ()
         k = args[kernel_size]
@@ -367,14 +316,14 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> Rule:
             raise fail(op, f"{kernel_size} of at most the height and the width of {input}, {size}", k)
         return ()
 
-    return rule
+    return ShapeRule(rule)
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_LENGTHS = ("input_lengths", "target_lengths")
 
 
-def ctc(op: str, args: Arguments) -> Sequence[int]:
-    """``torch.nn.functional.ctc_loss``: one value a sequence."""
+def _ctc(op: str, args: Arguments) -> Sequence[int]:
     x, t, blank = args["log_probs"], args["targets"], args["blank"]
     if x.dim() not in (2, 3):
         raise fail(op, "log_probs of shape (T, N, C) or (T, C)", shape_text(x))
@@ -382,28 +331,19 @@ def ctc(op: str, args: Arguments) -> Sequence[int]:
     samples = x.shape[1] if batched else 1
     if not 0 <= blank < x.shape[-1]:
         raise fail(op, f"blank in [0, {x.shape[-1]})", blank)
-    if t.dtype not in (torch.int64, torch.int32, torch.uint8):
-        raise fail(op, "targets of dtype int64, int32 or uint8", str(t.dtype).removeprefix("torch."))
+    require_indices(op, "targets", t)
     if t.dim() != 1 and (t.dim() != 2 or not same_size(t.shape[0], samples)):
         expected = f"targets of shape [{samples}, S] or [sum of target_lengths] for log_probs of shape {shape_text(x)}"
         raise fail(op, expected, shape_text(t))
-    for name in ctc.on_host:  # type: ignore[attr-defined]
+    for name in _LENGTHS:
         lengths = args[name]
         if lengths.dtype not in _INTEGERS:
-            raise fail(op, f"{name} of an integer dtype", str(lengths.dtype).removeprefix("torch."))
+            raise fail(op, f"{name} of an integer dtype", dtype_text(lengths.dtype))
         if lengths.dim() > 1 or not same_size(lengths.numel(), samples):
             expected = f"{name} of shape {shape_text([samples])} for log_probs of shape {shape_text(x)}"
             raise fail(op, expected, shape_text(lengths))
     return (samples,) if batched else ()
 
 
-# These may be on the CPU whatever the device of the others.
-ctc.on_host = ("input_lengths", "target_lengths")  # type: ignore[attr-defined]
-
-
-def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The forward variables, before the first step and at each: twice the labels and three more a sample."""
-    x: Tensor = args["log_probs"]
-    samples = x.shape[1] if x.dim() == 3 else 1
-    size = (x.shape[0] + 1) * (2 * args["targets"].numel() + 3 * samples)
-    return x.new_empty((size,), dtype=torch.float64)
+# ``torch.nn.functional.ctc_loss``: one value a sequence. The lengths may be on the CPU, where torch's own wants them.
+ctc = ShapeRule(_ctc, on_host=_LENGTHS)

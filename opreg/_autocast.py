@@ -48,7 +48,7 @@ def converted(op: "Op", bound: Mapping[str, Any], device_type: str) -> dict[str,
         if t is not None and t.is_floating_point() and t.dtype != torch.float64:
             bound[name] = t.to(torch.get_autocast_dtype(device_type))
     low = (torch.float16, torch.bfloat16)
-    if op.is_loss and bound["dtype"] is None and result_dtype(bound, op.shape) in low:
+    if op.is_loss and bound["dtype"] is None and result_dtype(bound, op.rule.typed_by) in low:
         bound["dtype"] = torch.float32
     return bound
 

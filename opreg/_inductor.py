@@ -110,7 +110,7 @@ def _call_kernels(op: "Op") -> None:
 
     namespace = f"{op.qualname.split('::')[0]}_kernels"
     _libraries[op.qualname] = torch.library.Library(namespace, "IMPL")
-    register_fakes(kernels_name(op), op.shape, _libraries[op.qualname], state=op.state)
+    register_fakes(kernels_name(op), op.rule, _libraries[op.qualname], state=op.state)
     for overload in op.overloads:
         decompositions[overload] = getattr(getattr(torch.ops, namespace), overload._schema.name.split("::")[1]).default
 

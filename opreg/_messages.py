@@ -172,7 +172,7 @@ def complaint(op: "Op", bound: Mapping[str, Any]) -> str | None:
     """What the shape rule says of a call: no value is looked at."""
     bare = {n: _bare(a) if isinstance(a, Tensor) else a for n, a in bound.items()}
     try:
-        op.shape(op.short, bare) if op.mutated else value_fake(op.short, op.shape, bare)
+        op.rule(op.short, bare) if op.mutated else value_fake(op.short, op.rule, bare)
     except RuntimeError as error:
         return str(error) if str(error).startswith(f"{op.short}: expected ") else None
     except Exception:  # a rule that presumes what is not so
@@ -409,8 +409,8 @@ def check_call(op: "Op", bound: Mapping[str, Any]) -> None:
     if all(type(a) in (bool, int, float, str, tuple) for _, a in plain) and (text := _complaint_outside(op, plain)):
         raise RuntimeError(text)
     require_tensors(op.value, bound)
-    check_tensors(op.short, bound, getattr(op.shape, "on_host", ()))
-    op.shape(op.short, bound)
+    check_tensors(op.short, bound, op.rule.on_host)
+    op.rule(op.short, bound)
 
 
 # Bounded, because a schedule may give an option another value at each call.

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def attach(op: "Op", lib: torch.library.Library) -> None:
+    rule = op.rule
+
     def fake(*args: Any, **kwargs: Any) -> None:
-        op.shape(op.short, bind(op.value, args, kwargs))
+        rule(op.short, bind(op.value, args, kwargs))
 
     def update(*args: Any, **kwargs: Any) -> None:
         if transform_active():

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import _autocast, _autograd, _flops, _inductor, _messages, _private, _update
 from ._fingerprint import fingerprint
-from .meta import Rule, State, register_fakes
+from .meta import ShapeRule, State, register_fakes
 from .meta.fakes import check_tensors, result_dtype
+from .meta.rules import ShapeFunction, shape_rule
 from .meta.schema import bind, require_tensors
 
 NAMESPACE = "lossreg"
@@ -58,7 +59,8 @@ class Op:
         reference: the definition in plain torch, of the schema's arguments without ``dtype``: the tests' oracle, the
             decomposition, the second derivative, what vmap and forward mode run, the pattern that a rewrite looks for.
             Of an op that writes to its arguments: what it writes, one tensor for each that is written to.
-        shape: the rule of ``opreg.meta`` that checks the arguments and gives the shape of the result before reduction.
+        shape: the rule of ``opreg.meta``, or a function of the op's name and its arguments by name, that checks these
+            and gives the shape of the result before reduction.
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
         source: the paper or the native op that defines it.
@@ -94,7 +96,7 @@ class Op:
 
     name: str
     reference: Callable[..., Any]
-    shape: Rule
+    shape: ShapeRule | ShapeFunction
     samples: Callable[[Any], Iterator[Sample]]
     errors: Callable[[Any], Iterator[ErrorSample]]
     source: str
@@ -127,6 +129,11 @@ class Op:
     @cached_property
     def short(self) -> str:
         return self.qualname.split("::")[1]
+
+    @cached_property
+    def rule(self) -> ShapeRule:
+        """``shape``, as a rule where it is a function."""
+        return shape_rule(self.shape, self.qualname)
 
     @cached_property
     def module_name(self) -> str:
@@ -243,7 +250,7 @@ class Op:
     def evaluate_reference(self, bound: Mapping[str, Any], autocast: str) -> Tensor:
         """The same of arguments that are converted already; ``autocast``: the type of device on which that is on."""
         bound = dict(bound)
-        dtype = result_dtype(bound, self.shape)
+        dtype = result_dtype(bound, self.rule.typed_by)
         # where a transform calls the functions inside, autocast is back; float64 it leaves alone
         least = torch.float64 if autocast and _private.transform_active() else torch.float32
         # float64 where one comes in or goes out
@@ -309,7 +316,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
         if op.mutated:
             _update.attach(op, lib)
         else:
-            register_fakes(op.qualname, op.shape, lib, state=op.state)
+            register_fakes(op.qualname, op.rule, lib, state=op.state)
             _autograd.attach(op, lib)
             _autocast.attach(op, lib)
         _messages.attach(op)
@@ -365,8 +372,8 @@ def _checked(op: Op, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def value(*args: Any, **kwargs: Any) -> Tensor:
         bound = bind(op.value, args, kwargs)
         require_tensors(op.value, bound)
-        check_tensors(op.short, bound, getattr(op.shape, "on_host", ()))
-        op.shape(op.short, bound)
+        check_tensors(op.short, bound, op.rule.on_host)
+        op.rule(op.short, bound)
         return kernel(*args, **kwargs)
 
     return value

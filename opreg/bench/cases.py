@@ -68,7 +68,7 @@ def shapes_of(op: Op, size: str) -> list[dict[str, tuple[int, ...]]]:
     """
     first = small_calls(op)[0]
     lead = first[op.tensor_arguments[0]]
-    small = tuple(op.shape(op.short, first))
+    small = tuple(op.rule(op.short, first))
     leads = ((ELEMENTS[size],),) if small == lead.shape else ROWS[size]
     found = [{n: grown(op, n, first[n], lead, small, shape) for n in required_tensors(op)} for shape in leads]
     # an op may take rows of (N, C) only
@@ -86,7 +86,7 @@ def draw(op: Op, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, devi
     calls = small_calls(op)
     first = calls[0]
     lead = first[op.tensor_arguments[0]]
-    rows = tuple(op.shape(op.short, first)) != lead.shape
+    rows = tuple(op.rule(op.short, first)) != lead.shape
     generator = torch.Generator().manual_seed(0)
     args: dict[str, Any] = {}
     for a in op.value._schema.arguments:
@@ -140,7 +140,7 @@ def accepts(op: Op, first: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     meta = {n: torch.empty(s, dtype=first[n].dtype, device="meta") for n, s in shapes.items()}
     optional = {n: None for n in op.tensor_arguments if n not in meta}
     try:
-        op.shape(op.short, {**first, **optional, **meta})
+        op.rule(op.short, {**first, **optional, **meta})
     except RuntimeError:
         return False
     return True

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..meta.rules import Arguments, fail, same_shape, shape_text
+from ..meta.rules import Arguments
+from ..meta.sizes import dtype_text, fail, same_shape, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 
@@ -59,10 +60,9 @@ def pairs(op: str, args: Arguments) -> Sequence[int]:
         if not same_shape(a.shape, p.shape):
             raise fail(op, f"params[{i}] of the shape of averages[{i}]", shape_text(a), shape_text(p))
         if a.is_complex():
-            raise fail(op, f"averages[{i}] of a real dtype", str(a.dtype).removeprefix("torch."))
+            raise fail(op, f"averages[{i}] of a real dtype", dtype_text(a.dtype))
         if a.dtype != p.dtype:
-            dtypes = [str(t.dtype).removeprefix("torch.") for t in (a, p)]
-            raise fail(op, f"params[{i}] of the dtype of averages[{i}]", *dtypes)
+            raise fail(op, f"params[{i}] of the dtype of averages[{i}]", dtype_text(a.dtype), dtype_text(p.dtype))
         if a.device != p.device or a.device.type != averages[0].device.type:
             raise fail(op, "all tensors on one device", a.device, p.device)
         if any(step == 0 and size > 1 for step, size in zip(a.stride(), a.shape, strict=True)):

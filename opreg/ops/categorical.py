@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import Arguments, fail
+from ..meta.rules import Arguments
+from ..meta.sizes import fail
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS, reduce

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..meta.rules import Arguments, Rule, fail, same_shape, shape_text
+from ..meta.rules import Arguments, ShapeFunction
+from ..meta.sizes import dtype_text, fail, same_shape, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 
@@ -125,7 +126,7 @@ def both(op: str, name: str, least: int, given: Sequence[int]) -> list[int]:
     return [got[0], got[-1]]
 
 
-def convolution(letters: str, added: int) -> Rule:
+def convolution(letters: str, added: int) -> ShapeFunction:
     """A convolution whose weight has dimensions of these letters in front, and which sees so many channels more."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -137,8 +138,7 @@ def convolution(letters: str, added: int) -> Rule:
             raise fail(op, "input of shape (C, H, W) or (N, C, H, W)", shape_text(x))
         for name, t in args.items():
             if isinstance(t, Tensor) and t.dtype != x.dtype:
-                expected, got = (str(dtype).removeprefix("torch.") for dtype in (x.dtype, t.dtype))
-                raise fail(op, f"{name} of the dtype of input, {expected}", got)
+                raise fail(op, f"{name} of the dtype of input, {dtype_text(x.dtype)}", dtype_text(t.dtype))
         if w.dim() != 4 + len(letters.split()) or 0 in w.shape:
             raise fail(op, f"weight of shape ({letters}O, I, kh, kw), without empty dimensions", shape_text(w))
         channels, out = x.shape[-3] + added, w.shape[-4]

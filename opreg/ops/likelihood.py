@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import variance
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS, loss_errors, reduce
@@ -236,7 +235,7 @@ register(
     Op(
         "gaussian_nll_loss",
         reference=gaussian_nll_loss,
-        shape=variance("input", "target", "var"),
+        shape=meta.variance("input", "target", "var"),
         samples=gaussian_samples,
         errors=gaussian_errors,
         source="torch.nn.functional.gaussian_nll_loss",

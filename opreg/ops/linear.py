@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import Arguments, fail, same_shape, same_size, shape_text
+from ..meta.rules import Arguments
+from ..meta.sizes import dtype_text, fail, same_shape, same_size, shape_text
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS
@@ -139,8 +140,7 @@ def shape(op: str, args: Arguments) -> Sequence[int]:
 def require_dtype_of_input(op: str, args: Arguments, name: str) -> None:
     of_input, dtype = args["input"].dtype, args[name].dtype
     if dtype != of_input:
-        expected, got = (str(d).removeprefix("torch.") for d in (of_input, dtype))
-        raise fail(op, f"{name} of the dtype of input, {expected}", got)
+        raise fail(op, f"{name} of the dtype of input, {dtype_text(of_input)}", dtype_text(dtype))
 
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:

@@ -1,13 +1,14 @@
 """The Lovász extensions of the Jaccard loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import meta
 from ..meta.fakes import promoted, result_dtype
+from ..meta.rules import Arguments, ShapeFunction
+from ..meta.sizes import fail
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from .segmentation import SHAPES, class_workload, one_hot, region_errors
@@ -170,23 +171,23 @@ def hinge_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((make.normal(), make.index(2)), message)
 
 
-def scalar(rule: meta.Rule) -> meta.Rule:
+def scalar(rule: ShapeFunction) -> ShapeFunction:
     """The checks of a rule, and one value."""
 
-    def checked(op: str, args: Mapping[str, Any]) -> Sequence[int]:
+    def checked(op: str, args: Arguments) -> Sequence[int]:
         rule(op, args)
         return ()
 
     return checked
 
 
-def images(op: str, args: Mapping[str, Any]) -> Sequence[int]:
+def images(op: str, args: Arguments) -> Sequence[int]:
     if args["input"].dim() == 0:
-        raise meta.rules.fail(op, "input of shape (N, ...)", "[]")
+        raise fail(op, "input of shape (N, ...)", "[]")
     return meta.same("input", "target")(op, args)
 
 
-def state(shape: Sequence[int], args: Mapping[str, Any]) -> Tensor:
+def state(shape: Sequence[int], args: Arguments) -> Tensor:
     """The gradient in the errors, and a number a region; float64 where the arithmetic is."""
     input = args["input"]
     dtypes = (promoted([input, args["target"]]), result_dtype(args))

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import expanding
 from ..registry import ErrorSample, Op, Sample, register
 from ..testing import Maker
 from ._common import REDUCTIONS, loss_errors, reduce
@@ -162,7 +161,7 @@ register(
     Op(
         "soft_margin_loss",
         reference=soft_margin_loss,
-        shape=meta.typed_by("input", rule=expanding("target", to="input")),
+        shape=meta.typed_by("input", rule=meta.expanding("target", to="input")),
         samples=soft_margin_samples,
         errors=partial(loss_errors, "soft_margin_loss"),
         source="torch.nn.functional.soft_margin_loss",

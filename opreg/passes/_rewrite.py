@@ -184,7 +184,7 @@ class Rewriter:
     def operand(self, op: Op, a: fx.Node) -> fx.Node:
         """The tensor itself, where the graph broadcasts it first and the op does that too."""
         call = self.view.calls.get(a)
-        if call is None or call.name != "getitem" or not hasattr(op.shape, "elements"):
+        if call is None or call.name != "getitem" or op.rule.elements is None:
             return a
         of, index = call.args
         broadcast = self.view.calls.get(of)

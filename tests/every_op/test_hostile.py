@@ -165,7 +165,7 @@ def test_meta_beside_memory_is_an_error(op: opreg.Op) -> None:
     backward = backward_call(op, sample)
     value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "output_mask")}
     asked = {"output_mask": backward["output_mask"]} if op.forward_takes_mask else {}
-    on_host = getattr(op.shape, "on_host", ())
+    on_host = op.rule.on_host
     for overload, arguments in ((op.value, value), (op.forward, {**value, **asked}), (op.backward, backward)):
         tensors = [n for n, a in arguments.items() if isinstance(a, Tensor)]
         if overload is None or len(tensors) == 1:

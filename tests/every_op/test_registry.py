@@ -102,6 +102,15 @@ def test_an_op_of_ones_own_gets_everything(monkeypatch):
         opreg.register(declaration(source="another"))
 
 
+def test_a_function_is_a_shape_rule(monkeypatch):
+    monkeypatch.setattr(registry, "_ops", dict(registry._ops))  # other tests count the ops
+    op = opreg.register(declaration(name="test_registry::twice", shape=lambda op, args: args["input"].shape))
+    assert op.rule.typed_by == op.rule.on_host == ()
+    assert torch.ops.test_registry.twice(torch.empty(3, device="meta")).shape == (3,)
+    with pytest.raises(ValueError, match=r"test_registry::thrice: expected a rule of opreg.meta or a function .*got 3"):
+        opreg.register(declaration(name="test_registry::thrice", shape=3))
+
+
 def test_bad_declarations_are_refused():
     with pytest.raises(ValueError, match="test_registry::absent: expected a schema in the dispatcher"):
         opreg.register(declaration(name="test_registry::absent", kernels=None))

@@ -44,7 +44,7 @@ def test_an_op_without_a_gradient_is_left_out():
 def test_shapes_grow_from_the_samples(name):
     op = opreg.get(name)
     shapes = bench.shapes_of(op, "small")
-    rows = len(op.shape(op.short, bench.small_calls(op)[0])) == 1
+    rows = len(op.rule(op.short, bench.small_calls(op)[0])) == 1
     leads = [s[op.tensor_arguments[0]] for s in shapes]
     wanted = list(bench.ROWS["small"]) if rows else [(bench.ELEMENTS["small"],)]
     assert leads in (wanted, wanted[:1])  # some take (N, C) only
@@ -74,7 +74,7 @@ def test_an_op_that_takes_matrices_only_keeps_those():
     def matrices(name, args):
         if args["input"].dim() != 2:
             raise RuntimeError
-        return op.shape(name, args)
+        return op.rule(name, args)
 
     assert bench.shapes_of(dataclasses.replace(op, shape=matrices), "large") == [
         {"input": (1024, 32000), "target": (1024,)}
