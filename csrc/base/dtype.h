@@ -85,10 +85,15 @@ template <>
 struct Narrow<BFloat16> {
   template <class T>
   HD static BFloat16 from(T x) {
-    // Round to nearest, ties to even. A NaN becomes the quiet one, as in torch, whatever rounding would do to it.
+    // Round to nearest, ties to even; a NaN becomes a quiet one.
     const float f = float(x);
+#if defined(__CUDA_ARCH__)
+    // One instruction rounds two neighbours.
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(f))};
+#else
     const uint32_t b = bits<uint32_t>(f), rounded = b + 0x7fffu + ((b >> 16) & 1u);
     return {uint16_t((f != f ? 0x7fc00000u : rounded) >> 16)};
+#endif
   }
 };
 template <>
