@@ -12,7 +12,8 @@ from . import bench, report
 from ._stubs import stubs
 from .bench.files import bench_save
 from .bench.text import bench_text
-from .registry import Op, get, registered
+from .op import Op
+from .registry import get, registered
 
 DEMO = Path(__file__).parents[1] / "examples" / "digits.py"
 

@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Collection
 
-from .registry import Op
+from .op import Op
 
 # arguments that mean the same everywhere
 COMMON = {

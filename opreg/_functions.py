@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._docstrings import function_docstring
-from .registry import Op
+from .op import Op
 
 # the types of a schema, as TorchScript prints them
 TYPES: dict[str, Any] = {

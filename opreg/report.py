@@ -18,7 +18,8 @@ from torch import Tensor
 
 from . import __version__, _private
 from ._library import library_path
-from .registry import NAMESPACE, Op, Sample, registered
+from .op import NAMESPACE, Op, Sample
+from .registry import registered
 from .testing import Maker
 
 OLDEST_TORCH = (2, 11)

@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from .meta.schema import bind
-
-if TYPE_CHECKING:
-    from .registry import Op, Sample
+from .op import Op, Sample
 
 # Finite differences cost a call for each element.
 _LARGEST_FOR_DIFFERENCES = 80
@@ -60,13 +57,13 @@ class Maker:
         return self._finish(torch.tensor(values, dtype=torch.float64))
 
 
-def tensors_with_grad(op: "Op", sample: "Sample") -> dict[str, Tensor]:
+def tensors_with_grad(op: Op, sample: Sample) -> dict[str, Tensor]:
     """The arguments of a sample that ask for a gradient, by name."""
     bound = bind(op.value, sample.args, sample.kwargs)
     return {n: a for n, a in bound.items() if isinstance(a, Tensor) and a.requires_grad}
 
 
-def batched(op: "Op", sample: "Sample", change: Callable[[Tensor, int], Tensor]) -> list[object]:
+def batched(op: Op, sample: Sample, change: Callable[[Tensor, int], Tensor]) -> list[object]:
     """The sample's positional arguments, ``change(tensor, batch dimension)`` made to each that has a batch."""
     args: list[object] = []
     for name, a in zip(op.arguments, sample.args, strict=False):
@@ -75,7 +72,7 @@ def batched(op: "Op", sample: "Sample", change: Callable[[Tensor, int], Tensor])
     return args
 
 
-def repeated(op: "Op", sample: "Sample", n: int) -> list[object]:
+def repeated(op: Op, sample: Sample, n: int) -> list[object]:
     """The sample's arguments with the batch repeated n times."""
 
     def repeat(t: Tensor, dim: int) -> Tensor:
@@ -84,7 +81,7 @@ def repeated(op: "Op", sample: "Sample", n: int) -> list[object]:
     return batched(op, sample, repeat)
 
 
-def as_function(op: "Op", sample: "Sample", call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def as_function(op: Op, sample: Sample, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The call as a function of the arguments that ask for a gradient."""
     bound = bind(op.value, sample.args, sample.kwargs)
     names = list(tensors_with_grad(op, sample))
@@ -95,7 +92,7 @@ def as_function(op: "Op", sample: "Sample", call: Callable[..., Tensor]) -> Call
     return function
 
 
-def differentiable_function(op: "Op", sample: "Sample") -> Callable[..., Tensor]:
+def differentiable_function(op: Op, sample: Sample) -> Callable[..., Tensor]:
     """The call as a function of the arguments that ask for a gradient, with what the op asks of the first one."""
     function = as_function(op, sample, op.value)
     if op.domain is None:
@@ -104,7 +101,7 @@ def differentiable_function(op: "Op", sample: "Sample") -> Callable[..., Tensor]
     return lambda first, *others: function(domain(first), *others)
 
 
-def check(op: "Op", device: str = "cpu") -> None:
+def check(op: Op, device: str = "cpu") -> None:
     """Tries every sample of an op in every way that follows from its declaration; raises at the first that fails.
 
     Value, gradient and result dtype against the reference, ``torch.library.opcheck``, first and second derivatives
@@ -142,7 +139,7 @@ def check(op: "Op", device: str = "cpu") -> None:
     check_errors(op, device)
 
 
-def check_update(op: "Op", device: str) -> None:
+def check_update(op: Op, device: str) -> None:
     for ours, same in zip(op.samples(Maker(device=device)), op.samples(Maker(device=device)), strict=True):
         op.value(*ours.args, **ours.kwargs)
         op.write_reference(*same.args, **same.kwargs)
@@ -151,7 +148,7 @@ def check_update(op: "Op", device: str) -> None:
             torch.library.opcheck(op.value, ours.args, ours.kwargs)
 
 
-def check_errors(op: "Op", device: str) -> None:
+def check_errors(op: Op, device: str) -> None:
     for error in op.errors(Maker(torch.float64, device)):
         got = "no error"
         try:

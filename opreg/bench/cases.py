@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..meta.schema import bind
-from ..registry import Op
+from ..op import Op
 from ..testing import Maker
 
 # small: a call's own cost, and nothing else; huge: for a GPU, whose L2 holds what is large for a CPU

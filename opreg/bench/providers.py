@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Op
+from ..op import Op
 from .cases import Case, in_float64
 
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..registry import Op, get, registered
+from ..op import Op
+from ..registry import get, registered
 from ..report import machine
 from .cases import DTYPES, Case, cases, sweep
 from .floors import bytes_moved, copies, empty_call

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._messages import require_number, said
+from ..messages.words import require_number, said
 from ._state import wide
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._messages import check_options, require_number, require_tensor, said
+from ..messages.checks import check_options
+from ..messages.words import require_number, require_tensor, said
 from ..registry import get
 from ._state import WideBuffers, wide
 

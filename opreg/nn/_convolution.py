@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._messages import check_options, require_number, require_sizes, require_tensor
+from ..messages.checks import check_options
+from ..messages.words import require_number, require_sizes, require_tensor
 from ..registry import get
 from ._state import WideBuffers, wide
 

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._messages import check_options, require_sizes
+from ..messages.checks import check_options
+from ..messages.words import require_sizes
 from ..registry import get
 
 

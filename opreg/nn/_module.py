@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .._docstrings import module_docstring
 from .._functions import converting, parameters
-from .._messages import check_options, wrong_names
-from ..registry import Op
+from ..messages.checks import check_options
+from ..messages.words import wrong_names
+from ..op import Op
 
 
 class OpModule(torch.nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import ErrorSample
+from ..op import ErrorSample
 from ..testing import Maker
 
 REDUCTIONS = ("none", "mean", "sum")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import meta
 from ..meta.rules import Arguments
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 
 

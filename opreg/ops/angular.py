@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import meta
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 from .categorical import along_classes, class_axis, cross_entropy, row_errors, row_samples
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..meta.rules import Arguments
 from ..meta.sizes import dtype_text, fail, same_shape, shape_text
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import meta
 from ..meta.rules import Arguments
 from ..meta.sizes import fail
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, reduce
 

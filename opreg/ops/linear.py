@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import meta
 from ..meta.rules import Arguments
 from ..meta.sizes import dtype_text, fail, same_shape, same_size, shape_text
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS
 from .categorical import constants, cross_entropy

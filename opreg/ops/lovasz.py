@@ -9,7 +9,8 @@ from .. import meta
 from ..meta.fakes import promoted, result_dtype
 from ..meta.rules import Arguments, ShapeFunction
 from ..meta.sizes import fail
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 from .segmentation import SHAPES, class_workload, one_hot, region_errors
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..registry import ErrorSample, Op, Sample, register
+from ..op import ErrorSample, Op, Sample
+from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, loss_errors, reduce
 

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 from torch.nn import _reduction
 
-from ..registry import Op, registered
+from ..op import Op
+from ..registry import registered
 from .graph.calls import _ALIASES, Call, value_of
 from .graph.view import GraphView
 

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .. import _private
-from ..registry import Op, of_namespace, registered
+from ..op import Op
+from ..registry import of_namespace, registered
 from ._match import Match, matches
 from ._native import Native, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, where

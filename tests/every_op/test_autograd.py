@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import opreg
 from conftest import DEVICE, samples_of
-from opreg._messages import option_complaint
+from opreg.messages.options import option_complaint
 from opreg.meta.schema import bind
 from opreg.testing import Maker, as_function, differentiable_function, tensors_with_grad
 

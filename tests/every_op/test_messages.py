@@ -15,8 +15,8 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE
-from opreg import _messages
 from opreg._private import fake_mode
+from opreg.attach import messages
 from opreg.meta.schema import bind
 from opreg.nn._module import OpModule
 from opreg.registry import of_namespace
@@ -368,7 +368,7 @@ def test_other_types_of_an_op_of_ones_own():
         "test_messages::scaled", reference=lambda input, n, by, s=1: input, shape=opreg.meta.same("input"),
         samples=lambda make: iter(()), errors=lambda make: iter(()), source="",
     )  # fmt: skip
-    _messages.wrap_entries(op.value, lambda entry: _messages.Entry(op, op.value, entry))
+    messages.wrap_entries(op.value, lambda entry: messages.Entry(op, op.value, entry))
     call = torch.ops.test_messages.scaled
     assert call(X, 1, [0.5]) is not None
     require(message_of(call, X, 1, [0.5], t=1), "scaled", "input", "one named t")

@@ -1,14 +1,17 @@
 """Registering: once, again, in another's place; what compiled code on disk is told apart by; what importing costs."""
 
+import ast
 import dataclasses
 import functools
+import graphlib
 import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +19,9 @@ import torch
 from torch import Tensor
 
 import opreg
-from opreg import _inductor, registry
+from opreg import registry
 from opreg._fingerprint import fingerprint
+from opreg.attach import cache_keys, inductor
 from opreg.testing import Maker
 
 
@@ -204,12 +208,12 @@ def test_fingerprints():
 
     assert fingerprint(recursive) == fingerprint(recursive)
     fields = [f.name for f in dataclasses.fields(opreg.Op)]
-    assert set(_inductor._CONTRIBUTED) <= {*fields, "qualname"}
+    assert set(cache_keys._CONTRIBUTED) <= {*fields, "qualname"}
 
 
 def test_gradient_graphs_are_bounded():
     """A schedule that gives an option a new value each time keeps no graph for each."""
-    limit = _inductor.gradient_graph.cache_info().maxsize
+    limit = inductor.gradient_graph.cache_info().maxsize
     assert limit is not None
     assert limit <= 256
 
@@ -241,3 +245,50 @@ def test_inductor_is_told_when_somebody_imports_it():
     )
     done = run(text)
     assert set(done.stdout.split()) == {"True"}, done.stderr
+
+
+# the order of opreg's own modules
+
+PACKAGE = Path(opreg.__file__).parent
+
+
+def module_names(folder: Path, package: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        yield ".".join((package, *parts)).removesuffix(".__init__"), path
+
+
+def imported_at_load(name: str, path: Path, known: Collection[str]) -> Iterator[str]:
+    """The modules of opreg that this one imports before anybody calls it: imports outside of functions."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        for node in ast.iter_child_nodes(todo.pop()):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names if alias.name in known)
+            elif isinstance(node, ast.ImportFrom):
+                base = [*package[: len(package) - node.level + 1]] if node.level else []
+                source = ".".join((*base, *(node.module or "").split("."))).rstrip(".")
+                within = [f"{source}.{alias.name}" for alias in node.names if f"{source}.{alias.name}" in known]
+                # `from . import a` needs a, and not what else the package's __init__ brings
+                yield from within
+                if source in known and len(within) < len(node.names):
+                    yield source
+            elif not isinstance(node, ast.FunctionDef | ast.Lambda):
+                todo.append(node)
+
+
+def test_no_module_imports_itself():
+    """Imports go one way: no circle, and none that only a type checker follows."""
+    meta = (PACKAGE / "meta").resolve()
+    files = dict([*module_names(PACKAGE, "opreg"), *module_names(meta, "opreg.meta")])
+    graph = {name: set(imported_at_load(name, path, files)) for name, path in files.items()}
+    assert {"opreg.op", "opreg.meta.rules"} <= {*files}
+    assert "opreg.op" in graph["opreg.attach.autograd"]
+    assert "opreg.meta.schema" in graph["opreg.op"]
+    assert [name for name, path in files.items() if "TYPE_CHECKING" in path.read_text()] == []
+    with_circle = graph | {"opreg.op": {"opreg.registry"}}
+    with pytest.raises(graphlib.CycleError):
+        list(graphlib.TopologicalSorter(with_circle).static_order())
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("opreg.op") < order.index("opreg.attach.autograd") < order.index("opreg.registry")

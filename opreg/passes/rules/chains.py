@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...registry import Op, registered
+from ...op import Op
+from ...registry import registered
 from .._match import matches
 from .._native import Native
 from ..graph.calls import Call, value_of

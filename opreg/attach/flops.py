@@ -1,30 +1,24 @@
 """What torch.utils.flop_counter counts of an op: the products inside it, of which no call shows."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from ._imports import when_imported
-from ._inductor import kernels_name
-from ._private import has_op
-from .meta.schema import bind
-
-if TYPE_CHECKING:
-    from .registry import Op
-
-# From the arguments by name and the result.
-Flops = Callable[[Mapping[str, Any], Any], int]
+from .._imports import when_imported
+from .._private import has_op
+from ..meta.schema import bind
+from ..op import Flops, Op
 
 
-def attach(op: "Op") -> None:
+def attach(op: Op) -> None:
     """Registers the op's formulas: not before somebody counts, for the counter's module loads triton where that is."""
 
     def register() -> None:
         from torch.utils.flop_counter import flop_registry, register_flop_formula
 
         # the second name is what compiled code calls
-        for name in (op.qualname, kernels_name(op)):
+        for name in (op.qualname, op.kernels_name):
             for suffix, formula in op.flops.items():
                 if has_op(name + suffix):
                     namespace, short = (name + suffix).split("::")

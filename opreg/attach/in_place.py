@@ -4,19 +4,17 @@ What they write is declared in the schema, ``Tensor(a!)[] averages``; torch.comp
 its place by that. Autograd notices it too: a tensor that was saved for a backward pass counts as modified.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd.graph import increment_version
 
-from ._private import VMAP_KEY, below_autograd, below_inplace, transform_active
-from .meta.schema import bind
-
-if TYPE_CHECKING:
-    from .registry import Op
+from .._private import VMAP_KEY, below_autograd, below_inplace, transform_active
+from ..meta.schema import bind
+from ..op import Op
 
 
-def attach(op: "Op", lib: torch.library.Library) -> None:
+def attach(op: Op, lib: torch.library.Library) -> None:
     rule = op.rule
 
     def fake(*args: Any, **kwargs: Any) -> None:

@@ -5,22 +5,20 @@ reference, which those can see through; without a gradient it calls the backend;
 whose backward is the op ``NAME_backward``. That op is differentiable in turn, by differentiating the reference twice.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _autocast
-from ._messages import check_call
-from ._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
-from .meta.schema import bind, defaults
-
-if TYPE_CHECKING:
-    from .registry import Op
+from .. import _autocast
+from .._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
+from ..messages.checks import check_call
+from ..meta.schema import bind, defaults
+from ..op import Op, no_constants
 
 
-def attach(op: "Op", lib: torch.library.Library) -> None:
+def attach(op: Op, lib: torch.library.Library) -> None:
     schema = op.value._schema
     if any(a.kwarg_only != (a.name == "dtype") for a in schema.arguments):
         raise ValueError(f"{op.qualname}: expected a schema whose one argument behind * is dtype, if any, got {schema}")
@@ -77,7 +75,7 @@ def wants_gradient(args: tuple[Any, ...]) -> bool:
     return False
 
 
-def require_constants(op: "Op", bound: dict[str, Any]) -> None:
+def require_constants(op: Op, bound: dict[str, Any]) -> None:
     allowed = (*op.differentiable_in(bound), *op.detached)
     for name, a in bound.items():
         if isinstance(a, Tensor) and a.requires_grad and name not in allowed:
@@ -87,16 +85,12 @@ def require_constants(op: "Op", bound: dict[str, Any]) -> None:
             )
 
 
-def no_constants(args: Mapping[str, Any]) -> Sequence[str]:
-    return ()
-
-
 class Value(torch.autograd.Function):
     """The op; its backward is the op ``NAME_backward``. A small input's whole time is spent here, so
     arguments go by position."""
 
     @staticmethod
-    def forward(ctx: Any, op: "Op", *values: Any) -> Any:
+    def forward(ctx: Any, op: Op, *values: Any) -> Any:
         needed = ctx.needs_input_grad
         mask = [needed[1 + k] for k in op.differentiable_positions]
         positional, dtype = (values[:-1], {"dtype": values[-1]}) if op.is_loss else (values, {})
@@ -136,7 +130,7 @@ class Backward(torch.autograd.Function):
     """The op ``NAME_backward``; its backward differentiates the reference twice."""
 
     @staticmethod
-    def forward(ctx: Any, op: "Op", *values: Any) -> Any:
+    def forward(ctx: Any, op: Op, *values: Any) -> Any:
         *positional, ctx.mask = values
         with below_autograd():
             grads = op.backward_entry(*positional, output_mask=ctx.mask)
@@ -182,19 +176,19 @@ class Backward(torch.autograd.Function):
         return (None, *(by_name.get(n) for n in needed), None)
 
 
-def save(ctx: Any, op: "Op", state: Tensor | None, values: Sequence[Any]) -> None:
+def save(ctx: Any, op: Op, state: Tensor | None, values: Sequence[Any]) -> None:
     """Tensors through save_for_backward, so that in-place changes are noticed; the rest on ctx."""
     ctx.op = op
     ctx.options = [None if isinstance(a, Tensor) else a for a in values]
     ctx.save_for_backward(*[a if isinstance(a, Tensor) else None for a in values], state)
 
 
-def saved(ctx: Any) -> tuple["Op", Tensor | None, list[Any]]:
+def saved(ctx: Any) -> tuple[Op, Tensor | None, list[Any]]:
     *tensors, state = ctx.saved_tensors
     return ctx.op, state, [a if t is None else t for a, t in zip(ctx.options, tensors, strict=True)]
 
 
-def reference_backward(op: "Op", args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def reference_backward(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """``NAME_backward`` by the reference: under transforms, and for ops that come without a backward kernel."""
     bound = bind(op.backward, args, kwargs)
     mask, grad_output = bound.pop("output_mask"), bound.pop("grad_output")

@@ -1,82 +1,42 @@
-"""Inductor: what stands in an op's place in compiled code, and in the keys of the caches on disk.
+"""Inductor: what stands in an op's place in compiled code.
 
 An op that is declared inline is replaced by its reference, so that it fuses with its neighbours. The others are called
 under their second name, ``torch.ops.lossreg_kernels.NAME``, to which no Python is attached: the gradient and autocast
 are in the graph by then, the call is shorter, and a deployed package's thread never waits for the interpreter.
 """
 
-import hashlib
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _private
-from ._autograd import reference_backward
-from ._fingerprint import fingerprint
-from ._imports import when_imported
-from ._library import library_paths
-from .meta import register_fakes
-from .meta.schema import bind
+from .. import _private
+from .._imports import when_imported
+from ..meta import register_fakes
+from ..meta.schema import bind
+from ..op import Op
+from .autograd import reference_backward
 
-if TYPE_CHECKING:
-    from .registry import Op
-
-
-# What an op contributes to compiled code: a change of it changes the keys of the caches.
-_CONTRIBUTED = (
-    "qualname", "reference", "shape", "indices", "state", "constants", "detached", "lowered", "inline", "schema",
-    "kernels", "backward_kernels",
-)  # fmt: skip
-_digest = hashlib.sha1(usedforsecurity=False)
 _INDUCTOR_TABLE = "torch._inductor.decomposition"
 
-
-def tell_caches() -> None:
-    """Makes this text of opreg, and the library that it loads, part of the key of whatever torch.compile keeps on disk.
-
-    A cached graph holds what opreg put into it: inlined formulas, autograd, rewrites.
-    """
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        _digest.update(path.read_bytes())
-    for library in library_paths():
-        _add_file(library)
-    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
-
-
-def tell_caches_of(op: "Op") -> None:
-    """The same of an op that is declared outside of opreg."""
-    _digest.update(fingerprint([getattr(op, name) for name in _CONTRIBUTED]).encode())
-    if op.kernels is None:  # its kernels come from a library of its own, which one is not known
-        for library in sorted(torch.ops.loaded_libraries - {str(path) for path in library_paths()}):
-            _add_file(library)
-    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
-
-
-def _add_file(path: str | os.PathLike[str]) -> None:
-    _digest.update(Path(path).read_bytes())
-
-
 # The ops in the order of their registration.
-_attached: dict[str, "Op"] = {}
+_attached: dict[str, Op] = {}
 # The fakes of the kernels' own names live as long as these.
 _libraries: dict[str, torch.library.Library] = {}
 
 
-def attach(op: "Op") -> None:
+def attach(op: Op) -> None:
     """Tells Inductor, now or as soon as somebody imports it, what to compile in the op's place."""
-    if op.inline or (not op.mutated and _private.has_op(kernels_name(op))):
+    if op.inline or (not op.mutated and _private.has_op(op.kernels_name)):
         _attached[op.qualname] = op
         if _INDUCTOR_TABLE in sys.modules:
             _decompose(op)
 
 
-def withdraw(op: "Op") -> None:
+def withdraw(op: Op) -> None:
     """Undoes ``attach``, and throws away what was compiled with the op."""
     if _attached.pop(op.qualname, None) is not None and _INDUCTOR_TABLE in sys.modules:
         for overload in op.overloads:
@@ -87,13 +47,7 @@ def withdraw(op: "Op") -> None:
         torch._dynamo.reset()
 
 
-def kernels_name(op: "Op") -> str:
-    """The name under which the op's kernels stand alone, without autograd."""
-    namespace, short = op.qualname.split("::")
-    return f"{namespace}_kernels::{short}"
-
-
-def _decompose(op: "Op") -> None:
+def _decompose(op: Op) -> None:
     (_inline if op.inline else _call_kernels)(op)
 
 
@@ -105,17 +59,17 @@ def _decompose_all() -> None:
 when_imported(_INDUCTOR_TABLE, _decompose_all)
 
 
-def _call_kernels(op: "Op") -> None:
+def _call_kernels(op: Op) -> None:
     from torch._inductor.decomposition import decompositions
 
     namespace = f"{op.qualname.split('::')[0]}_kernels"
     _libraries[op.qualname] = torch.library.Library(namespace, "IMPL")
-    register_fakes(kernels_name(op), op.rule, _libraries[op.qualname], state=op.state)
+    register_fakes(op.kernels_name, op.rule, _libraries[op.qualname], state=op.state)
     for overload in op.overloads:
         decompositions[overload] = getattr(getattr(torch.ops, namespace), overload._schema.name.split("::")[1]).default
 
 
-def _inline(op: "Op") -> None:
+def _inline(op: Op) -> None:
     """Registers the reference and its gradient as Inductor's decompositions. For pointwise ops."""
     from torch._inductor.decomposition import decompositions
 
@@ -132,7 +86,7 @@ def _inline(op: "Op") -> None:
 
 # Bounded, because a schedule may give an option another value at each compilation.
 @lru_cache(maxsize=128)
-def gradient_graph(op: "Op", kinds: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+def gradient_graph(op: Op, kinds: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
     """The reference's gradient as a graph of ATen calls, which Inductor can trace through as it could not through
     autograd itself. Traced on two elements: a pointwise graph holds no shape.
     """

@@ -1,0 +1,1 @@
+"""What is attached to a declaration when it is registered, one idea a module."""
