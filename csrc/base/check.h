@@ -30,6 +30,10 @@ void expect(bool condition, const char* op, const char* expectation, const Value
   if (!condition) fail(op, expectation, ", got ", got);
 }
 
+[[noreturn]] inline void fail_class(const char* op, int64_t classes, int64_t ignore_index, int64_t got) {
+  fail(op, "a class index in [0, ", classes, ") or ignore_index ", ignore_index, ", got ", got);
+}
+
 // The product of sizes, of a shape or of an array that is to be made. Expanded and broadcast tensors have sizes whose
 // product an int64 does not hold; the limit leaves room for what is computed from it. A size of 0 decides, wherever it
 // stands.

@@ -21,7 +21,6 @@
 namespace lossreg::cpu {
 
 constexpr int64_t kTile = 1024;
-constexpr int64_t kChunk = 1 << 15;
 
 template <class T, class S>
 LOSSREG_CLONES void widen_all(const S* from, int64_t stride, T* to, int64_t n) {
@@ -62,6 +61,16 @@ void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buf
     });
 }
 
+// The value of an operand that is one number for the whole index space; 1 where there is none.
+template <class T>
+T one_number(const Operand& o) {
+  T value = T(1);
+  return o.data ? *load(o.dtype, o.data, 0, 1, &value, 1) : value;
+}
+inline void write_scalar(const Tensor& out, DType dtype, double value) {
+  store(dtype, out.mutable_data_ptr(), 0, 1, &value, 1);
+}
+
 // Walks the elements [begin, begin + n) of operand k in runs along the innermost dimension.
 template <int N, class Run>
 void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
@@ -95,15 +104,6 @@ bool is_stream(const Iteration<N>& it, int first) {
   for (int k = first; k < N; k++) {
     const Operand& o = it.operand[k];
     if (o.data && (o.dtype != dtype_of_storage<S> || !(o.flat || o.uniform))) return false;
-  }
-  return true;
-}
-
-template <class S, int N>
-bool is_unbroken(const Iteration<N>& it, int first) {
-  for (int k = first; k < N; k++) {
-    const Operand& o = it.operand[k];
-    if (!o.data || !o.flat || o.uniform || o.dtype != dtype_of_storage<S>) return false;
   }
   return true;
 }
@@ -177,73 +177,6 @@ void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T
   });
 }
 
-// S: what memory holds. Fixed: the first input is one number.
-template <class T, int I, int O, bool Fixed = false, class Body, class S>
-LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* out, int64_t n) {
-  using L = Lane<S>;
-  const Word<S>* x[I];
-  Word<S>* y[O];
-  for (int k = Fixed ? 1 : 0; k < I; k++) x[k] = words(in[k]);
-  for (int k = 0; k < O; k++) y[k] = words(out[k]);
-#pragma omp simd
-  for (int64_t i = 0; i < n / L::width; i++) {
-    T b[O][L::width];
-#pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++) {
-      T a[I], c[O];
-      if constexpr (Fixed) a[0] = first;
-      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
-      body(a, c);
-      for (int k = 0; k < O; k++) b[k][l] = c[k];
-    }
-    for (int k = 0; k < O; k++) y[k][i] = L::of(b[k]);
-  }
-  if (n % L::width) {
-    T a[I], c[O];
-    if constexpr (Fixed) a[0] = first;
-    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
-    body(a, c);
-    for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
-  }
-}
-template <class T, int I, class Body, class S>
-LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
-  using L = Lane<S>;
-  const Word<S>* x[I];
-  for (int k = 0; k < I; k++) x[k] = words(in[k]);
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n / L::width; i++) {
-#pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++) {
-      T a[I], b[1];
-      for (int k = 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
-      body(a, b);
-      sum += b[0];
-    }
-  }
-  if (n % L::width) {
-    T a[I], b[1];
-    for (int k = 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
-    body(a, b);
-    sum += b[0];
-  }
-  return sum;
-}
-// Is one of the elements wanted?
-template <class T, class Wanted, class S>
-LOSSREG_CLONES bool any_loop(Wanted wanted, const S* x, int64_t n) {
-  using L = Lane<S>;
-  const Word<S>* word = words(x);
-  int any = n % L::width ? int(wanted(widen<T>(x[n - 1]))) : 0;
-#pragma omp simd reduction(| : any)
-  for (int64_t i = 0; i < n / L::width; i++) {
-#pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++) any |= int(wanted(L::template get<T>(word[i], l)));
-  }
-  return any != 0;
-}
-
 // One thread that is all of its team (csrc/cuda/launch.h has the GPU's): body(i, team) is the same text on both.
 struct Team {
   HD int64_t rank() const { return 0; }
@@ -287,21 +220,5 @@ template <int K, class Body>
 LOSSREG_CLONES void total_loop(Body body, int64_t begin, int64_t end, double (&sums)[K]) {
   for (int64_t i = begin; i < end; i++) body(i, sums);
 }
-
-// A tile of each operand. Those of one element are filled here, for all tiles that follow.
-template <class S, int N>
-struct Buffers {
-  alignas(64) S at[N][kTile];
-  template <int M>
-  Buffers(const Iteration<M>& it, int first, int last) {
-    for (int k = first; k < last; k++) {
-      const Operand& o = it.operand[k];
-      if (!o.uniform) continue;
-      S value = Narrow<S>::from(1.f);
-      if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
-      std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
-    }
-  }
-};
 
 }  // namespace lossreg::cpu

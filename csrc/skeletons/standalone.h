@@ -40,7 +40,8 @@ void map_tensors(const char* op, DType compute, const Tensor (&in)[I], const Ten
   for (size_t k = 0; k < I; k++) views[k] = view_of(in[k], *known_dtype(in[k].scalar_type()), shape);
   views[I] = view_of(out, *known_dtype(out.scalar_type()), shape);
   auto it = make_iteration<int(I) + 1>(op, shape, views);
-  in_compute_type(compute, compute, [&](auto zero) { Backend::template map<decltype(zero), int(I), 1>(it, Body{}); });
+  in_compute_type(compute, compute,
+                  [&](auto zero) { Backend::Pointwise::template map<decltype(zero), int(I), 1>(it, Body{}); });
 }
 struct Add {
   template <class T>

@@ -38,7 +38,8 @@ struct EmaUpdate {
       DType dtype = steps[i].operand[0].dtype;
       if (!is_floating(dtype)) torch::stable::copy_(averages[i], params[i]);
       else
-        in_compute_type(dtype, dtype, [&](auto zero) { Backend::template map<decltype(zero), 2, 1>(steps[i], body); });
+        in_compute_type(dtype, dtype,
+                        [&](auto zero) { Backend::Pointwise::template map<decltype(zero), 2, 1>(steps[i], body); });
     }
   }
 

@@ -212,7 +212,7 @@ class Pass {
  public:
   Pass(const F& f, const Call<F>& call, DType loss_dtype, bool gradients)
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
-    bool apart = gradients && !Backend::row_gradients_in_place;
+    bool apart = gradients && !Backend::Rows::gradients_in_place;
     // expanded operands have more columns than their bytes can be counted
     int64_t row_bytes = std::min(call.columns(), kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
     int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
@@ -252,7 +252,7 @@ class Pass {
     Rows rows = call.problem(c.state, &grad_loss, &of_scores, nullptr, nullptr);
     in_compute_type(call.result, *known_dtype(grad_loss.scalar_type()), [&](auto zero) {
       with_row_mode<ScoreLoss>(row_loss_.mode(call.probabilities),
-                               [&](auto mode) { Backend::template rows_grad<decltype(zero), mode>(row_loss_, rows); });
+                               [&](auto mode) { Backend::Rows::template grad<decltype(zero), mode>(row_loss_, rows); });
     });
     if (gradients.mask[kInputAt])
       product(rows_of(gradients.part(kInputAt), c.first, c.count), slopes, call_.linear_weight);

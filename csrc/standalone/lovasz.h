@@ -265,7 +265,8 @@ struct Lovasz {
         views[1].strides[size_t(d)] = step;
         step *= call.shape[size_t(d)];
       }
-      Backend::template map<T, 2, 1>(make_iteration<3>(Op::name, call.shape, views), ScaledProduct{scale(call)});
+      Backend::Pointwise::template map<T, 2, 1>(make_iteration<3>(Op::name, call.shape, views),
+                                                ScaledProduct{scale(call)});
     }
   }
 };

@@ -177,7 +177,7 @@ struct OHEMCrossEntropy : OHEMRows {
       using T = decltype(zero);
       DType wide = sizeof(T) == 8 ? DType::float64 : DType::float32;
       Tensor nll = new_empty(call.input, call.row_shape, wide);
-      Backend::template rows_forward<T, 0>(rows(), call.problem(state, &nll, nullptr, nullptr, nullptr), nll, wide);
+      Backend::Rows::template forward<T, 0>(rows(), call.problem(state, &nll, nullptr, nullptr, nullptr), nll, wide);
       auto* losses = static_cast<const T*>(nll.const_data_ptr());
       Rank<T> rank{static_cast<const int64_t*>(target.const_data_ptr()), losses, ignore_index,
                    call.result == DType::float64};
@@ -218,7 +218,7 @@ struct OHEMCrossEntropy : OHEMRows {
     Rows problem = kept.problem(state, &grad_output, &grad_input, nullptr, nullptr);
     problem.mean = reduction == Reduction::mean;
     in_compute_type(call.result, grad_dtype,
-                    [&](auto zero) { Backend::template rows_grad<decltype(zero), 0>(rows(), problem); });
+                    [&](auto zero) { Backend::Rows::template grad<decltype(zero), 0>(rows(), problem); });
     return {grad_input};
   }
 };

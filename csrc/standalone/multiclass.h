@@ -645,7 +645,7 @@ struct MultilabelSoftMarginLoss {
       using T = decltype(zero);
       if (!none) {
         auto it = make_iteration<3>(name, call.shape, views);
-        return Backend::template sum<T, 3>(it, ClassValueBody{}, call.scale(*reduction), out, out_dtype);
+        return Backend::Pointwise::template sum<T, 3>(it, ClassValueBody{}, call.scale(*reduction), out, out_dtype);
       }
       ClassSum<T, kClassLanes<Backend>> body{{}, {}, call.shape[call.axis], call.classes};
       for (int k = 0; k < 3; k++) {
@@ -694,8 +694,9 @@ struct MultilabelSoftMarginLoss {
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       if (mask[1] || mask[2])
-        Backend::template map<T, 4, 3>(make_iteration<7>(name, call.shape, views), ClassGradBody<3>{scale});
-      else Backend::template map<T, 4, 1>(make_iteration<5>(name, call.shape, views), ClassGradBody<1>{scale});
+        Backend::Pointwise::template map<T, 4, 3>(make_iteration<7>(name, call.shape, views), ClassGradBody<3>{scale});
+      else
+        Backend::Pointwise::template map<T, 4, 1>(make_iteration<5>(name, call.shape, views), ClassGradBody<1>{scale});
     });
     std::vector<Tensor> results;
     for (int k = 0; k < 3; k++)

@@ -1,6 +1,9 @@
 #pragma once
 // Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the coordinates of a box next to
 // each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied.
+#include <atomic>
+
+#include "../../cpu/chunks.h"
 #include "../../cpu/tiles.h"
 #include "kernel.h"
 
@@ -152,11 +155,82 @@ void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, co
   }
 }
 
-// The value of an operand that holds one number for all pairs; 1 where there is none.
-template <class T>
-T one_number(const Operand& o) {
-  T value = T(1);
-  return o.data ? *load(o.dtype, o.data, 0, 1, &value, 1) : value;
-}
+struct BoxKernels {
+  template <class T, class Body>
+  static void map(const Boxes& boxes, Body body) {
+    std::atomic<bool> reversed{false};
+    auto values = [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
+      alignas(64) T buffer[kBoxTile];
+      T* out = result_tile(boxes.it, Boxes::kValue, begin, buffer);
+      if (box_map_loop(body, a, b, third, out, n)) reversed = true;
+      write_tile(boxes.it, Boxes::kValue, begin, n, out, buffer);
+    };
+    each_tile<T, Sweep::backward>(boxes, values);
+    warn_of_order<Body>(reversed);
+  }
+  template <class T, class Body>
+  static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    std::vector<double> partial(size_t(chunks(boxes.it.numel, kBoxChunk)));
+    std::atomic<bool> reversed{false};
+    auto values = [&](int64_t chunk, int64_t, int64_t n, const auto* a, const auto* b, T third) {
+      bool found = false;
+      partial[size_t(chunk)] += double(box_sum_loop(body, a, b, third, n, found));
+      if (found) reversed = true;
+    };
+    each_tile<T, Sweep::forward>(boxes, values);
+    warn_of_order<Body>(reversed);
+    double total = 0;
+    for (double p : partial) total += p;
+    write_scalar(out, dtype, total * scale);
+  }
+  template <class T, class Body>
+  static void grad(const Boxes& boxes, Body body, double scale) {
+    const Operand& grad_output = boxes.it.operand[Boxes::kValue];
+    bool for_input = boxes.it.operand[Boxes::kGradInput].data, for_target = boxes.it.operand[Boxes::kGradTarget].data;
+    auto gradients = [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
+      using S = std::remove_const_t<std::remove_pointer_t<decltype(a)>>;
+      auto loop = !for_target  ? box_grad_loop<T, true, false, Body, S>
+                  : !for_input ? box_grad_loop<T, false, true, Body, S>
+                               : box_grad_loop<T, true, true, Body, S>;
+      alignas(64) T factors[kBoxTile];
+      alignas(64) S buffers[2][4 * kBoxTile];
+      if (grad_output.uniform) std::fill(factors, factors + n, one_number<T>(grad_output));
+      const T* g = read_tile(boxes.it, Boxes::kValue, begin, n, factors);
+      S* da = result_boxes(boxes, Boxes::kGradInput, begin, buffers[0]);
+      S* db = result_boxes(boxes, Boxes::kGradTarget, begin, buffers[1]);
+      loop(body, a, b, third, g, T(scale), da, db, n);
+      write_boxes(boxes, Boxes::kGradInput, begin, n, da, buffers[0]);
+      write_boxes(boxes, Boxes::kGradTarget, begin, n, db, buffers[1]);
+    };
+    each_tile<T, Sweep::backward>(boxes, gradients);
+  }
+
+ private:
+  template <class Body>
+  static void warn_of_order(const std::atomic<bool>& reversed) {
+    if (reversed)
+      warn_once<typename Body::Formula>("boxes x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, got one that isn't");
+  }
+  // each(chunk, begin, n, input, target, third) over tiles of pairs: boxes of T, or of bfloat16 where all are.
+  template <class T, Sweep sweep, class Each>
+  static void each_tile(const Boxes& boxes, Each each) {
+    if constexpr (std::is_same_v<T, float>)
+      if (are_in_place<BFloat16>(boxes)) return each_tile_of<T, BFloat16, sweep>(boxes, each);
+    each_tile_of<T, T, sweep>(boxes, each);
+  }
+  template <class T, class S, Sweep sweep, class Each>
+  static void each_tile_of(const Boxes& boxes, Each each) {
+    T third = one_number<T>(boxes.it.operand[Boxes::kThird]);
+    each_chunk<sweep>(boxes.it.numel, kBoxChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+      alignas(64) S buffers[2][4 * kBoxTile];
+      for (int64_t b = begin; b < end; b += kBoxTile) {
+        int64_t n = std::min(kBoxTile, end - b);
+        const S* input = read_boxes(boxes, Boxes::kInput, b, n, buffers[0]);
+        const S* target = read_boxes(boxes, Boxes::kTarget, b, n, buffers[1]);
+        each(chunk, b, n, input, target, third);
+      }
+    });
+  }
+};
 
 }  // namespace lossreg::cpu

@@ -95,4 +95,36 @@ __global__ void __launch_bounds__(kThreads) boxes_grad(const __grid_constant__ B
   });
 }
 
+struct BoxKernels {
+  template <class T, class Body>
+  static void map(const Boxes& boxes, Body body) {
+    if (boxes.it.numel == 0) return;
+    with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      launch(boxes_map<T, S, Body>, blocks_for(boxes.it.numel, 1), kThreads, boxes, body);
+    });
+  }
+  template <class T, class Body>
+  static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    unsigned blocks = blocks_for(boxes.it.numel, 1);
+    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      launch(boxes_sum<T, S, Body>, blocks, kThreads, boxes, body, sums);
+    });
+    launch(finish_sum<1>, 1u, kThreads, sums, int64_t(blocks), Finish{scale, false}, out.mutable_data_ptr(), dtype,
+           static_cast<double*>(nullptr));
+  }
+  template <class T, class Body>
+  static void grad(const Boxes& boxes, Body body, double scale) {
+    if (boxes.it.numel == 0) return;
+    with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      unsigned blocks = blocks_for(boxes.it.numel, 1);
+      launch(boxes_grad<T, S, Body>, blocks, kThreads, boxes, body, scale);
+    });
+  }
+};
+
 }  // namespace lossreg::cuda

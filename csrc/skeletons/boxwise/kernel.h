@@ -92,8 +92,8 @@ struct BoxKernel {
     in_compute_type(call.result, out_dtype, [&](auto zero) {
       using T = decltype(zero);
       with_body(f, call, [&](auto body) {
-        if (reduced) Backend::template boxes_sum<T>(boxes, body, call.normaliser(reduction), out, out_dtype);
-        else Backend::template boxes_map<T>(boxes, body);
+        if (reduced) Backend::Boxes::template sum<T>(boxes, body, call.normaliser(reduction), out, out_dtype);
+        else Backend::Boxes::template map<T>(boxes, body);
       });
     });
     return out;
@@ -122,7 +122,7 @@ struct BoxKernel {
     Boxes boxes = call.boxes(grad_output, grads[0], grads[1]);
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
       with_body(f, call, [&](auto body) {
-        Backend::template boxes_grad<decltype(zero)>(boxes, body, call.normaliser(reduction));
+        Backend::Boxes::template grad<decltype(zero)>(boxes, body, call.normaliser(reduction));
       });
     });
     return results;

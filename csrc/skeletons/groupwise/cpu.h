@@ -1,8 +1,10 @@
 #pragma once
 // The CPU's group kernels. Where groups lie next to each other in memory, a tile of groups is taken together and the
 // vectors run across groups; else one group at a time, and the vectors run along its members.
+#include <atomic>
 #include <memory>
 
+#include "../../cpu/chunks.h"
 #include "cpu_loops.h"
 
 namespace lossreg::cpu {
@@ -251,6 +253,47 @@ class GroupWorker {
   int64_t width_;
   GroupArrays<T, F> a_;
   std::unique_ptr<T[]> buffer_[M], out_[F::gradients];
+};
+
+struct GroupKernels {
+  template <class T, int Mode, class F>
+  static void forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    using Worker = GroupWorker<T, F, Mode>;
+    std::vector<typename Worker::Sums> partial(size_t(chunks(groups.it.numel, Worker::tile_groups(groups))));
+    each_tile<Worker, Sweep::forward>(f, groups, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      worker.forward(begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if constexpr (has_hits<F>)
+        if (p.bad_class != Worker::kNone) fail_class(F::name, groups.members, f.ignore_index, p.bad_class);
+      total.value += p.value;
+      total.valid += p.valid;
+    }
+    if (groups.valid) *static_cast<T*>(groups.valid) = T(total.valid);
+    if (groups.reduced) write_scalar(out, dtype, groups.mean ? total.value / double(total.valid) : total.value);
+  }
+  template <class T, int Mode, class F>
+  static void grad(const F& f, const Groups<F>& groups) {
+    using Worker = GroupWorker<T, F, Mode>;
+    std::atomic<int64_t> bad_class{Worker::kNone};
+    each_tile<Worker, Sweep::backward>(f, groups, [&](Worker& worker, int64_t, int64_t begin, int64_t end) {
+      typename Worker::Sums sums;
+      worker.grad(begin, end, sums);
+      if (sums.bad_class != Worker::kNone) bad_class = sums.bad_class;
+    });
+    if constexpr (has_hits<F>)
+      if (bad_class != Worker::kNone) fail_class(F::name, groups.members, f.ignore_index, bad_class);
+  }
+
+ private:
+  // As each_chunk, with one worker, and its buffers, a thread.
+  template <class Worker, Sweep sweep, class F, class Each>
+  static void each_tile(const F& f, const Groups<F>& groups, Each each) {
+    int64_t tile = Worker::tile_groups(groups);
+    auto make_worker = [&] { return Worker(f, groups); };
+    each_chunk<sweep>(groups.it.numel, tile, tile * groups.members, make_worker, each);
+  }
 };
 
 }  // namespace lossreg::cpu

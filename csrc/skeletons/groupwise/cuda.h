@@ -169,4 +169,33 @@ __global__ void __launch_bounds__(kThreads) groups_grad(F f, Groups<F> g) {
     GroupReader<T, S, Lanes, Mode, F>(f, g, i).grad();
 }
 
+struct GroupKernels {
+  template <class T, int Mode, class F>
+  static void forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
+    with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      unsigned blocks = group_blocks(groups, lanes);
+      Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
+      auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+      with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        launch(groups_forward<T, S, lanes, Mode, F>, blocks, kThreads, f, groups, sums);
+      });
+      launch(finish_sum<2, T>, 1u, kThreads, sums, int64_t(blocks), Finish{1.0, groups.mean},
+             groups.reduced ? out.mutable_data_ptr() : nullptr, dtype, static_cast<T*>(groups.valid));
+    });
+  }
+  template <class T, int Mode, class F>
+  static void grad(const F& f, const Groups<F>& groups) {
+    if (groups.it.numel == 0) return;
+    with_lanes(groups, [&](auto shared_by) {
+      constexpr int lanes = decltype(shared_by)::value;
+      with_group_storage<T>(groups, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        launch(groups_grad<T, S, lanes, Mode, F>, group_blocks(groups, lanes), kThreads, f, groups);
+      });
+    });
+  }
+};
+
 }  // namespace lossreg::cuda

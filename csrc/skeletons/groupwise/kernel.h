@@ -283,7 +283,7 @@ struct GroupKernel {
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
       auto groups = call.problem(&grad_output, &state, grads, reduction);
-      with_mode(f, [&](auto mode) { Backend::template groups_grad<T, mode>(f, groups); });
+      with_mode(f, [&](auto mode) { Backend::Groups::template grad<T, mode>(f, groups); });
     });
     std::vector<Tensor> results;
     for (int k = 0; k < F::gradients; k++) {
@@ -307,7 +307,7 @@ struct GroupKernel {
       using T = decltype(zero);
       if (keep) state = new_empty(call.tensors[0], {call.state_size()}, dtype_of_storage<T>);
       auto groups = call.problem(reduced ? nullptr : &out, state ? &*state : nullptr, nullptr, reduction);
-      with_mode(f, [&](auto mode) { Backend::template groups_forward<T, mode>(f, groups, out, out_dtype); });
+      with_mode(f, [&](auto mode) { Backend::Groups::template forward<T, mode>(f, groups, out, out_dtype); });
     });
     return out;
   }

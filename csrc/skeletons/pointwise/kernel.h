@@ -168,8 +168,9 @@ struct PointwiseKernel {
       auto inputs_only = make_iteration<I>(F::name, call.shape, views);
       with_mode(f, [&](auto mode) {
         ValueBody<F, mode> body{f};
-        if (reduced) Backend::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
-        else Backend::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
+        if (reduced)
+          Backend::Pointwise::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
+        else Backend::Pointwise::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
       if constexpr (has_domains<F>::value && Backend::checks_values) {
         // the value is NaN outside of the domain: one look at the result is enough where all is well
@@ -213,7 +214,7 @@ struct PointwiseKernel {
  private:
   template <class T, class Wanted>
   static std::optional<T> find(const Shape& shape, const View& view, Wanted wanted) {
-    return Backend::template find<T>(make_iteration<1>(F::name, shape, &view), wanted);
+    return Backend::Pointwise::template find<T>(make_iteration<1>(F::name, shape, &view), wanted);
   }
   template <class T, int O, class Body>
   static void run(const Body& body, const PointwiseCall<F>& call, const Tensor& grad_output, DType grad_dtype,
@@ -230,7 +231,8 @@ struct PointwiseKernel {
       results.push_back(call.full(k, dtype));
       v = view_of(results.back(), dtype, call.shape);
     }
-    Backend::template map<T, I + 1, O, Sweep::backward>(make_iteration<I + 1 + O>(F::name, call.shape, views), body);
+    Backend::Pointwise::template map<T, I + 1, O, Sweep::backward>(
+        make_iteration<I + 1 + O>(F::name, call.shape, views), body);
     int at = 0;
     for (int k = 0; k < O; k++) {
       if (!mask[k]) continue;

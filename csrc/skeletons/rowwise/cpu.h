@@ -2,8 +2,10 @@
 // The CPU's row kernels. Where rows lie next to each other in memory, a tile of rows is taken together and the vectors
 // run across rows; else one row at a time, and the vectors run along its classes. Either way the data comes from memory
 // once: the second pass over a tile finds it in cache.
+#include <atomic>
 #include <memory>
 
+#include "../../cpu/chunks.h"
 #include "cpu_loops.h"
 #include "kernel.h"
 
@@ -443,5 +445,59 @@ std::vector<T> class_weights(const Rows& r) {
   if (at != w.data()) std::copy(at, at + r.classes, w.begin());
   return w;
 }
+
+struct RowKernels {
+  // grad() reads what it needs of a row's scores before it writes their gradient, which may so take their place.
+  static constexpr bool gradients_in_place = true;
+
+  template <class T, int Mode, class F>
+  static void forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
+    using Worker = RowWorker<T, F, Mode>;
+    std::vector<T> weights = class_weights<T>(rows);
+    int64_t chunk = Worker::tile_rows(rows);
+    std::vector<typename Worker::Sums> partial(size_t(chunks(rows.it.numel, chunk)));
+    each_worker<Worker, Sweep::forward>(f, rows, weights, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      worker.forward(begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if (p.bad_class != Worker::kNone) fail_class(F::name, rows.classes, f.ignore_index, p.bad_class);
+      if constexpr (F::has_margin)
+        if (p.suspect != 0) warn_once<F>(F::advice, ", got ", p.suspect);
+      total.loss += p.loss;
+      total.normaliser += p.normaliser;
+    }
+    *rows.normaliser = total.normaliser;
+    if (rows.reduced) write_scalar(out, dtype, rows.mean ? total.loss / total.normaliser : total.loss);
+  }
+  template <class T, int Mode, class F>
+  static void grad(const F& f, const Rows& rows) {
+    using Worker = RowWorker<T, F, Mode>;
+    std::vector<T> weights = class_weights<T>(rows);
+    std::atomic<int64_t> bad_class{Worker::kNone};
+    each_worker<Worker, Sweep::backward>(f, rows, weights, [&](Worker& worker, int64_t, int64_t begin, int64_t end) {
+      typename Worker::Sums sums;
+      worker.grad(begin, end, sums);
+      if (sums.bad_class != Worker::kNone) bad_class = sums.bad_class;
+    });
+    if (bad_class != Worker::kNone) fail_class(F::name, rows.classes, f.ignore_index, bad_class);
+  }
+  template <class T, class F>
+  static void share_grad(const F& f, const Rows& rows) {
+    using Worker = RowWorker<T, F, F::modes - 1>;
+    std::vector<T> weights = class_weights<T>(rows);
+    each_worker<Worker, Sweep::backward>(
+        f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });
+  }
+
+ private:
+  // As each_chunk, with one worker, and its buffers, a thread.
+  template <class Worker, Sweep sweep, class T, class F, class Each>
+  static void each_worker(const F& f, const Rows& rows, const std::vector<T>& weights, Each each) {
+    int64_t chunk = Worker::tile_rows(rows);
+    auto make_worker = [&] { return Worker(f, rows, weights); };
+    each_chunk<sweep>(rows.it.numel, chunk, chunk * rows.classes, make_worker, each);
+  }
+};
 
 }  // namespace lossreg::cpu

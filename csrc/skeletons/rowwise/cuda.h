@@ -289,4 +289,38 @@ __global__ void __launch_bounds__(kThreads) rows_share_grad(F f, const __grid_co
   }
 }
 
+struct RowKernels {
+  // A thread may write the gradient at the target's score while another still has to read that.
+  static constexpr bool gradients_in_place = false;
+
+  template <class T, int Mode, class F>
+  static void forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
+    unsigned blocks = row_blocks(rows);
+    Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
+    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+    with_row_storage<T>(rows, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      if (rows.across_rows()) launch(rows_forward_across<T, S, Mode, F>, blocks, kThreads, f, rows, sums);
+      else launch(rows_forward_along<T, S, Mode, F>, blocks, kThreads, f, rows, sums);
+    });
+    launch(finish_sum<2>, 1u, kThreads, sums, int64_t(blocks), Finish{1.0, rows.mean},
+           rows.reduced ? out.mutable_data_ptr() : nullptr, dtype, rows.normaliser);
+  }
+  template <class T, int Mode, class F>
+  static void grad(const F& f, const Rows& rows) {
+    if (rows.it.numel == 0) return;
+    with_row_storage<T>(rows, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      if (rows.across_rows()) launch(rows_grad_across<T, S, Mode, F>, row_blocks(rows), kThreads, f, rows);
+      else launch(rows_grad_along<T, S, Mode, F>, row_blocks(rows), kThreads, f, rows);
+    });
+  }
+  template <class T, class F>
+  static void share_grad(const F& f, const Rows& rows) {
+    if (rows.it.numel == 0) return;
+    int64_t elements = rows.it.numel * rows.classes;
+    launch(rows_share_grad<T, F>, blocks_for(elements, 1), kThreads, f, rows);
+  }
+};
+
 }  // namespace lossreg::cuda

@@ -211,7 +211,7 @@ struct RowKernel {
       std::optional<Tensor> alive;
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
-        Backend::template rows_forward<decltype(zero), mode>(f, rows, out, out_dtype);
+        Backend::Rows::template forward<decltype(zero), mode>(f, rows, out, out_dtype);
       });
     });
     return {out, state};
@@ -244,9 +244,9 @@ struct RowKernel {
       std::optional<Tensor> alive;
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
-        if (grads[0]) Backend::template rows_grad<decltype(zero), mode>(f, rows);
+        if (grads[0]) Backend::Rows::template grad<decltype(zero), mode>(f, rows);
         if constexpr (F::probabilities)
-          if (grads[1] || grads[2]) Backend::template rows_share_grad<decltype(zero)>(f, rows);
+          if (grads[1] || grads[2]) Backend::Rows::template share_grad<decltype(zero)>(f, rows);
       });
     });
     if (grads[2]) {

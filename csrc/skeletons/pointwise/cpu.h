@@ -1,0 +1,190 @@
+#pragma once
+// The pointwise kernels on the CPU: one vector loop a formula, over tiles of the operands.
+#include <atomic>
+
+#include "../../cpu/chunks.h"
+#include "../../cpu/tiles.h"
+
+namespace lossreg::cpu {
+
+// S: what memory holds. Fixed: the first input is one number.
+template <class T, int I, int O, bool Fixed = false, class Body, class S>
+LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* out, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* x[I];
+  Word<S>* y[O];
+  for (int k = Fixed ? 1 : 0; k < I; k++) x[k] = words(in[k]);
+  for (int k = 0; k < O; k++) y[k] = words(out[k]);
+#pragma omp simd
+  for (int64_t i = 0; i < n / L::width; i++) {
+    T b[O][L::width];
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) {
+      T a[I], c[O];
+      if constexpr (Fixed) a[0] = first;
+      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
+      body(a, c);
+      for (int k = 0; k < O; k++) b[k][l] = c[k];
+    }
+    for (int k = 0; k < O; k++) y[k][i] = L::of(b[k]);
+  }
+  if (n % L::width) {
+    T a[I], c[O];
+    if constexpr (Fixed) a[0] = first;
+    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
+    body(a, c);
+    for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
+  }
+}
+template <class T, int I, class Body, class S>
+LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* x[I];
+  for (int k = 0; k < I; k++) x[k] = words(in[k]);
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n / L::width; i++) {
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) {
+      T a[I], b[1];
+      for (int k = 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
+      body(a, b);
+      sum += b[0];
+    }
+  }
+  if (n % L::width) {
+    T a[I], b[1];
+    for (int k = 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
+    body(a, b);
+    sum += b[0];
+  }
+  return sum;
+}
+// Is one of the elements wanted?
+template <class T, class Wanted, class S>
+LOSSREG_CLONES bool any_loop(Wanted wanted, const S* x, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* word = words(x);
+  int any = n % L::width ? int(wanted(widen<T>(x[n - 1]))) : 0;
+#pragma omp simd reduction(| : any)
+  for (int64_t i = 0; i < n / L::width; i++) {
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) any |= int(wanted(L::template get<T>(word[i], l)));
+  }
+  return any != 0;
+}
+
+template <class S, int N>
+bool is_unbroken(const Iteration<N>& it, int first) {
+  for (int k = first; k < N; k++) {
+    const Operand& o = it.operand[k];
+    if (!o.data || !o.flat || o.uniform || o.dtype != dtype_of_storage<S>) return false;
+  }
+  return true;
+}
+// A tile of each operand. Those of one element are filled here, for all tiles that follow.
+template <class S, int N>
+struct Buffers {
+  alignas(64) S at[N][kTile];
+  template <int M>
+  Buffers(const Iteration<M>& it, int first, int last) {
+    for (int k = first; k < last; k++) {
+      const Operand& o = it.operand[k];
+      if (!o.uniform) continue;
+      S value = Narrow<S>::from(1.f);
+      if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
+      std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
+    }
+  }
+};
+
+struct PointwiseKernels {
+  template <class T, int I, int O, Sweep sweep = Sweep::forward, class Body>
+  static void map(const Iteration<I + O>& it, Body body) {
+    if constexpr (std::is_same_v<T, float>) {
+      // the gradient of a reduced loss is one number, of any dtype
+      if (I > 1 && it.operand[0].uniform && is_stream<BFloat16>(it, 1))
+        return map_of<T, BFloat16, I, O, sweep, (I > 1)>(it, body);
+      if (is_stream<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, body);
+    }
+    map_of<T, T, I, O, sweep>(it, body);
+  }
+
+  // out = scale * sum over i of body(in[0][i], ..., in[I-1][i])
+  template <class T, int I, class Body>
+  static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
+    double total = 0;
+    with_stored<T>(it, [&](auto* tag) { total = sum_of<T, std::remove_pointer_t<decltype(tag)>>(it, body); });
+    write_scalar(out, dtype, total * scale);
+  }
+
+  // Some element that is wanted, if there is one.
+  template <class T, class Wanted>
+  static std::optional<T> find(const Iteration<1>& it, Wanted wanted) {
+    std::atomic<bool> found{false};
+    T which = 0;
+    with_stored<T>(it, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      each_chunk<Sweep::forward>(it.numel, kChunk, [&](int64_t, int64_t begin, int64_t end) {
+        Buffers<S, 1> buffers(it, 0, 1);
+        for (int64_t b = begin; b < end; b += kTile) {
+          int64_t n = std::min(kTile, end - b);
+          const S* x = read_tile(it, 0, b, n, buffers.at[0]);
+          if (!any_loop<T>(wanted, x, n)) continue;
+          for (int64_t i = 0; i < n; i++)
+            if (wanted(widen<T>(x[i])) && !found.exchange(true)) which = widen<T>(x[i]);
+        }
+      });
+    });
+    return found ? std::optional<T>(which) : std::nullopt;
+  }
+
+ private:
+  // use(null pointer of the type that the loops read: bfloat16 where memory holds nothing else, else T)
+  template <class T, int N, class Use>
+  static void with_stored(const Iteration<N>& it, Use use) {
+    if constexpr (std::is_same_v<T, float>)
+      if (is_stream<BFloat16>(it, 0)) return use(static_cast<BFloat16*>(nullptr));
+    use(static_cast<T*>(nullptr));
+  }
+  // S: what the loops read, T: what they compute in. Fixed: input 0 is one number.
+  template <class T, class S, int I, int O, Sweep sweep, bool Fixed = false, class Body>
+  static void map_of(const Iteration<I + O>& it, Body body) {
+    const T first = Fixed ? one_number<T>(it.operand[0]) : T(0);
+    constexpr int from = Fixed ? 1 : 0;
+    // what lies in memory as the loops read it needs no tiles
+    const int64_t tile = is_unbroken<S>(it, from) ? kChunk : kTile;
+    each_chunk<sweep>(it.numel, kChunk, [&](int64_t, int64_t begin, int64_t end) {
+      Buffers<S, I + O> buffers(it, from, I);
+      for (int64_t b = begin; b < end; b += tile) {
+        int64_t n = std::min(tile, end - b);
+        const S* in[I];
+        S* out[O];
+        for (int k = from; k < I; k++) in[k] = read_tile(it, k, b, n, buffers.at[k]);
+        for (int k = 0; k < O; k++) out[k] = result_tile(it, I + k, b, buffers.at[I + k]);
+        map_loop<T, I, O, Fixed>(body, first, in, out, n);
+        for (int k = 0; k < O; k++) write_tile(it, I + k, b, n, out[k], buffers.at[I + k]);
+      }
+    });
+  }
+  template <class T, class S, int I, class Body>
+  static double sum_of(const Iteration<I>& it, Body body) {
+    std::vector<double> partial(size_t(chunks(it.numel, kChunk)));
+    each_chunk<Sweep::forward>(it.numel, kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+      Buffers<S, I> buffers(it, 0, I);
+      double total = 0;
+      for (int64_t b = begin; b < end; b += kTile) {
+        int64_t n = std::min(kTile, end - b);
+        const S* in[I];
+        for (int k = 0; k < I; k++) in[k] = read_tile(it, k, b, n, buffers.at[k]);
+        total += double(sum_loop<T, I>(body, in, n));
+      }
+      partial[size_t(chunk)] = total;
+    });
+    double total = 0;
+    for (double p : partial) total += p;
+    return total;
+  }
+};
+
+}  // namespace lossreg::cpu
