@@ -1,8 +1,9 @@
 """The documentation of an op's function and of its module, from the one docstring that its declaration carries.
 
-That has a sense, ``Args:``, ``Returns:``, ``Raises:``, the formula and an ``Example:`` of the function. What all ops
-share (``reduction``, ``dtype``, the source) is added where it is not written there; the module's has the arguments
-sorted into those of the constructor and those of the call, and the module in the example.
+That has a sense, ``Args:``, ``Returns:``, ``Raises:``, ``Formula:`` and an ``Example:`` of the function. ``Source:`` is
+added from the declaration, and of ``Args:`` what means the same in every op (``reduction``, ``dtype``) where it is not
+written there. The module's has the arguments sorted into those of the constructor and those of the call, and the module
+in the example.
 """
 
 import ast
@@ -62,12 +63,10 @@ def chosen(documented: dict[str, str], names: Collection[str]) -> str:
 
 
 def op_blocks(op: Op) -> Blocks:
-    """The op's docstring, with its source before the example, if nowhere else."""
-    docstring = inspect.cleandoc(op.doc or op.reference.__doc__ or "")
-    result = blocks(docstring)
-    if op.source not in docstring and "Source:" not in docstring:
-        place = next((i for i, (title, _) in enumerate(result) if title == "Example"), len(result))
-        result.insert(place, ("Source", f"    {op.source}"))
+    """The op's docstring, and before its example the source that the declaration names."""
+    result = blocks(inspect.cleandoc(op.doc or op.reference.__doc__ or ""))
+    place = next((i for i, (title, _) in enumerate(result) if title == "Example"), len(result))
+    result.insert(place, ("Source", f"    {op.source}"))
     return result
 
 

@@ -1,22 +1,66 @@
-"""What several families' references and samples share."""
+"""What several families share: the declaration of an op that torch has too, reductions, samples of what is refused."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..op import ErrorSample
+from ..op import ErrorSample, Op
 from ..testing import Maker
 
 REDUCTIONS = ("none", "mean", "sum")
+
+
+def native(
+    function: Callable[..., Tensor],
+    *,
+    name: str = "",
+    called: Callable[..., Tensor] | None = None,
+    aten: Sequence[str] | None = None,
+    source: str = "",
+    **fields: Any,
+) -> Op:
+    """The declaration of an op that is a function of torch.nn.functional.
+
+    That one fact says the op's name, its definition, what its results are compared with, which calls a rewrite swaps
+    and where the formula comes from. The other fields of ``Op`` are its own; a ``reference`` is given where torch's
+    function can't serve as one.
+
+    Args:
+        function: torch's.
+        name: of the op; by default the function's.
+        called: the function with the op's arguments by name, where it does not take them all as they are.
+        aten: its overloads in exported graphs; by default ``NAME.default`` alone.
+        source: the paper behind it.
+    """
+    its_name = function.__name__
+    path = f"torch.nn.functional.{its_name}"
+    overloads = [f"{its_name}.default"] if aten is None else aten
+    declared = {
+        "reference": called or function,
+        "native": called or function,
+        "spellings": (path, *(f"aten.{overload}" for overload in overloads)),
+        "source": f"{path}; {source}" if source else path,
+    }
+    return Op(name or its_name, **(declared | fields))
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
+
+
+def int64_target(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of torch.nn.functional that takes class indices of int64 alone, for those of int32 and uint8 too."""
+
+    def called(*, target: Tensor, **args: Any) -> Tensor:
+        return function(target=target if target.is_floating_point() else target.long(), **args)
+
+    return called
 
 
 def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Any:
@@ -28,9 +72,21 @@ def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Any
     return torch.tensor(value, dtype=torch.int64) if all(isinstance(n, Integral) for n in each) else value
 
 
-def loss_errors(op: str, make: Maker, *extra: Tensor) -> Iterator[ErrorSample]:
+def refused(op: str, *args: Tensor, input: str = "input", reduces: bool = True) -> Iterator[ErrorSample]:
+    """Of a right call, what every loss refuses: an unknown reduction, and integers in the place of scores."""
+    if reduces:
+        yield ErrorSample(args, f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
+    yield ErrorSample((args[0].long(), *args[1:]), f"{op}: expected {input} of dtype float64, .* got int64")
+
+
+def outside(op: str, args: tuple[Tensor, ...], domain: str, option: str, *values: float) -> Iterator[ErrorSample]:
+    """An option with values outside of its domain, and NaN: only the kernel looks at them."""
+    for value in (*values, math.nan):
+        yield ErrorSample(args, f"{op}: expected {domain}, got -?{value:g}", {option: value}, values=True)
+
+
+def loss_errors(op: str, make: Maker, *extra: Tensor, input: str = "input") -> Iterator[ErrorSample]:
     """What every pointwise loss of an input and a target refuses; ``extra`` are further required tensors."""
     x, t = make.uniform(2, 3), make.uniform(2, 3)
-    yield ErrorSample((x, t, *extra), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t, *extra), f"{op}: expected input\\d? of dtype float64, .* got int64")
+    yield from refused(op, x, t, *extra, input=input)
     yield ErrorSample((x, make.uniform(2, 4), *extra), f"{op}: expected .*, got \\[2, 3\\] and \\[2, 4\\]")

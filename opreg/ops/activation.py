@@ -1,6 +1,7 @@
 """Activations: inlined when Inductor compiles, so that they fuse with their neighbours."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
+from ._common import native, outside, refused
 
 
 def swish(input: Tensor, beta: float) -> Tensor:
@@ -29,9 +31,6 @@ def swish(input: Tensor, beta: float) -> Tensor:
 
     Formula:
         x·σ(beta·x)
-
-    Source:
-        arXiv 1710.05941; torch.nn.functional.silu for beta = 1
 
     Example:
         >>> x = torch.randn(2, 3)
@@ -57,13 +56,13 @@ def swish_samples(make: Maker) -> Iterator[Sample]:
 
 
 def errors(op: str, make: Maker) -> Iterator[ErrorSample]:
-    yield ErrorSample((make.normal(3).long(),), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, make.normal(3), reduces=False)
     yield ErrorSample((make.normal(3).to(torch.complex64),), f"{op}: expected input of dtype .* got complex64")
 
 
 def swish_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from errors("swish", make)
-    yield ErrorSample((make.normal(3),), "swish: expected beta that is a number, got nan", {"beta": float("nan")}, True)
+    yield from outside("swish", (make.normal(3),), "beta that is a number", "beta")
 
 
 register(
@@ -73,20 +72,21 @@ register(
         shape=meta.same("input"),
         samples=swish_samples,
         errors=swish_errors,
-        source="arXiv 1710.05941; beta = 1: torch.nn.functional.silu",
+        source="arXiv 1710.05941; torch.nn.functional.silu for beta = 1",
         native=lambda input, beta: F.silu(input) if beta == 1 else swish(input, beta),
         spellings=("torch.nn.functional.silu", "aten.silu.default", "aten.silu_.default"),
         inline=True,
     )
 )
 register(
-    Op(
-        "hard_swish",
-        reference=F.hardswish,
+    native(
+        F.hardswish,
+        name="hard_swish",
+        aten=("hardswish.default", "hardswish_.default"),
         shape=meta.same("input"),
         samples=samples,
-        errors=lambda make: errors("hard_swish", make),
-        source="arXiv 1905.02244; torch.nn.functional.hardswish",
+        errors=partial(errors, "hard_swish"),
+        source="arXiv 1905.02244",
         doc="""Swish made of straight pieces and a parabola between −3 and 3.
 
         For mobile networks: no exponential, nearly the same shape.
@@ -103,27 +103,22 @@ register(
         Formula:
             x·min(max(x + 3, 0), 6)/6
 
-        Source:
-            arXiv 1905.02244; torch.nn.functional.hardswish
-
         Example:
             >>> opreg.functional.hard_swish(torch.tensor([-3.0, 0.0, 3.0]))
             tensor([-0., 0., 3.])
         """,
         module="HardSwish",
-        native=F.hardswish,
-        spellings=("torch.nn.functional.hardswish", "aten.hardswish.default", "aten.hardswish_.default"),
         inline=True,
     )
 )
 register(
-    Op(
-        "mish",
-        reference=F.mish,
+    native(
+        F.mish,
+        aten=("mish.default", "mish_.default"),
         shape=meta.same("input"),
         samples=samples,
-        errors=lambda make: errors("mish", make),
-        source="arXiv 1908.08681; torch.nn.functional.mish",
+        errors=partial(errors, "mish"),
+        source="arXiv 1908.08681",
         doc="""The input times tanh of its softplus: smooth, not monotonic, unbounded above.
 
         In place of ReLU in detectors and deep classifiers.
@@ -140,15 +135,10 @@ register(
         Formula:
             x·tanh(log(1 + eˣ))
 
-        Source:
-            arXiv 1908.08681; torch.nn.functional.mish
-
         Example:
             >>> x = torch.randn(2, 3)
             >>> y = opreg.functional.mish(x)
         """,
-        native=F.mish,
-        spellings=("torch.nn.functional.mish", "aten.mish.default", "aten.mish_.default"),
         inline=True,
     )
 )

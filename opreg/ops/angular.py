@@ -1,7 +1,8 @@
 """Losses over cosines, which give the target's angle a margin: ArcFace and the additive margin softmax."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
+from ._common import outside
 from .categorical import along_classes, class_axis, cross_entropy, row_errors, row_samples
 
 
@@ -33,19 +35,18 @@ def arcface_loss(
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
         margin: the angle m, in [0, π].
         scale: the factor s of all logits, > 0.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Returns:
-        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``cosine``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
             (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
-    Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
-    beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
-    arXiv 1801.07698.
+    Formula:
+        cross entropy of s·cos θ_c, but of s·cos(θ_y + m) for the target class; where that would rise again, beyond
+        cos θ_y = −cos m, of s·(cos θ_y − m·sin m). sin θ = √max(1 − cos² θ, 1e-7)
 
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
@@ -71,17 +72,17 @@ def amsoftmax_loss(
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
         margin: m, >= 0.
         scale: the factor s of all logits, > 0.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Returns:
-        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``cosine``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
             (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
-    Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
+    Formula:
+        cross entropy of s·(cos θ_c − m·[c = y])
 
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
@@ -117,25 +118,11 @@ def kinks(make: Maker) -> Iterator[Sample]:
         yield Sample((x, target), {"scale": 2.0, "reduction": "none"}, "kinks", smooth=False)
 
 
-def angular_errors(op: str, make: Maker) -> Iterator[ErrorSample]:
+def errors(op: str, margin: str, beyond: Sequence[float], make: Maker) -> Iterator[ErrorSample]:
     yield from row_errors(op, make, input="cosine")
-    x, t = make.normal(4, 3), make.index(3, 4)
-    for value in (0.0, -1.0, float("inf"), float("nan")):
-        yield ErrorSample((x, t), f"{op}: expected finite scale > 0, got", {"scale": value}, True)
-
-
-def arcface_errors(make: Maker) -> Iterator[ErrorSample]:
-    yield from angular_errors("arcface_loss", make)
-    for value in (-0.1, 3.2, float("nan")):
-        message = "arcface_loss: expected margin in \\[0, pi\\], got"
-        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"margin": value}, True)
-
-
-def amsoftmax_errors(make: Maker) -> Iterator[ErrorSample]:
-    yield from angular_errors("amsoftmax_loss", make)
-    for value in (-0.1, float("inf"), float("nan")):
-        message = "amsoftmax_loss: expected finite margin >= 0, got"
-        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"margin": value}, True)
+    call = make.normal(4, 3), make.index(3, 4)
+    yield from outside(op, call, "finite scale > 0", "scale", 0.0, -1.0, math.inf)
+    yield from outside(op, call, margin, "margin", *beyond)
 
 
 register(
@@ -144,8 +131,8 @@ register(
         reference=arcface_loss,
         shape=meta.rows("cosine", "target"),
         samples=arcface_samples,
-        errors=arcface_errors,
-        source="arXiv 1801.07698",
+        errors=partial(errors, "arcface_loss", "margin in \\[0, pi\\]", (-0.1, 3.2)),
+        source="Deng et al., ArcFace, arXiv 1801.07698",
         module="ArcFaceLoss",
         indices=("target",),
         state=meta.per_row(2),
@@ -157,8 +144,8 @@ register(
         reference=amsoftmax_loss,
         shape=meta.rows("cosine", "target"),
         samples=amsoftmax_samples,
-        errors=amsoftmax_errors,
-        source="arXiv 1801.05599",
+        errors=partial(errors, "amsoftmax_loss", "finite margin >= 0", (-0.1, math.inf)),
+        source="Wang et al., Additive margin softmax, arXiv 1801.05599",
         module="AMSoftmaxLoss",
         indices=("target",),
         state=meta.per_row(2),

@@ -33,7 +33,8 @@ def ema_update_(averages: Sequence[Tensor], params: Sequence[Tensor], decay: flo
         RuntimeError: lists, shapes, dtypes or devices do not fit, averages share memory with another tensor or
             require grad, or ``decay`` is out of range.
 
-    Formula: average = decay * average + (1 - decay) * param, in float32 (float64). Source: Polyak and Juditsky 1992.
+    Formula:
+        average ← decay·average + (1 − decay)·param, in float32 (float64)
 
     Example:
         >>> model = torch.nn.Linear(3, 2)

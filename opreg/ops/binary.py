@@ -10,7 +10,7 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, loss_errors, reduce
+from ._common import REDUCTIONS, loss_errors, native, outside, reduce
 
 
 def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
@@ -33,9 +33,6 @@ def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduct
     Formula:
         α_t·(1 − p_t)^γ·ce, p = σ(x), p_t = p·t + (1 − p)(1 − t), α_t = α·t + (1 − α)(1 − t),
         ce = −t·log p − (1 − t)·log(1 − p)
-
-    Source:
-        arXiv 1708.02002
 
     Example:
         >>> scores, labels = torch.randn(8, 5, requires_grad=True), torch.randint(0, 5, (8,))
@@ -122,20 +119,17 @@ def focal_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from loss_errors(op, make)
     x, t = make.normal(2, 3), make.uniform(2, 3)
     yield ErrorSample((x, make.uniform(3)), f"{op}: expected target of the shape of input, got \\[2, 3\\] and \\[3\\]")
-    yield ErrorSample((x, t), f"{op}: expected finite gamma >= 0, got -1", {"gamma": -1.0}, True)
-    yield ErrorSample((x, t), f"{op}: expected finite gamma >= 0, got nan", {"gamma": float("nan")}, True)
-    yield ErrorSample((x, t), f"{op}: expected alpha <= 1 .*, got 1.5", {"alpha": 1.5}, True)
+    yield from outside(op, (x, t), "finite gamma >= 0", "gamma", -1.0)
+    yield from outside(op, (x, t), "alpha <= 1 .*", "alpha", 1.5)
 
 
 register(
-    Op(
-        "binary_cross_entropy",
-        reference=F.binary_cross_entropy,
+    native(
+        F.binary_cross_entropy,
         advice={r"expected input in \[0, 1\]": "of scores that are no probabilities: binary_cross_entropy_with_logits"},
         shape=meta.typed_by("input", rule=meta.same("input", "target", optional=("weight",))),
         samples=bce_samples,
         errors=bce_errors,
-        source="torch.nn.functional.binary_cross_entropy",
         doc="""Binary cross entropy of probabilities.
 
         Where the model ends in a sigmoid of its own; ``binary_cross_entropy_with_logits`` keeps more digits.
@@ -155,27 +149,20 @@ register(
         Formula:
             −w·(t·log x + (1 − t)·log(1 − x)), both logarithms no less than −100
 
-        Source:
-            torch.nn.functional.binary_cross_entropy
-
         Example:
             >>> input = torch.rand(4, 3, requires_grad=True)
             >>> target = torch.tensor([[0.0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])  # any number of labels a row
             >>> opreg.functional.binary_cross_entropy(input, target).backward()
         """,
         module="BCELoss",
-        native=F.binary_cross_entropy,
-        spellings=("torch.nn.functional.binary_cross_entropy", "aten.binary_cross_entropy.default"),
     )
 )
 register(
-    Op(
-        "binary_cross_entropy_with_logits",
-        reference=F.binary_cross_entropy_with_logits,
+    native(
+        F.binary_cross_entropy_with_logits,
         shape=meta.typed_by("target", rule=meta.same("input", "target", optional=("weight", "pos_weight"))),
         samples=logits_samples,
         errors=logits_errors,
-        source="torch.nn.functional.binary_cross_entropy_with_logits",
         doc="""Binary cross entropy of logits: a sigmoid and its cross entropy in one.
 
         For labels that do not exclude each other, and for binary masks. Finite for any finite logit.
@@ -196,20 +183,12 @@ register(
         Formula:
             −w·(p·t·log σ(x) + (1 − t)·log(1 − σ(x))), p = pos_weight
 
-        Source:
-            torch.nn.functional.binary_cross_entropy_with_logits
-
         Example:
             >>> input = torch.randn(4, 3, requires_grad=True)
             >>> target = torch.tensor([[0.0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])  # any number of labels a row
             >>> opreg.functional.binary_cross_entropy_with_logits(input, target).backward()
         """,
         module="BCEWithLogitsLoss",
-        native=F.binary_cross_entropy_with_logits,
-        spellings=(
-            "torch.nn.functional.binary_cross_entropy_with_logits",
-            "aten.binary_cross_entropy_with_logits.default",
-        ),
     )
 )
 register(
@@ -219,6 +198,6 @@ register(
         shape=meta.same("input", "target"),
         samples=focal_samples,
         errors=focal_errors,
-        source="arXiv 1708.02002",
+        source="Lin et al., Focal loss for dense object detection, arXiv 1708.02002",
     )
 )

@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -250,7 +251,6 @@ DOC = """{summary}
 Args:
     input: predicted boxes (…, 4), each x1, y1, x2, y2 with x2 ≥ x1 and y2 ≥ y1; any floating dtype.
     target: the box that each of them is to become, of the same shape; any real dtype.{options}
-    reduction: ``"none"``, ``"mean"`` or ``"sum"``.
     eps: ≥ 0; added to every denominator.
 
 Returns:
@@ -260,9 +260,8 @@ Raises:
     RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
         whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-Formula: {formula}, with I the area of the intersection, U that of the union and iou = I / (U + eps){where}.
-
-Source: {source}.
+Formula:
+{formula}
 
 Example:
     >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -270,8 +269,13 @@ Example:
     >>> opreg.functional.{name}(predicted, target)
     tensor({example})
 """
+MEASURES = "I the area of the intersection, U that of the union and iou = I / (U + eps)"
 ENCLOSING = "cw × ch the size of the smallest box that encloses both"
 DISTANCE = f"{ENCLOSING}, ρ the distance of the centres, c² = cw² + ch² + eps"
+
+
+def indented(text: str) -> str:
+    return textwrap.fill(text, 116, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def register_loss(
@@ -279,7 +283,6 @@ def register_loss(
     summary: str,
     why: str,
     *,
-    source: str,
     formula: str,
     example: str,
     where: str = "",
@@ -293,14 +296,12 @@ def register_loss(
         summary=summary,
         why=why,
         options=f"\n    {options}" if options else "",
-        formula=formula,
-        where=f", {where}" if where else "",
-        source=source,
+        formula=indented(f"{formula}, with {MEASURES}" + (f", {where}" if where else "")),
         name=name,
         example=example,
     )
     declaration = {"shape": meta.boxes("input", "target"), "errors": errors_of(name, *domains), **fields}
-    register(Op(name, reference=reference, samples=draw, source=source, doc=doc, workload=workload, **declaration))
+    register(Op(name, reference=reference, samples=draw, doc=doc, workload=workload, **declaration))
 
 
 register_loss(

@@ -1,5 +1,6 @@
 """Classification losses over a class dimension: negative log likelihood, cross entropy and its relatives."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..meta.sizes import fail
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, int64_target, native, outside, reduce, refused
 
 
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
@@ -36,9 +37,6 @@ def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index:
 
     Formula:
         −w_y·x_y
-
-    Source:
-        torch.nn.functional.nll_loss
 
     Example:
         >>> log_p = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
@@ -82,9 +80,6 @@ def cross_entropy(
 
     Formula:
         −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
-
-    Source:
-        torch.nn.functional.cross_entropy
 
     Example:
         >>> input = torch.randn(8, 5, requires_grad=True)
@@ -143,18 +138,18 @@ def softmax_focal_loss(
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
         weight: a factor for each class, (C); a constant.
         gamma: how fast it fades, >= 0. 0 is cross entropy.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored (their number, not their weights), "sum".
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored (their number, not their weights) or
+            ``"sum"``.
 
     Returns:
-        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``input``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, gamma < 0, or on the CPU a class index is out of range (on a GPU its
             position is NaN).
 
-    Formula: −w_y · (1 − p_y)^γ · log p_y with p = softmax(input). Lin et al., Focal loss for dense object detection,
-    arXiv 1708.02002.
+    Formula:
+        −w_y·(1 − p_y)^γ·log p_y, p = softmax(x)
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
@@ -181,18 +176,18 @@ def pc_softmax_cross_entropy(
         input: logits, (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
         class_prior: the frequency of each class, (C), > 0; a constant. It need not sum to 1.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Returns:
-        The loss in the dtype that ``input`` and ``class_prior`` promote to: of the shape of ``target`` for "none", else
-        (). It may be negative.
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype that ``input`` and ``class_prior``
+        promote to. It may be negative.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, or on the CPU a prior is not positive or a class index out of range
             (on a GPU what depends on it is NaN).
 
-    Formula: −x_y + log Σ_c π_c e^{x_c}. Liu et al., arXiv 1911.10688.
+    Formula:
+        −x_y + log Σ_c π_c·e^(x_c)
 
     Example:
         >>> logits, labels = torch.randn(32, 10), torch.randint(0, 10, (32,))
@@ -211,74 +206,27 @@ def pc_softmax_cross_entropy(
     return reduce_valid(torch.where(valid, lse - score, 0.0), target, ignore_index, reduction)
 
 
-def native_nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
-    target = target.long() if target.dtype == torch.int32 else target
-    return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
+def row_samples(
+    make: Maker, draw: Callable[..., Tensor], *, weight: bool = False, prior: bool = False, **shared: Any
+) -> Iterator[Sample]:
+    """Of a loss of class indices: every shape, layout and kind of target that takes a way of its own.
 
-
-def native_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor:
-    target = target.long() if target.dtype == torch.int32 else target
-    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return F.cross_entropy(input, target, weight, **options)  # type: ignore[arg-type]
-
-
-def index_samples(make: Maker, **options: Any) -> Iterator[Sample]:
-    for reduction in REDUCTIONS:
-        yield Sample((make.normal(5, 7), make.index(7, 5)), {"reduction": reduction, **options})
-        weight = make.constant(make.uniform(7, low=0.1))
-        x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
-        yield Sample((x, t, weight), {"reduction": reduction, **options}, "weight, ignored")
-    yield Sample((make.normal(2, 3, 4, 5), make.index(3, 2, 4, 5, ignore=1)), {"ignore_index": 1, **options})
-    yield Sample((make.normal(2, 3, 4, 5, 2), make.index(3, 2, 4, 5, 2, ignore=9)), {"ignore_index": 9, **options})
-    yield Sample((make.normal(6, 5), make.index(5, 6, dtype=torch.int32)), options, "int32")
-    yield Sample((make.normal(6, 5), make.index(5, 6, ignore=255, dtype=torch.uint8)), {"ignore_index": 255, **options})
-    yield Sample((make.normal(5), make.index(5)), options, "unbatched")
-    yield Sample((make.normal(4, 1), make.index(1, 4)), options, "one class")
-    # more classes than a tile has rows: vectors run along the classes
-    yield Sample(
-        (make.normal(3, 130), make.index(130, 3, ignore=-100)), {"reduction": "sum", **options}, "many classes"
-    )
-    ignored = torch.full((3,), -100, device=make.device)
-    yield Sample((make.normal(3, 4), ignored), {"reduction": "sum", **options}, "all ignored")
-    yield Sample((make.normal(3, 4), ignored), {"reduction": "mean", **options}, "all ignored", smooth=False)
-    yield Sample((make.normal(0, 4), make.index(4, 0)), {"reduction": "sum", **options}, "empty")
-
-
-def cross_entropy_samples(make: Maker) -> Iterator[Sample]:
-    yield from index_samples(make)
-    for smoothing in (0.1, 1.0):
-        yield from index_samples(make, label_smoothing=smoothing)
-        for reduction in REDUCTIONS:
-            options = {"label_smoothing": smoothing - 0.1, "reduction": reduction}
-            yield Sample((make.normal(4, 6), make.uniform(4, 6)), options, "probabilities")
-            weight = make.constant(make.uniform(3, low=0.1))
-            yield Sample((make.normal(2, 3, 5), make.uniform(2, 3, 5), weight), options, "probabilities, weight")
-    yield Sample((make.normal(3, 130), make.uniform(3, 130)), name="probabilities of many classes")
-    yield Sample((make.normal(5), make.uniform(5)), name="unbatched probabilities")
-    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
-    yield Sample((x, make.index(3, 4)), {"reduction": "none"}, name="extremes", smooth=False)
-
-
-def row_samples(make: Maker, draw: Callable[..., Tensor], *, prior: bool = False, **shared: Any) -> Iterator[Sample]:
-    """Of a loss of class indices: every shape, layout and kind of target that takes a way of its own."""
+    ``prior``: each call has one number a class too; ``weight``: some have.
+    """
 
     def sample(*shape: int, name: str = "", dtype: torch.dtype = torch.int64, **options: Any) -> Sample:
         classes = shape[min(1, len(shape) - 1)]
         target = make.index(classes, *shape[:-1][:1], *shape[2:], ignore=options.get("ignore_index"), dtype=dtype)
-        third = (make.constant(make.uniform(classes, low=0.1)),) if prior else ()
+        entries = prior or (weight and "weight" in name)
+        third = (make.constant(make.uniform(classes, low=0.1)),) if entries else ()
         return Sample((draw(*shape), target, *third), {**options, **shared}, name)
 
     for reduction in REDUCTIONS:
         yield sample(5, 7, reduction=reduction)
-        yield sample(3, 7, 4, reduction=reduction, ignore_index=-100, name="ignored")
+        name = "weight, ignored" if weight else "ignored"
+        yield sample(3, 7, 4, reduction=reduction, ignore_index=-100, name=name)
     yield sample(2, 3, 4, 5, ignore_index=1)
+    yield sample(2, 3, 2, 3, 2, ignore_index=9)
     yield sample(6, 5, dtype=torch.int32, name="int32")
     yield sample(6, 5, ignore_index=255, dtype=torch.uint8, name="uint8")
     yield sample(5, name="unbatched")
@@ -292,35 +240,61 @@ def row_samples(make: Maker, draw: Callable[..., Tensor], *, prior: bool = False
         yield Sample(args, {"reduction": reduction, **shared}, "all ignored", smooth=reduction == "sum")
 
 
+def extreme_rows(make: Maker) -> Tensor:
+    """Four rows of three scores."""
+    return make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
+
+
+def nll_samples(make: Maker) -> Iterator[Sample]:
+    return row_samples(make, make.normal, weight=True)
+
+
+def cross_entropy_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, make.normal, weight=True)
+    for smoothing in (0.1, 1.0):
+        yield from row_samples(make, make.normal, weight=True, label_smoothing=smoothing)
+        for reduction in REDUCTIONS:
+            options = {"label_smoothing": smoothing - 0.1, "reduction": reduction}
+            yield Sample((make.normal(4, 6), make.uniform(4, 6)), options, "probabilities")
+            weight = make.constant(make.uniform(3, low=0.1))
+            yield Sample((make.normal(2, 3, 5), make.uniform(2, 3, 5), weight), options, "probabilities, weight")
+    yield Sample((make.normal(3, 130), make.uniform(3, 130)), name="probabilities of many classes")
+    yield Sample((make.normal(5), make.uniform(5)), name="unbatched probabilities")
+    yield Sample((extreme_rows(make), make.index(3, 4)), {"reduction": "none"}, name="extremes", smooth=False)
+
+
 def focal_samples(make: Maker) -> Iterator[Sample]:
     yield from row_samples(make, make.normal)
     for gamma in (0.0, 0.5, 1.0, 3.7):
         weight = make.constant(make.uniform(7, low=0.1))
         x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
         yield Sample((x, t, weight), {"gamma": gamma}, "weight, ignored")
-        x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
-        yield Sample((x, make.index(3, 4)), {"gamma": gamma, "reduction": "none"}, "extremes", smooth=False)
+        yield Sample(
+            (extreme_rows(make), make.index(3, 4)), {"gamma": gamma, "reduction": "none"}, "extremes", smooth=False
+        )
 
 
 def pc_samples(make: Maker) -> Iterator[Sample]:
     yield from row_samples(make, make.normal, prior=True)
-    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
     prior = make.constant(make.tensor([1e-6, 0.25, 0.75]))
-    yield Sample((x, make.index(3, 4), prior), {"reduction": "none"}, "extremes", smooth=False)
+    yield Sample((extreme_rows(make), make.index(3, 4), prior), {"reduction": "none"}, "extremes", smooth=False)
 
 
-def row_errors(op: str, make: Maker, *extra: Tensor, input: str = "input") -> Iterator[ErrorSample]:
+def row_errors(
+    op: str, make: Maker, *extra: Tensor, input: str = "input", least: str = "one class"
+) -> Iterator[ErrorSample]:
     """What every loss of class indices refuses; ``extra`` are further required tensors."""
     x, t = make.normal(4, 3), make.index(3, 4)
-    yield ErrorSample((x, t, *extra), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t, *extra), f"{op}: expected {input} of dtype float64, .* got int64")
+    yield from refused(op, x, t, *extra, input=input)
     message = f"{op}: expected {input} of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]"
     yield ErrorSample((make.normal(), t, *extra), message)
     message = f"{op}: expected target of shape \\[4\\] for {input} of shape \\[4, 3\\], got \\[3\\]"
     yield ErrorSample((x, make.index(3, 3), *extra), message)
     message = f"{op}: expected target of dtype int64, int32 or uint8, got bool"
     yield ErrorSample((x, make.index(2, 4).bool(), *extra), message)
-    yield ErrorSample((make.normal(4, 0), t, *extra), f"{op}: expected {input} of at least one class, got \\[4, 0\\]")
+    few = ("one class", "two classes").index(least)
+    message = f"{op}: expected {input} of at least {least}, got \\[4, {few}\\]"
+    yield ErrorSample((make.normal(4, few), t, *extra), message)
     message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
     yield ErrorSample((x, t + 7, *extra), f"{message} [789]", values=True)
     yield ErrorSample((x, t - 7, *extra), f"{message} -[567]", values=True)
@@ -340,7 +314,8 @@ def nll_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, make.uniform(4, 3)), "nll_loss: expected target of dtype int64, int32 or uint8, got float")
 
 
-_of_rows = meta.rows("input", "target", weight="weight", probabilities=True)
+# of a target that holds indices or probabilities
+_either = meta.rows("input", "target", weight="weight", probabilities=True)
 
 
 def require_no_index(op: str, ignore_index: int) -> None:
@@ -350,7 +325,7 @@ def require_no_index(op: str, ignore_index: int) -> None:
 
 
 def cross_entropy_shape(op: str, args: Arguments) -> Sequence[int]:
-    shape = _of_rows(op, args)
+    shape = _either(op, args)
     if args["target"].is_floating_point():
         require_no_index(op, args["ignore_index"])
     return shape
@@ -365,18 +340,14 @@ def cross_entropy_errors(make: Maker) -> Iterator[ErrorSample]:
     for index in (0, 1, 7):
         message = f"cross_entropy: expected ignore_index < 0 beside class probabilities, got {index}"
         yield ErrorSample((x, make.uniform(4, 3)), message, {"ignore_index": index})
-    for value in (-0.1, 1.5, float("nan")):
-        message = "cross_entropy: expected label_smoothing in \\[0, 1\\], got"
-        yield ErrorSample((x, t), message, {"label_smoothing": value}, True)
+    yield from outside("cross_entropy", (x, t), "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
 
 
 def focal_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from row_errors("softmax_focal_loss", make)
     yield from class_errors("softmax_focal_loss", "weight", make)
-    x, t = make.normal(4, 3), make.index(3, 4)
-    for value in (-0.1, float("inf"), float("nan")):
-        message = "softmax_focal_loss: expected finite gamma >= 0, got"
-        yield ErrorSample((x, t), message, {"gamma": value}, True)
+    call = make.normal(4, 3), make.index(3, 4)
+    yield from outside("softmax_focal_loss", call, "finite gamma >= 0", "gamma", -0.1, math.inf)
 
 
 def pc_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -395,31 +366,29 @@ def constants(args: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 register(
-    Op(
-        "nll_loss",
+    native(
+        F.nll_loss,
+        called=int64_target(F.nll_loss),
+        aten=("nll_loss_nd.default", "nll_loss.default"),
         reference=nll_loss,
         shape=meta.rows("input", "target", weight="weight"),
-        samples=index_samples,
+        samples=nll_samples,
         errors=nll_errors,
-        source="torch.nn.functional.nll_loss",
         module="NLLLoss",
-        native=native_nll_loss,
-        spellings=("torch.nn.functional.nll_loss", "aten.nll_loss_nd.default", "aten.nll_loss.default"),
         indices=("target",),
         state=meta.per_row(0),
     )
 )
 register(
-    Op(
-        "cross_entropy",
+    native(
+        F.cross_entropy,
+        called=int64_target(F.cross_entropy),
+        aten=("cross_entropy_loss.default",),
         reference=cross_entropy,
         shape=cross_entropy_shape,
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
-        source="torch.nn.functional.cross_entropy",
         module="CrossEntropyLoss",
-        native=native_cross_entropy,
-        spellings=("torch.nn.functional.cross_entropy", "aten.cross_entropy_loss.default"),
         indices=("target",),
         constants=constants,
         state=meta.per_row(2),
@@ -432,7 +401,7 @@ register(
         shape=meta.rows("input", "target", weight="weight"),
         samples=focal_samples,
         errors=focal_errors,
-        source="arXiv 1708.02002",
+        source="Lin et al., Focal loss for dense object detection, arXiv 1708.02002",
         indices=("target",),
         state=meta.per_row(2),
     )
@@ -444,7 +413,7 @@ register(
         shape=meta.rows("input", "target", weight="class_prior"),
         samples=pc_samples,
         errors=pc_errors,
-        source="arXiv 1911.10688",
+        source="Liu et al., arXiv 1911.10688",
         module="PCSoftmaxCrossEntropyLoss",
         indices=("target",),
         batch_dims={"class_prior": None},

@@ -13,6 +13,7 @@ from ..meta.sizes import dtype_text, fail, same_shape, shape_text
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
+from ._common import refused
 
 
 def coord_conv2d(
@@ -45,7 +46,8 @@ def coord_conv2d(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or an option is out of range.
 
-    Formula: conv2d(cat(rows, columns, input), weight, bias). Source: arXiv 1807.03247.
+    Formula:
+        conv2d(cat(rows, columns, input), weight, bias)
 
     Example:
         >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(16, 3 + 2, 3, 3)
@@ -93,8 +95,8 @@ def dynamic_conv2d(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or an option is out of range.
 
-    Formula: conv2d(input[n], sum over k of attention[n, k] weight[k], sum over k of attention[n, k] bias[k]), each n.
-    Source: arXiv 1912.03458.
+    Formula:
+        conv2d(x_n, Σ_k a_nk·w_k, Σ_k a_nk·b_k) for each sample n
 
     Example:
         >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 16, 3, 3, 3)
@@ -218,7 +220,7 @@ def errors(op: str, make: Maker, weight: Sequence[int], *between: Tensor) -> Ite
     x, w = make.normal(2, 3, 5, 6), make.normal(*weight)
     *lead, out, channels, _, _ = weight
     letters = "K, " * len(lead)
-    yield ErrorSample((x.long(), *between, w), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, x, *between, w, reduces=False)
     message = f"{op}: expected input of shape \\(C, H, W\\) or \\(N, C, H, W\\), got \\[5, 6\\]"
     yield ErrorSample((make.normal(5, 6), *between, w), message)
     message = f"{op}: expected weight of shape \\({letters}O, I, kh, kw\\), without empty dimensions, got"
@@ -325,7 +327,7 @@ register(
         shape=coord_shape,
         samples=coord_samples,
         errors=coord_errors,
-        source="arXiv 1807.03247",
+        source="Liu et al., CoordConv, arXiv 1807.03247",
         batch_dims={"weight": None, "bias": None},
         lowered=("input", "weight", "bias"),
         flops={"": coord_flops, "_backward": coord_backward_flops},
@@ -339,7 +341,7 @@ register(
         shape=dynamic_shape,
         samples=dynamic_samples,
         errors=dynamic_errors,
-        source="arXiv 1912.03458",
+        source="Chen et al., Dynamic convolution, arXiv 1912.03458",
         batch_dims={"weight": None, "bias": None},
         lowered=("input", "attention", "weight", "bias"),
         flops={"": dynamic_flops, "_backward": dynamic_backward_flops},

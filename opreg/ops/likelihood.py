@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..op import ErrorSample, Op, Sample
+from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, loss_errors, reduce
+from ._common import REDUCTIONS, loss_errors, native, outside, reduce
 
 
 def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str) -> Tensor:
@@ -37,9 +37,6 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, ep
 
     Formula:
         (log v + (x − t)²/v)/2, v = max(var, eps)
-
-    Source:
-        torch.nn.functional.gaussian_nll_loss
 
     Example:
         >>> mean, log_var = torch.randn(8, 2, requires_grad=True), torch.zeros(8, 2, requires_grad=True)
@@ -83,9 +80,6 @@ def kl_div(input: Tensor, target: Tensor, reduction: str, log_target: bool) -> T
     Formula:
         t·(log t − x), 0 where t = 0; with ``log_target`` eᵗ·(t − x)
 
-    Source:
-        torch.nn.functional.kl_div
-
     Example:
         >>> input = torch.log_softmax(torch.randn(8, 5, requires_grad=True), 1)
         >>> target = torch.randn(8, 5).softmax(1)  # probabilities
@@ -128,9 +122,6 @@ def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool,
     Formula:
         eˣ − t·x; without ``log_input`` x − t·log(x + eps)
 
-    Source:
-        torch.nn.functional.poisson_nll_loss
-
     Example:
         >>> log_rate = torch.randn(8, requires_grad=True)
         >>> target = torch.tensor([0.0, 3, 1, 0, 7, 2, 2, 1])  # counts
@@ -143,12 +134,6 @@ def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool, full: bool,
         stirling = safe * safe.log() - safe + 0.5 * torch.log(2 * math.pi * safe)
         loss = loss + torch.where(large, stirling, 0.0)
     return reduce(loss, reduction)
-
-
-def native_gaussian_nll_loss(
-    input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: str
-) -> Tensor:
-    return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
 
 
 def poisson_samples(make: Maker) -> Iterator[Sample]:
@@ -192,7 +177,7 @@ def gaussian_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample(
         (x, t, make.uniform(3)), f"{op}: expected var of the shape of input, or .* \\[2, 3\\] and \\[3\\]"
     )
-    yield ErrorSample((x, t, v), f"{op}: expected eps >= 0, got -1", {"eps": -1.0}, True)
+    yield from outside(op, (x, t, v), "eps >= 0", "eps", -1.0)
 
 
 def kl_samples(make: Maker) -> Iterator[Sample]:
@@ -209,53 +194,41 @@ def kl_samples(make: Maker) -> Iterator[Sample]:
     )
 
 
-def kl_errors(make: Maker) -> Iterator[ErrorSample]:
-    yield from loss_errors("kl_div", make)
-
-
 def poisson_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from loss_errors("poisson_nll_loss", make)
-    x, t = make.normal(3), make.uniform(3)
-    yield ErrorSample((x, t), "poisson_nll_loss: expected eps >= 0, got -1", {"eps": -1.0}, True)
+    yield from outside("poisson_nll_loss", (make.normal(3), make.uniform(3)), "eps >= 0", "eps", -1.0)
 
 
 register(
-    Op(
-        "poisson_nll_loss",
+    native(
+        F.poisson_nll_loss,
         reference=poisson_nll_loss,
         shape=meta.broadcast("input", "target"),
         samples=poisson_samples,
         errors=poisson_errors,
-        source="torch.nn.functional.poisson_nll_loss",
         module="PoissonNLLLoss",
-        native=partial(F.poisson_nll_loss),
-        spellings=("torch.nn.functional.poisson_nll_loss", "aten.poisson_nll_loss.default"),
     )
 )
 register(
-    Op(
-        "gaussian_nll_loss",
+    native(
+        F.gaussian_nll_loss,
+        aten=(),
         reference=gaussian_nll_loss,
         shape=meta.variance("input", "target", "var"),
         samples=gaussian_samples,
         errors=gaussian_errors,
-        source="torch.nn.functional.gaussian_nll_loss",
         accepts={"var": one_for_all},
         module="GaussianNLLLoss",
-        native=native_gaussian_nll_loss,
-        spellings=("torch.nn.functional.gaussian_nll_loss",),
     )
 )
 register(
-    Op(
-        "kl_div",
+    native(
+        F.kl_div,
+        called=native_kl_div,
         reference=kl_div,
         shape=meta.broadcast("input", "target"),
         samples=kl_samples,
-        errors=kl_errors,
-        source="torch.nn.functional.kl_div",
+        errors=partial(loss_errors, "kl_div"),
         module="KLDivLoss",
-        native=native_kl_div,
-        spellings=("torch.nn.functional.kl_div", "aten.kl_div.default"),
     )
 )

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..op import ErrorSample, Op, Sample
+from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, loss_errors, reduce
+from ._common import REDUCTIONS, loss_errors, native, outside, reduce
 
 
 def soft_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
@@ -31,9 +31,6 @@ def soft_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
 
     Formula:
         log(1 + e^(−t·x))
-
-    Source:
-        torch.nn.functional.soft_margin_loss
 
     Example:
         >>> input = torch.randn(4, requires_grad=True)
@@ -62,9 +59,6 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float, reduction
 
     Formula:
         x where t = 1, max(0, margin − x) where t = −1; for another t the sum of both
-
-    Source:
-        torch.nn.functional.hinge_embedding_loss
 
     Example:
         >>> distance = torch.rand(4, requires_grad=True)
@@ -96,9 +90,6 @@ def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: 
 
     Formula:
         max(0, margin − t·(x₁ − x₂))
-
-    Source:
-        torch.nn.functional.margin_ranking_loss
 
     Example:
         >>> first, second = torch.randn(4, requires_grad=True), torch.randn(4)
@@ -145,52 +136,41 @@ def ranking_samples(make: Maker) -> Iterator[Sample]:
 def hinge_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "hinge_embedding_loss"
     yield from loss_errors(op, make)
-    nan = {"margin": float("nan")}
-    yield ErrorSample((make.normal(3), make.signs(3)), f"{op}: expected margin that is a number, got nan", nan, True)
+    yield from outside(op, (make.normal(3), make.signs(3)), "margin that is a number", "margin")
 
 
 def ranking_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "margin_ranking_loss"
     x, t = make.normal(2, 3), make.signs(2, 3)
-    yield from loss_errors(op, make, t)
+    yield from loss_errors(op, make, t, input="input1")
     yield ErrorSample((x, x, make.signs(3)), f"{op}: expected target of the rank of input1, got \\[2, 3\\] and \\[3\\]")
-    nan = {"margin": float("nan")}
-    yield ErrorSample((x, x, t), f"{op}: expected margin that is a number, got nan", nan, True)
+    yield from outside(op, (x, x, t), "margin that is a number", "margin")
 
 
 register(
-    Op(
-        "soft_margin_loss",
+    native(
+        F.soft_margin_loss,
         reference=soft_margin_loss,
         shape=meta.typed_by("input", rule=meta.expanding("target", to="input")),
         samples=soft_margin_samples,
         errors=partial(loss_errors, "soft_margin_loss"),
-        source="torch.nn.functional.soft_margin_loss",
-        native=F.soft_margin_loss,
-        spellings=("torch.nn.functional.soft_margin_loss", "aten.soft_margin_loss.default"),
     )
 )
 register(
-    Op(
-        "hinge_embedding_loss",
+    native(
+        F.hinge_embedding_loss,
         reference=hinge_embedding_loss,
         shape=meta.typed_by("input", rule=meta.broadcast("input", "target")),
         samples=hinge_samples,
         errors=hinge_errors,
-        source="torch.nn.functional.hinge_embedding_loss",
-        native=F.hinge_embedding_loss,
-        spellings=("torch.nn.functional.hinge_embedding_loss", "aten.hinge_embedding_loss.default"),
     )
 )
 register(
-    Op(
-        "margin_ranking_loss",
+    native(
+        F.margin_ranking_loss,
         reference=margin_ranking_loss,
         shape=meta.broadcast("input1", "input2", "target", same_rank=True),
         samples=ranking_samples,
         errors=ranking_errors,
-        source="torch.nn.functional.margin_ranking_loss",
-        native=F.margin_ranking_loss,
-        spellings=("torch.nn.functional.margin_ranking_loss", "aten.margin_ranking_loss.default"),
     )
 )

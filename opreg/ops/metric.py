@@ -10,7 +10,7 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, native, outside, reduce, refused
 
 
 def triplet_margin_loss(
@@ -28,23 +28,22 @@ def triplet_margin_loss(
     For embeddings of faces, products or patches, where classes are many and a class has few examples.
 
     Args:
-        anchor: vectors (..., D), floating.
+        anchor: vectors (…, D), floating.
         positive: vectors of the anchor's class, of the same number of dimensions; they broadcast.
         negative: vectors of another class, the same.
         margin: greater than 0.
         p: the degree of the norm, 2 for Euclidean distance; any number or infinity.
         eps: added to each difference inside of the norm.
         swap: take the negative's distance to the positive where that is less than its distance to the anchor.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        (...) for ``"none"``, else a scalar: max(0, margin + d(a, p) − d(a, n)), d(x, y) = ‖x − y + eps‖_p. The gradient
-        of a distance is 0 where the distance is 0.
+        0-d, or (…) with reduction ``"none"``. The gradient of a distance is 0 where the distance is 0.
 
     Raises:
         RuntimeError: shapes that do not broadcast, margin ≤ 0, NaN as margin, p or eps.
 
-    ``torch.nn.functional.triplet_margin_loss``; swap: Balntas et al., BMVC 2016.
+    Formula:
+        max(0, margin + d(a, p) − d(a, n)), d(x, y) = ‖x − y + eps‖_p
 
     Example:
         >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
@@ -62,23 +61,23 @@ def triplet_margin_loss(
 
 
 def triplet_soft_margin_loss(anchor: Tensor, positive: Tensor, negative: Tensor, reduction: str) -> Tensor:
-    """Triplet loss with a soft margin: log(1 + exp(d(a, p) − d(a, n))), d the Euclidean distance.
+    """Triplet loss with a soft margin: the positive is to lie nearer to the anchor than the negative does.
 
     Like ``triplet_margin_loss`` with no margin to choose: triplets that are already in order still pull, ever less.
 
     Args:
-        anchor: vectors (..., D), floating.
+        anchor: vectors (…, D), floating.
         positive: vectors of the anchor's class, of the same shape.
         negative: vectors of another class, of the same shape.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        (...) for ``"none"``, else a scalar. The gradient of a distance is 0 where the distance is 0.
+        0-d, or (…) with reduction ``"none"``. The gradient of a distance is 0 where the distance is 0.
 
     Raises:
         RuntimeError: shapes that differ.
 
-    arXiv 1703.07737.
+    Formula:
+        log(1 + e^(d(a, p) − d(a, n))), d the Euclidean distance
 
     Example:
         >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
@@ -99,16 +98,15 @@ def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin
         input2: the same; the two broadcast.
         target: (N), or () for one pair: 1 where the pair belongs together, −1 where it does not; others count 0.
         margin: what the cosine of a pair that does not belong together may be; from −1 to 1, 0 to 0.5 is usual.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        (N) for ``"none"``, else a scalar: 1 − cos where the target is 1, max(0, cos − margin) where it is −1;
-        cos = Σ x₁x₂ / √((Σ x₁² + 1e-12)(Σ x₂² + 1e-12)).
+        0-d, or (N) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, NaN as margin, a target that requires grad.
 
-    ``torch.nn.functional.cosine_embedding_loss``.
+    Formula:
+        1 − cos where t = 1, max(0, cos − margin) where t = −1; cos = Σ x₁·x₂/√((Σ x₁² + 1e-12)·(Σ x₂² + 1e-12))
 
     Example:
         >>> target = torch.tensor([1, -1, 1])  # not 0 and 1
@@ -180,31 +178,23 @@ def cosine_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((x, y, signs), {"reduction": "none"}, name="kinks", smooth=False)
 
 
-def common_errors(op: str, make: Maker, first: str, *rest: Tensor) -> Iterator[ErrorSample]:
-    x = make.normal(2, 3)
-    yield ErrorSample((x, *rest), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), *rest), f"{op}: expected {first} of dtype float64, .* got int64")
-
-
 def triplet_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "triplet_margin_loss"
     x = make.normal(2, 3)
-    yield from common_errors(op, make, "anchor", x, x)
+    yield from refused(op, x, x, x, input="anchor")
     message = f"{op}: expected negative of the rank of anchor, got \\[2, 3\\] and \\[3\\]"
     yield ErrorSample((x, x, make.normal(3)), message)
     message = f"{op}: expected positive that broadcasts with anchor, got \\[2, 3\\] and \\[2, 4\\]"
     yield ErrorSample((x, make.normal(2, 4), x), message)
-    for margin in (0.0, -1.0, float("nan")):
-        yield ErrorSample((x, x, x), f"{op}: expected margin > 0, got", {"margin": margin}, True)
+    yield from outside(op, (x, x, x), "margin > 0", "margin", 0.0, -1.0)
     for option in ("p", "eps"):
-        nan = {option: float("nan")}
-        yield ErrorSample((x, x, x), f"{op}: expected {option} that is a number, got nan", nan, True)
+        yield from outside(op, (x, x, x), f"{option} that is a number", option)
 
 
 def triplet_soft_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "triplet_soft_margin_loss"
     x = make.normal(2, 3)
-    yield from common_errors(op, make, "anchor", x, x)
+    yield from refused(op, x, x, x, input="anchor")
     message = f"{op}: expected negative of the shape of anchor, got \\[2, 3\\] and \\[1, 3\\]"
     yield ErrorSample((x, x, make.normal(1, 3)), message)
 
@@ -212,14 +202,13 @@ def triplet_soft_errors(make: Maker) -> Iterator[ErrorSample]:
 def cosine_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "cosine_embedding_loss"
     x, t = make.normal(2, 3), make.signs(2)
-    yield from common_errors(op, make, "input1", x, t)
+    yield from refused(op, x, x, t, input="input1")
     yield ErrorSample((x, make.normal(3), t), f"{op}: expected input2 of the rank of input1, got")
     message = f"{op}: expected target of shape \\[N\\] for input1 of shape \\[N, D\\], or of \\[\\] for \\[D\\], got"
     yield ErrorSample((x, x, make.signs()), f"{message} \\[\\] and \\[2, 3\\]")
     yield ErrorSample((x, x, make.signs(3)), f"{message} \\[3\\] and \\[2, 3\\]")
     yield ErrorSample((make.normal(2, 2, 3), make.normal(2, 2, 3), make.signs(2, 2)), message)
-    nan = {"margin": float("nan")}
-    yield ErrorSample((x, x, t), f"{op}: expected margin that is a number, got nan", nan, True)
+    yield from outside(op, (x, x, t), "margin that is a number", "margin")
 
 
 # Vectors of 128 numbers, as embeddings have.
@@ -236,15 +225,13 @@ def cosine_workload(make: Maker, size: str) -> Iterator[Sample]:
 
 
 register(
-    Op(
-        "triplet_margin_loss",
+    native(
+        F.triplet_margin_loss,
+        source="swap: Balntas et al., BMVC 2016",
         reference=triplet_margin_loss,
         shape=meta.vectors("anchor", "positive", "negative", broadcasts=True),
         samples=triplet_samples,
         errors=triplet_errors,
-        source="torch.nn.functional.triplet_margin_loss",
-        native=F.triplet_margin_loss,
-        spellings=("torch.nn.functional.triplet_margin_loss", "aten.triplet_margin_loss.default"),
         state=meta.per_group(6),
         workload=triplet_workload,
     )
@@ -256,23 +243,20 @@ register(
         shape=meta.vectors("anchor", "positive", "negative"),
         samples=triplet_soft_samples,
         errors=triplet_soft_errors,
-        source="arXiv 1703.07737",
+        source="Hermans et al., arXiv 1703.07737",
         state=meta.per_group(2),
         workload=triplet_workload,
     )
 )
 register(
-    Op(
-        "cosine_embedding_loss",
+    native(
+        F.cosine_embedding_loss,
         reference=cosine_embedding_loss,
         shape=meta.typed_by(
             "input1", "input2", rule=meta.vectors("input1", "input2", target="target", broadcasts=True)
         ),
         samples=cosine_samples,
         errors=cosine_errors,
-        source="torch.nn.functional.cosine_embedding_loss",
-        native=F.cosine_embedding_loss,
-        spellings=("torch.nn.functional.cosine_embedding_loss", "aten.cosine_embedding_loss.default"),
         state=meta.per_group(3),
         workload=cosine_workload,
     )

@@ -9,8 +9,8 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS
-from .categorical import cross_entropy, row_errors, row_samples
+from ._common import REDUCTIONS, outside
+from .categorical import cross_entropy, extreme_rows, row_errors, row_samples
 
 
 def ohem_cross_entropy(
@@ -27,18 +27,18 @@ def ohem_cross_entropy(
         thresh: positions whose class has at most this probability are hard, in [0, 1].
         n_min: at least so many are kept, or all: the least probable ones, of equal ones the first. Below 0: a sixteenth
             of all positions.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none" (0 where a position is dropped), "mean" over the kept ones, "sum". The mean of none is NaN.
+        reduction: ``"none"`` (0 where a position is dropped), ``"mean"`` over the kept ones (NaN of none) or ``"sum"``.
 
     Returns:
-        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``input``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, thresh is outside of [0, 1], or on the CPU a class index is out of
             range (on a GPU its position is NaN).
 
-    Formula: −log p_y with p = softmax(input) where p_y <= thresh, p_y in float32 (float64 for float64); if those are
-    fewer than n_min, where p_y is among the n_min smallest. Shrivastava et al., arXiv 1604.03540.
+    Formula:
+        −log p_y, p = softmax(x), where p_y <= thresh, p_y in float32 (float64 for float64); if those are fewer than
+        n_min, where p_y is among the n_min smallest
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
@@ -73,15 +73,13 @@ def samples(make: Maker) -> Iterator[Sample]:
     t = torch.tensor([0, 1, 1, 1, 0], device=make.device)
     for thresh, n_min in ((0.5, 0), (0.0, 3)):
         yield Sample((equal, t), {"thresh": thresh, "n_min": n_min, "reduction": "none"}, "ties", smooth=False)
-    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
-    yield Sample((x, make.index(3, 4)), {"n_min": 3, "reduction": "none"}, "extremes", smooth=False)
+    yield Sample((extreme_rows(make), make.index(3, 4)), {"n_min": 3, "reduction": "none"}, "extremes", smooth=False)
 
 
 def errors(make: Maker) -> Iterator[ErrorSample]:
     yield from row_errors("ohem_cross_entropy", make)
-    for value in (-0.1, 1.1, float("nan")):
-        message = "ohem_cross_entropy: expected thresh in \\[0, 1\\], got"
-        yield ErrorSample((make.normal(4, 3), make.index(3, 4)), message, {"thresh": value}, True)
+    call = make.normal(4, 3), make.index(3, 4)
+    yield from outside("ohem_cross_entropy", call, "thresh in \\[0, 1\\]", "thresh", -0.1, 1.1)
 
 
 register(
@@ -91,7 +89,7 @@ register(
         shape=meta.rows("input", "target"),
         samples=samples,
         errors=errors,
-        source="arXiv 1604.03540",
+        source="Shrivastava et al., arXiv 1604.03540",
         module="OHEMCrossEntropyLoss",
         indices=("target",),
         state=meta.per_row(3),

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..op import ErrorSample, Op, Sample
+from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, int64_target, native, outside, reduce, refused
 
 
 def multi_margin_loss(
@@ -26,17 +26,16 @@ def multi_margin_loss(
         p: the power of the hinge, 1 or 2.
         margin: the lead that costs nothing.
         weight: one factor a class, of shape (C); a row takes that of its target class.
-        reduction: "none", "mean" or "sum".
 
     Returns:
-        The loss, of shape () or of the shape of target for "none".
+        0-d, or of the shape of ``target`` with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit; p other than 1 and 2; on the CPU a class index outside [0, C), which gives
             NaN on a GPU.
 
-    Σ_{c ≠ y} w_y · max(0, margin - x_y + x_c)^p / C. Equals torch.nn.functional.multi_margin_loss, but that a NaN score
-    gives NaN.
+    Formula:
+        Σ_{c≠y} w_y·max(0, margin − x_y + x_c)^p/C; unlike torch's, NaN where a score is
 
     Example:
         >>> target = torch.tensor([2, 0])  # one class index a row
@@ -59,18 +58,18 @@ def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Ten
 
     Args:
         input: scores of shape (C) or (N, C).
-        target: of the shape of input and dtype int64, int32 or uint8: each row lists its class indices in [0, C) and
-            then, if there is room, -1; what follows the first -1 is ignored.
-        reduction: "none", "mean" or "sum".
+        target: of the shape of ``input`` and dtype int64, int32 or uint8: each row lists its class indices in [0, C)
+            and then, if there is room, −1; what follows the first −1 is ignored.
 
     Returns:
-        The loss, of shape (), or (N) for "none" of (N, C).
+        0-d, or (N) with reduction ``"none"`` of (N, C).
 
     Raises:
         RuntimeError: shapes that do not fit; on the CPU a listed class index outside [0, C), which gives NaN on a GPU.
 
-    Σ_{y listed} Σ_{c not listed} max(0, 1 - x_y + x_c) / C, a class that is listed twice counted twice. Equals
-    torch.nn.functional.multilabel_margin_loss in eager mode, but that a NaN score gives NaN.
+    Formula:
+        Σ_{y listed} Σ_{c not listed} max(0, 1 − x_y + x_c)/C, a class that is listed twice counted twice; unlike
+        torch's, NaN where a score is
 
     Example:
         >>> target = torch.tensor([[3, 0, -1, -1, -1], [1, -1, -1, -1, -1]])  # classes 3 and 0; class 1
@@ -95,17 +94,17 @@ def multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | 
 
     Args:
         input: logits of shape (..., C).
-        target: what broadcasts with input, in [0, 1], 1 for the classes of the row.
-        weight: what broadcasts with both: a factor for each class, (C), or for each logit.
-        reduction: "none", "mean" or "sum".
+        target: of a shape that broadcasts with that of ``input``, in [0, 1]: 1 for the classes of the row.
+        weight: of a shape that broadcasts with both: a factor for each class, (C), or for each logit.
 
     Returns:
-        The loss, of shape (), or without the dimension C for "none".
+        0-d, or of the broadcast shape without the dimension C with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not broadcast; an input without dimensions.
 
-    -Σ_c w_c (t_c log σ(x_c) + (1 - t_c) log σ(-x_c)) / C. Equals torch.nn.functional.multilabel_soft_margin_loss.
+    Formula:
+        −Σ_c w_c·(t_c·log σ(x_c) + (1 − t_c)·log σ(−x_c))/C
 
     Example:
         >>> target = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # classes 0 and 3; class 1
@@ -115,20 +114,6 @@ def multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | 
     if weight is not None:
         loss = loss * weight
     return reduce(loss.sum(input.dim() - 1) / input.shape[-1], reduction)
-
-
-def native_multi_margin_loss(
-    input: Tensor, target: Tensor, p: int, margin: float, weight: Tensor | None, reduction: str
-) -> Tensor:
-    return F.multi_margin_loss(input, target.long(), p, margin, weight, reduction=reduction)
-
-
-def native_multilabel_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
-    return F.multilabel_margin_loss(input, target.long(), reduction=reduction)
-
-
-def native_multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    return F.multilabel_soft_margin_loss(input, target, weight, reduction=reduction)
 
 
 def multi_margin_samples(make: Maker) -> Iterator[Sample]:
@@ -191,8 +176,7 @@ def multilabel_soft_margin_samples(make: Maker) -> Iterator[Sample]:
 
 def margin_errors(op: str, make: Maker, target: Tensor) -> Iterator[ErrorSample]:
     x = make.normal(4, 3)
-    yield ErrorSample((x, target), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), target), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, x, target)
     message = f"{op}: expected input of shape \\(C\\) or \\(N, C\\), got \\[4, 3, 2\\]"
     yield ErrorSample((make.normal(4, 3, 2), target), message)
     yield ErrorSample((make.normal(4, 0), target), f"{op}: expected input of at least one class, got \\[4, 0\\]")
@@ -207,7 +191,7 @@ def multi_margin_errors(make: Maker) -> Iterator[ErrorSample]:
     message = f"{op}: expected weight of one entry a class, \\[3\\], got \\[4\\]"
     yield ErrorSample((x, t), message, {"weight": make.constant(make.normal(4))})
     yield ErrorSample((x, t, 3), f"{op}: expected p = 1 or p = 2, got 3", values=True)
-    yield ErrorSample((x, t, 1, float("nan")), f"{op}: expected margin that is a number, got", values=True)
+    yield from outside(op, (x, t), "margin that is a number", "margin")
     for shift, wrong in ((7, "[789]"), (-7, "-[567]")):
         yield ErrorSample((x, t + shift), f"{op}: expected a class index in \\[0, 3\\), got {wrong}", values=True)
 
@@ -225,8 +209,7 @@ def multilabel_margin_errors(make: Maker) -> Iterator[ErrorSample]:
 
 def multilabel_soft_margin_errors(make: Maker) -> Iterator[ErrorSample]:
     op, x, t = "multilabel_soft_margin_loss", make.normal(4, 3), make.uniform(4, 3)
-    yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, x, t)
     yield ErrorSample((make.normal(), t), f"{op}: expected input of at least one dimension, got \\[\\]")
     message = f"{op}: expected target that broadcasts with input, got \\[4, 3\\] and \\[2, 3\\]"
     yield ErrorSample((x, make.uniform(2, 3)), message)
@@ -246,43 +229,37 @@ def multilabel_margin_workload(make: Maker, size: str) -> Iterator[Sample]:
 
 
 register(
-    Op(
-        "multi_margin_loss",
+    native(
+        F.multi_margin_loss,
+        called=int64_target(F.multi_margin_loss),
         reference=multi_margin_loss,
         shape=meta.margin_rows("input", "target", weight="weight"),
         samples=multi_margin_samples,
         errors=multi_margin_errors,
-        source="torch.nn.functional.multi_margin_loss",
-        native=native_multi_margin_loss,
-        spellings=("torch.nn.functional.multi_margin_loss", "aten.multi_margin_loss.default"),
         indices=("target",),
     )
 )
 register(
-    Op(
-        "multilabel_margin_loss",
+    native(
+        F.multilabel_margin_loss,
+        called=int64_target(F.multilabel_margin_loss),
         reference=multilabel_margin_loss,
         shape=meta.margin_rows("input", "target", lists=True),
         samples=multilabel_margin_samples,
         errors=multilabel_margin_errors,
-        source="torch.nn.functional.multilabel_margin_loss",
         module="MultiLabelMarginLoss",
-        native=native_multilabel_margin_loss,
-        spellings=("torch.nn.functional.multilabel_margin_loss", "aten.multilabel_margin_loss.default"),
         indices=("target",),
         workload=multilabel_margin_workload,
     )
 )
 register(
-    Op(
-        "multilabel_soft_margin_loss",
+    native(
+        F.multilabel_soft_margin_loss,
+        aten=(),
         reference=multilabel_soft_margin_loss,
         shape=meta.class_sums("input", "target", "weight"),
         samples=multilabel_soft_margin_samples,
         errors=multilabel_soft_margin_errors,
-        source="torch.nn.functional.multilabel_soft_margin_loss",
         module="MultiLabelSoftMarginLoss",
-        native=native_multilabel_soft_margin_loss,
-        spellings=("torch.nn.functional.multilabel_soft_margin_loss",),
     )
 )

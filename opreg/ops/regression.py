@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..op import ErrorSample, Op, Sample
+from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, loss_errors
+from ._common import REDUCTIONS, loss_errors, native, outside
 
 
 def broadcasting(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -39,27 +39,25 @@ def samples(make: Maker, **options: float) -> Iterator[Sample]:
     yield Sample((x, make.constant(torch.zeros_like(x))), {"reduction": "none", **options}, name="kinks", smooth=False)
 
 
-def bounded(op: str, option: str, bad: float, expected: str, make: Maker) -> Iterator[ErrorSample]:
+def bounded(op: str, domain: str, option: str, bad: float, make: Maker) -> Iterator[ErrorSample]:
     yield from loss_errors(op, make)
-    for value in (bad, float("nan")):
-        yield ErrorSample((make.normal(3), make.normal(3)), f"{op}: expected {expected}, got", {option: value}, True)
+    yield from outside(op, (make.normal(3), make.normal(3)), domain, option, bad)
 
 
 register(
-    Op(
-        "l1_loss",
-        reference=broadcasting(F.l1_loss),
+    native(
+        F.l1_loss,
+        called=broadcasting(F.l1_loss),
         shape=meta.broadcast("input", "target"),
         samples=samples,
         errors=partial(loss_errors, "l1_loss"),
-        source="torch.nn.functional.l1_loss",
         doc="""Absolute difference.
 
         For regression that outliers shall not rule; the median is its optimum. At a difference of 0 the gradient is 0.
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+            target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
         Returns:
             0-d, or of the broadcast shape with reduction ``"none"``.
@@ -70,32 +68,26 @@ register(
         Formula:
             |x − t|
 
-        Source:
-            torch.nn.functional.l1_loss
-
         Example:
             >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
             >>> opreg.functional.l1_loss(input, target).backward()
         """,
-        native=broadcasting(F.l1_loss),
-        spellings=("torch.nn.functional.l1_loss", "aten.l1_loss.default"),
     )
 )
 register(
-    Op(
-        "mse_loss",
-        reference=broadcasting(F.mse_loss),
+    native(
+        F.mse_loss,
+        called=broadcasting(F.mse_loss),
         shape=meta.broadcast("input", "target"),
         samples=samples,
         errors=partial(loss_errors, "mse_loss"),
-        source="torch.nn.functional.mse_loss",
         doc="""Squared difference.
 
         For regression; the mean is its optimum.
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+            target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
         Returns:
             0-d, or of the broadcast shape with reduction ``"none"``.
@@ -106,33 +98,28 @@ register(
         Formula:
             (x − t)²
 
-        Source:
-            torch.nn.functional.mse_loss
-
         Example:
             >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
             >>> opreg.functional.mse_loss(input, target).backward()
         """,
         module="MSELoss",
-        native=broadcasting(F.mse_loss),
-        spellings=("torch.nn.functional.mse_loss", "aten.mse_loss.default"),
     )
 )
 register(
-    Op(
-        "smooth_l1_loss",
-        reference=broadcasting(F.smooth_l1_loss),
+    native(
+        F.smooth_l1_loss,
+        called=broadcasting(F.smooth_l1_loss),
         shape=meta.broadcast("input", "target"),
         samples=partial(samples, beta=1.0),
-        errors=partial(bounded, "smooth_l1_loss", "beta", -1.0, "beta >= 0"),
-        source="torch.nn.functional.smooth_l1_loss; arXiv 1504.08083",
+        errors=partial(bounded, "smooth_l1_loss", "beta >= 0", "beta", -1.0),
+        source="arXiv 1504.08083",
         doc="""Quadratic near 0, linear with slope 1 from ``beta`` on.
 
         For box regression, and regression with outliers: gradients are bounded by 1, and vanish towards the optimum.
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+            target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
             beta: where the two meet; >= 0, and 0 is ``l1_loss``.
 
         Returns:
@@ -144,32 +131,27 @@ register(
         Formula:
             d²/(2·beta) where d = |x − t| < beta, else d − beta/2
 
-        Source:
-            torch.nn.functional.smooth_l1_loss; arXiv 1504.08083
-
         Example:
             >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
             >>> opreg.functional.smooth_l1_loss(input, target, beta=0.5).backward()
         """,
-        native=broadcasting(F.smooth_l1_loss),
-        spellings=("torch.nn.functional.smooth_l1_loss", "aten.smooth_l1_loss.default"),
     )
 )
 register(
-    Op(
-        "huber_loss",
-        reference=broadcasting(F.huber_loss),
+    native(
+        F.huber_loss,
+        called=broadcasting(F.huber_loss),
         shape=meta.typed_by("input", rule=meta.broadcast("input", "target")),
         samples=partial(samples, delta=1.0),
-        errors=partial(bounded, "huber_loss", "delta", 0.0, "delta > 0"),
-        source="torch.nn.functional.huber_loss; Huber 1964",
+        errors=partial(bounded, "huber_loss", "delta > 0", "delta", 0.0),
+        source="Huber 1964",
         doc="""Quadratic near 0, linear with slope ``delta`` from ``delta`` on.
 
         For regression with outliers: delta·smooth_l1_loss with beta = delta.
 
         Args:
             input: any shape.
-            target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+            target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
             delta: where the two meet; > 0.
 
         Returns:
@@ -181,14 +163,9 @@ register(
         Formula:
             d²/2 where d = |x − t| <= delta, else delta·(d − delta/2)
 
-        Source:
-            torch.nn.functional.huber_loss; Huber 1964
-
         Example:
             >>> input, target = torch.randn(8, 2, requires_grad=True), torch.randn(8, 2)  # a value for each
             >>> opreg.functional.huber_loss(input, target, delta=0.5).backward()
         """,
-        native=broadcasting(F.huber_loss),
-        spellings=("torch.nn.functional.huber_loss", "aten.huber_loss.default"),
     )
 )

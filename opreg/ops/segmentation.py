@@ -1,16 +1,17 @@
 """Segmentation losses of overlap: one value a sample, or one for the batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import meta
+from ..meta.rules import Arguments
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, outside, reduce, refused
 
 
 def one_hot(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -47,9 +48,6 @@ def dice_loss(
     For segmentation with few foreground pixels: it weighs overlap, not pixels. Also known as generalized soft Dice, or
     with ``batch=True`` as batch soft Dice.
 
-    L = 1 − (2·Σ_c w_c·Σ s·y + smooth) / (Σ_c w_c·Σ (s^p + y^p) + smooth), s = σ(input), y the one-hot target. Where the
-    fraction is 0/0, which takes smooth = 0, the loss is 0.
-
     Args:
         input: logits (N, C, d1 … dk), k ≥ 0.
         target: class indices (N, d1 … dk), int64, int32 or uint8; or probabilities in [0, 1] of the shape of ``input``,
@@ -59,16 +57,18 @@ def dice_loss(
         weight: (C,), one a class, not differentiated.
         ignore_index: pixels of this class index leave both sums.
         batch: sums over the whole batch in place of one sample: one value, whatever the reduction.
-        reduction: "none", "mean" or "sum" over the samples.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
 
     Returns:
-        (N) for "none" without ``batch``, else ().
+        0-d, or (N) with reduction ``"none"`` and without ``batch``.
 
     Raises:
         RuntimeError: shapes that do not fit, p < 1, smooth < 0; on the CPU, a class index outside [0, C) that is not
             ignored. On a GPU such an index makes its sample NaN.
 
-    Source: V-Net, arXiv 1606.04797 (p = 2).
+    Formula:
+        1 − (2·Σ_c w_c·Σ s·y + smooth)/(Σ_c w_c·Σ (s^p + y^p) + smooth), s = σ(x), y the one-hot target; 0 where the
+        fraction is 0/0, which takes smooth = 0
 
     Example:
         >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
@@ -97,24 +97,23 @@ def generalized_dice_loss(input: Tensor, target: Tensor, eps: float, ignore_inde
     For classes of very different sizes: each counts about alike. A class that is absent from a sample takes the largest
     weight of the present ones; where none is present, the weights are 1. The weights depend on the target alone.
 
-    L = 1 − (2·Σ_c w_c·Σ r·p + eps) / (Σ_c w_c·Σ (r + p) + eps), p = softmax(input), r the one-hot target,
-    w_c = 1/(Σ r_c)². Where the fraction is 0/0, which takes eps = 0, the loss is 0.
-
     Args:
         input: logits (N, C, d1 … dk), k ≥ 0.
         target: class indices (N, d1 … dk), int64, int32 or uint8.
         eps: added to numerator and denominator, ≥ 0. The weighted sums are about 1/pixels: it counts.
         ignore_index: pixels of this class index leave all sums.
-        reduction: "none", "mean" or "sum" over the samples.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
 
     Returns:
-        (N) for "none", else ().
+        0-d, or (N) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, eps < 0; on the CPU, a class index outside [0, C) that is not ignored.
             On a GPU such an index makes its sample NaN.
 
-    Source: Sudre et al., arXiv 1707.03237.
+    Formula:
+        1 − (2·Σ_c w_c·Σ r·p + eps)/(Σ_c w_c·Σ (r + p) + eps), p = softmax(x), r the one-hot target, w_c = 1/(Σ r_c)²;
+        0 where the fraction is 0/0, which takes eps = 0
 
     Example:
         >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
@@ -175,9 +174,7 @@ def generalized_dice_samples(make: Maker) -> Iterator[Sample]:
 def region_errors(op: str, make: Maker, reduces: bool = True) -> Iterator[ErrorSample]:
     """What every loss of regions refuses."""
     x, t = make.normal(2, 3, 4), make.index(3, 2, 4)
-    if reduces:
-        yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, x, t, reduces=reduces)
     yield ErrorSample((x[0, 0], t), f"{op}: expected input of shape \\(N, C, ...\\), got \\[4\\]")
     message = f"{op}: expected target of shape \\[2, 4\\] for input of shape \\[2, 3, 4\\], got \\[2, 3\\]"
     yield ErrorSample((x, t[:, :3]), message)
@@ -195,10 +192,8 @@ def dice_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, make.uniform(2, 4)), message)
     message = f"{op}: expected weight of one entry a class, \\[3\\], got \\[4\\]"
     yield ErrorSample((x, t), message, {"weight": make.constant(make.normal(4))})
-    for p in (0.5, float("nan"), float("inf")):
-        yield ErrorSample((x, t), f"{op}: expected p >= 1, got", {"p": p}, True)
-    for smooth in (-1.0, float("nan")):
-        yield ErrorSample((x, t), f"{op}: expected smooth >= 0, got", {"smooth": smooth}, True)
+    yield from outside(op, (x, t), "p >= 1", "p", 0.5, math.inf)
+    yield from outside(op, (x, t), "smooth >= 0", "smooth", -1.0)
 
 
 def generalized_dice_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -206,18 +201,17 @@ def generalized_dice_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from region_errors(op, make)
     message = f"{op}: expected target of dtype int64, int32 or uint8, got float"
     yield ErrorSample((x, make.uniform(2, 3, 4)), message)
-    for eps in (-1e-5, float("nan")):
-        yield ErrorSample((x, t), f"{op}: expected eps >= 0, got", {"eps": eps}, True)
+    yield from outside(op, (x, t), "eps >= 0", "eps", -1e-5)
 
 
-def dice_state(shape: Sequence[int], args: Mapping[str, Any]) -> Tensor:
+def dice_state(shape: Sequence[int], args: Arguments) -> Tensor:
     """Two numbers a sample, or for the batch."""
     regions = 1 if args["batch"] else args["input"].shape[0]
     state: Tensor = args["input"].new_empty((regions * 2,), dtype=torch.float64)
     return state
 
 
-def generalized_dice_state(shape: Sequence[int], args: Mapping[str, Any]) -> Tensor:
+def generalized_dice_state(shape: Sequence[int], args: Arguments) -> Tensor:
     """Two numbers a class of each sample."""
     n, classes = args["input"].shape[:2]
     state: Tensor = args["input"].new_empty((n * classes * 2,), dtype=torch.float64)
@@ -240,7 +234,7 @@ register(
         shape=meta.regions("input", "target", weight="weight", soft=True, batch="batch"),
         samples=dice_samples,
         errors=dice_errors,
-        source="arXiv 1606.04797",
+        source="V-Net, arXiv 1606.04797 (p = 2)",
         indices=("target",),
         constants=lambda args: () if args["target"].is_floating_point() else ("target",),
         state=dice_state,
@@ -255,7 +249,7 @@ register(
         shape=meta.regions("input", "target"),
         samples=generalized_dice_samples,
         errors=generalized_dice_errors,
-        source="arXiv 1707.03237",
+        source="Sudre et al., arXiv 1707.03237",
         indices=("target",),
         state=generalized_dice_state,
         workload=class_workload,

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..op import ErrorSample, Op, Sample
+from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, lengths, reduce
+from ._common import REDUCTIONS, lengths, native, reduce, refused
 
 
 def ctc_loss(
@@ -41,16 +41,16 @@ def ctc_loss(
         zero_infinity: a loss of 0 in place of infinity, for targets that no alignment fits into the input.
 
     Returns:
-        (N), or () for a single sequence or with a reduction.
+        0-d, or (N) with reduction ``"none"`` of several sequences.
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
             second derivative. Scores that are no logarithms of probabilities raise nothing; where they make a loss
             negative, a warning on the CPU says so once.
 
-    L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
-    removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,
-    "Connectionist Temporal Classification", ICML 2006.
+    Formula:
+        −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
+        removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where the loss is infinite
 
     Example:
         >>> log_probs = torch.randn(50, 2, 28).log_softmax(-1)
@@ -170,8 +170,7 @@ def samples(make: Maker) -> Iterator[Sample]:
 def errors(make: Maker) -> Iterator[ErrorSample]:
     x, t = make.normal(5, 2, 4), make.index(4, 2, 3)
     steps, lengths = torch.tensor([5, 4], device=make.device), torch.tensor([3, 2], device=make.device)
-    yield ErrorSample((x, t, steps, lengths), 'ctc_loss: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t, steps, lengths), "ctc_loss: expected log_probs of dtype float64, .* got int64")
+    yield from refused("ctc_loss", x, t, steps, lengths, input="log_probs")
     message = "ctc_loss: expected log_probs of shape \\(T, N, C\\) or \\(T, C\\), got \\[4\\]"
     yield ErrorSample((make.normal(4), t, steps, lengths), message)
     message = "ctc_loss: expected targets of shape \\[{}, S\\] or \\[sum of target_lengths\\] for log_probs of shape"
@@ -220,16 +219,16 @@ def workload(make: Maker, size: str) -> Iterator[Sample]:
 
 
 register(
-    Op(
-        "ctc_loss",
+    native(
+        F.ctc_loss,
+        called=native_ctc_loss,
+        aten=("ctc_loss.Tensor",),
+        source="Graves et al., Connectionist Temporal Classification, ICML 2006",
         reference=ctc_loss,
         shape=meta.ctc,
         samples=samples,
         errors=errors,
-        source="torch.nn.functional.ctc_loss",
         module="CTCLoss",
-        native=native_ctc_loss,
-        spellings=("torch.nn.functional.ctc_loss", "aten.ctc_loss.Tensor"),
         indices=("targets", "input_lengths", "target_lengths"),
         state=meta.ctc_state,
         batch_dims={"log_probs": 1},

@@ -1,5 +1,6 @@
 """Losses of whole distributions over a class dimension: distillation, and a margin between the other classes."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +11,8 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, reduce
+from ._common import REDUCTIONS, outside, reduce, refused
+from .categorical import row_errors, row_samples
 
 
 def distillation_loss(input: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
@@ -19,19 +21,20 @@ def distillation_loss(input: Tensor, target: Tensor, temperature: float, reducti
     To train a small network by a large one, usually together with the cross entropy of the labels.
 
     Args:
-        input: the student's logits (C) or (N, C, d1 ... dk), floating.
+        input: the student's logits (C) or (N, C, d1 … dk), floating.
         target: the teacher's logits, of the same shape; constants, no gradient flows into the teacher.
         temperature: what both are divided by, greater than 0; the higher, the more the unlikely classes count.
         reduction: ``"none"``, ``"mean"`` (over positions) or ``"sum"``.
 
     Returns:
-        () or (N, d1 ... dk) for ``"none"``, else a scalar: T² Σ_c p_c (log p_c − log q_c), p = softmax(target / T),
-        q = softmax(input / T). The factor T² keeps the size of the gradient whatever the temperature.
+        0-d, or (N, d1 … dk) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that differ, a temperature that is not a finite number above 0.
 
-    arXiv 1503.02531.
+    Formula:
+        T²·Σ_c p_c·(log p_c − log q_c), p = softmax(t/T), q = softmax(x/T); T² keeps the size of the gradient whatever
+        the temperature T
 
     Example:
         >>> student, teacher = torch.randn(16, 10, requires_grad=True), torch.randn(16, 10)  # logits, both
@@ -51,21 +54,20 @@ def large_margin_softmax_loss(input: Tensor, target: Tensor, lam: float, ignore_
     For classification where classes should be told apart by a margin in the logits.
 
     Args:
-        input: logits (C) or (N, C, d1 ... dk) of at least two classes, floating.
-        target: class indices () or (N, d1 ... dk), int64, int32 or uint8.
+        input: logits (C) or (N, C, d1 … dk) of at least two classes, floating.
+        target: class indices () or (N, d1 … dk), int64, int32 or uint8.
         lam: weight of the regulariser, at least 0.
-        ignore_index: positions of this target count nothing and get no gradient.
         reduction: ``"none"``, ``"mean"`` (over positions that are not ignored) or ``"sum"``.
 
     Returns:
-        () or (N, d1 ... dk) for ``"none"``, else a scalar: −log softmax(x)_y + λ/2 Σ_{c≠y} (q_c − 1/(C−1)) log q_c,
-        q = softmax of the logits without the target's.
+        0-d, or (N, d1 … dk) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, fewer than two classes, lam that is not a finite number from 0 on; on the
             CPU a class index that is none. On a GPU that position's loss and gradient are NaN.
 
-    Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019.
+    Formula:
+        −log softmax(x)_y + λ/2·Σ_{c≠y} (q_c − 1/(C − 1))·log q_c, q = softmax of the logits without the target's
 
     Example:
         >>> logits, target = torch.randn(16, 10, requires_grad=True), torch.randint(0, 10, (16,))  # class indices
@@ -107,22 +109,12 @@ def distillation_samples(make: Maker) -> Iterator[Sample]:
 
 
 def large_margin_samples(make: Maker) -> Iterator[Sample]:
-    for reduction in REDUCTIONS:
-        yield Sample((make.normal(5, 7), make.index(7, 5)), {"reduction": reduction})
+    yield from (sample for sample in row_samples(make, make.normal) if sample.name != "one class")
+    for lam in (0.0, 1.5):
         x, t = make.normal(3, 5, 4, scale=3), make.index(5, 3, 4, ignore=-100)
-        yield Sample((x, t), {"reduction": reduction, "lam": 1.5}, "ignored")
-    yield Sample((make.normal(2, 3, 2, 3, 2), make.index(3, 2, 2, 3, 2, ignore=1)), {"ignore_index": 1})
-    yield Sample((make.normal(6, 5), make.index(5, 6, dtype=torch.int32)), {"lam": 0.0}, "int32")
-    x, t = make.normal(6, 5), make.index(5, 6, ignore=255, dtype=torch.uint8)
-    yield Sample((x, t), {"ignore_index": 255, "reduction": "sum"}, "uint8")
-    yield Sample((make.normal(5), make.index(5)), name="unbatched")
+        yield Sample((x, t), {"lam": lam}, "ignored")
     yield Sample((make.normal(5), make.index(5, 1)), name="unbatched, one target")
     yield Sample((make.normal(4, 2), make.index(2, 4)), name="two classes")
-    yield Sample((make.normal(3, 130), make.index(130, 3, ignore=-100)), {"reduction": "sum"}, "many classes")
-    ignored = torch.full((3,), -100, device=make.device)
-    yield Sample((make.normal(3, 4), ignored), {"reduction": "sum"}, "all ignored")
-    yield Sample((make.normal(3, 4), ignored), {"reduction": "mean"}, "all ignored", smooth=False)
-    yield Sample((make.normal(0, 4), make.index(4, 0)), {"reduction": "sum"}, "empty")
     x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0], [40.0, 0.0, 1.0]])
     t = torch.tensor([0, 0, 1, 0, 0], device=make.device)
     yield Sample((x, t), {"reduction": "none"}, name="extremes", smooth=False)
@@ -132,36 +124,22 @@ def distillation_errors(make: Maker) -> Iterator[ErrorSample]:
     op = "distillation_loss"
     x = make.normal(4, 3)
     t = make.constant(x)
-    yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
+    yield from refused(op, x, t)
     message = f"{op}: expected target of the shape of input, got \\[4, 3\\] and \\[1, 3\\]"
     yield ErrorSample((x, make.constant(make.normal(1, 3))), message)
     message = f"{op}: expected input of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]"
     yield ErrorSample((make.normal(), make.constant(make.normal())), message)
     empty = make.normal(4, 0)
     yield ErrorSample((empty, make.constant(empty)), f"{op}: expected input of at least one class, got \\[4, 0\\]")
-    for temperature in (0.0, -1.0, float("nan"), float("inf")):
-        message = f"{op}: expected a finite temperature > 0, got"
-        yield ErrorSample((x, t), message, {"temperature": temperature}, True)
+    yield from outside(op, (x, t), "a finite temperature > 0", "temperature", 0.0, -1.0, math.inf)
 
 
 def large_margin_errors(make: Maker) -> Iterator[ErrorSample]:
-    op = "large_margin_softmax_loss"
-    x, t = make.normal(4, 3), make.index(3, 4)
-    yield ErrorSample((x, t), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
-    yield ErrorSample((x.long(), t), f"{op}: expected input of dtype float64, .* got int64")
-    yield ErrorSample((make.normal(), t), f"{op}: expected input of shape \\(C\\) or \\(N, C, ...\\), got \\[\\]")
-    yield ErrorSample((make.normal(4, 1), t), f"{op}: expected input of at least two classes, got \\[4, 1\\]")
-    message = f"{op}: expected target of shape \\[4\\] for input of shape \\[4, 3\\], got \\[3\\]"
-    yield ErrorSample((x, make.index(3, 3)), message)
-    message = f"{op}: expected target of dtype int64, int32 or uint8, got"
-    yield ErrorSample((x, make.index(2, 4).bool()), f"{message} bool")
-    yield ErrorSample((x, make.constant(make.uniform(4))), f"{message} float64")
-    for lam in (-0.1, float("nan"), float("inf")):
-        yield ErrorSample((x, t), f"{op}: expected a finite lam >= 0, got", {"lam": lam}, True)
-    message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
-    yield ErrorSample((x, t + 7), f"{message} [789]", values=True)
-    yield ErrorSample((x, t - 7), f"{message} -[567]", values=True)
+    op, x, t = "large_margin_softmax_loss", make.normal(4, 3), make.index(3, 4)
+    yield from row_errors(op, make, least="two classes")
+    message = f"{op}: expected target of dtype int64, int32 or uint8, got float64"
+    yield ErrorSample((x, make.constant(make.uniform(4))), message)
+    yield from outside(op, (x, t), "a finite lam >= 0", "lam", -0.1, math.inf)
 
 
 register(
@@ -171,7 +149,7 @@ register(
         shape=meta.classes("input", "target"),
         samples=distillation_samples,
         errors=distillation_errors,
-        source="arXiv 1503.02531",
+        source="Hinton et al., arXiv 1503.02531",
         state=meta.per_group(4),
         detached=("target",),
     )
@@ -183,7 +161,7 @@ register(
         shape=meta.classes("input", target="target", least=2),
         samples=large_margin_samples,
         errors=large_margin_errors,
-        source="Kobayashi, BMVC 2019",
+        source="Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019",
         indices=("target",),
         state=meta.per_group(4),
     )
