@@ -67,7 +67,7 @@ class HardSwish(torch.nn.Module):
         x·min(max(x + 3, 0), 6)/6
 
     Source:
-        arXiv 1905.02244; torch.nn.functional.hardswish
+        torch.nn.functional.hardswish; arXiv 1905.02244
 
     Example:
         >>> opreg.nn.HardSwish()(torch.tensor([-3.0, 0.0, 3.0]))
@@ -100,7 +100,7 @@ class Mish(torch.nn.Mish):
         x·tanh(log(1 + eˣ))
 
     Source:
-        arXiv 1908.08681; torch.nn.functional.mish
+        torch.nn.functional.mish; arXiv 1908.08681
 
     Example:
         >>> x = torch.randn(2, 3)
@@ -119,24 +119,24 @@ class AffinityLoss(torch.nn.Module):
 
     Args:
         kernel_size: the side of the windows, odd, at most H and W.
-        ignore_index: a label whose pixels belong to no pair.
+        ignore_index: a label whose pixels belong to no pair; any integer.
 
     Call:
         input: scores or features of shape (N, C, H, W).
         target: labels of shape (N, H, W), of dtype int64, int32 or uint8.
 
     Returns:
-        The mean over all pairs of all windows, of shape (); 0 where there is no pair.
+        The mean over all pairs of all windows, 0-d; 0 where there is no pair.
 
     Raises:
         RuntimeError: shapes that do not fit; a kernel_size that is even, too small or too large.
 
-    With ⟨x_a, x_b⟩ the inner product over the channels, the loss is the mean of
-    binary_cross_entropy_with_logits(⟨x_a, x_b⟩, [y_a = y_b]) over every k × k window that fits and all ordered pairs
-    (a, b) of its pixels, a = b too. After Yu et al., arXiv 2004.01547, made local.
+    Formula:
+        the mean of binary_cross_entropy_with_logits(⟨x_a, x_b⟩, [y_a = y_b]), ⟨x_a, x_b⟩ the inner product over the
+        channels, over every k × k window that fits and all ordered pairs (a, b) of its pixels, a = b too
 
     Source:
-        arXiv 2004.01547, local
+        Yu et al., arXiv 2004.01547, made local
 
     Example:
         >>> scores = torch.randn(2, 19, 64, 64, requires_grad=True)
@@ -161,21 +161,25 @@ class AffinityFieldLoss(torch.nn.Module):
         kl_margin: how far apart two pixels of different labels should be, >= 0.
         lambda_edge: the weight of neighbours of the same label, >= 0.
         lambda_not_edge: the weight of neighbours of different labels, >= 0.
-        ignore_index: a label whose pixels belong to no pair.
+        ignore_index: a label whose pixels belong to no pair; any integer.
 
     Call:
         input: logits of shape (N, C, H, W).
         target: labels of shape (N, H, W), of dtype int64, int32 or uint8.
 
     Returns:
-        The sum over all pairs over 8 times the number of valid pixels, of shape (); 0 where none is valid.
+        The sum over all pairs, divided by 8 times the number of valid pixels, 0-d; 0 where none is valid.
 
     Raises:
         RuntimeError: shapes that do not fit; a negative or NaN margin or weight.
 
-    For each pixel i and each of its 8 neighbours j in the image, D = KL(p_j ‖ p_i) with p the softmax over the
-    channels: lambda_edge · D where the labels are equal, else lambda_not_edge · max(0, kl_margin - D). At
-    D = kl_margin the gradient is half of each side's. After Ke et al., arXiv 1803.10335.
+    Formula:
+        for each pixel i and each of its 8 neighbours j in the image lambda_edge·D where the labels are equal, else
+        lambda_not_edge·max(0, kl_margin − D), D = KL(p_j ‖ p_i), p = softmax(x) over the channels; at D = kl_margin the
+        gradient is half of each side's
+
+    Source:
+        Ke et al., arXiv 1803.10335
 
     Example:
         >>> logits = torch.randn(2, 19, 64, 64, requires_grad=True)
@@ -293,22 +297,26 @@ class SoftmaxFocalLoss(torch.nn.Module):
     Args:
         weight: a factor for each class, (C); a constant.
         gamma: how fast it fades, >= 0. 0 is cross entropy.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored (their number, not their weights), "sum".
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored (their number, not their weights) or
+            ``"sum"``.
 
     Call:
         input: logits, (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
 
     Returns:
-        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``input``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, gamma < 0, or on the CPU a class index is out of range (on a GPU its
             position is NaN).
 
-    Formula: −w_y · (1 − p_y)^γ · log p_y with p = softmax(input). Lin et al., Focal loss for dense object detection,
-    arXiv 1708.02002.
+    Formula:
+        −w_y·(1 − p_y)^γ·log p_y, p = softmax(x)
+
+    Source:
+        Lin et al., Focal loss for dense object detection, arXiv 1708.02002
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
@@ -338,22 +346,26 @@ class PCSoftmaxCrossEntropyLoss(torch.nn.Module):
 
     Args:
         class_prior: the frequency of each class, (C), > 0; a constant. It need not sum to 1.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Call:
         input: logits, (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
 
     Returns:
-        The loss in the dtype that ``input`` and ``class_prior`` promote to: of the shape of ``target`` for "none", else
-        (). It may be negative.
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype that ``input`` and ``class_prior``
+        promote to. It may be negative.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, or on the CPU a prior is not positive or a class index out of range
             (on a GPU what depends on it is NaN).
 
-    Formula: −x_y + log Σ_c π_c e^{x_c}. Liu et al., arXiv 1911.10688.
+    Formula:
+        −x_y + log Σ_c π_c·e^(x_c)
+
+    Source:
+        Liu et al., arXiv 1911.10688
 
     Example:
         >>> logits, labels = torch.randn(32, 10), torch.randint(0, 10, (32,))
@@ -377,23 +389,26 @@ class ArcFaceLoss(torch.nn.Module):
     Args:
         margin: the angle m, in [0, π].
         scale: the factor s of all logits, > 0.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Call:
         cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
 
     Returns:
-        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``cosine``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
             (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
-    Formula: cross entropy of s · cos θ_c, but of s · cos(θ_y + m) for the target class. Where that would rise again,
-    beyond cos θ_y = −cos m, it is s · (cos θ_y − m · sin m). sin θ = sqrt(max(1 − cos² θ, 1e-7)). Deng et al., ArcFace,
-    arXiv 1801.07698.
+    Formula:
+        cross entropy of s·cos θ_c, but of s·cos(θ_y + m) for the target class; where that would rise again, beyond
+        cos θ_y = −cos m, of s·(cos θ_y − m·sin m). sin θ = √max(1 − cos² θ, 1e-7)
+
+    Source:
+        Deng et al., ArcFace, arXiv 1801.07698
 
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
@@ -424,21 +439,25 @@ class AMSoftmaxLoss(torch.nn.Module):
     Args:
         margin: m, >= 0.
         scale: the factor s of all logits, > 0.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none", "mean" over the positions that are not ignored, "sum".
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"``, ``"mean"`` over the positions that are not ignored or ``"sum"``.
 
     Call:
         cosine: cosines of the angles between embedding and class centres, in [−1, 1]; (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
 
     Returns:
-        The loss in the dtype of ``cosine``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``cosine``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, an option is outside of its range, or on the CPU a class index is
             (on a GPU its position is NaN). Cosines beyond [−1, 1] are no error; on the CPU a warning says so once.
 
-    Formula: cross entropy of s · (cos θ_c − m · [c = y]). Wang et al., Additive margin softmax, arXiv 1801.05599.
+    Formula:
+        cross entropy of s·(cos θ_c − m·[c = y])
+
+    Source:
+        Wang et al., Additive margin softmax, arXiv 1801.05599
 
     Example:
         >>> features, centres = torch.randn(32, 512), torch.randn(1000, 512)
@@ -563,7 +582,7 @@ class FocalLoss(torch.nn.Module):
         ce = −t·log p − (1 − t)·log(1 − p)
 
     Source:
-        arXiv 1708.02002
+        Lin et al., Focal loss for dense object detection, arXiv 1708.02002
 
     Example:
         >>> scores, labels = torch.randn(8, 5, requires_grad=True), torch.randint(0, 5, (8,))
@@ -599,9 +618,11 @@ class IoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou, with I the area of the intersection, U that of the union and iou = I / (U + eps).
+    Formula:
+        1 − iou, with I the area of the intersection, U that of the union and iou = I / (U + eps)
 
-    Source: arXiv 1608.01471 (there as −log IoU).
+    Source:
+        arXiv 1608.01471 (there as −log IoU)
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -637,9 +658,12 @@ class GIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou + (E − U) / (E + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), E the area of the smallest box that encloses both.
+    Formula:
+        1 − iou + (E − U) / (E + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps),
+        E the area of the smallest box that encloses both
 
-    Source: arXiv 1902.09630.
+    Source:
+        arXiv 1902.09630
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -675,9 +699,12 @@ class DIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou + ρ² / c², with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+    Formula:
+        1 − iou + ρ² / c², with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the
+        size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps
 
-    Source: arXiv 1911.08287.
+    Source:
+        arXiv 1911.08287
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -713,9 +740,13 @@ class CIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou + ρ² / c² + α·v, v = 4/π² · (atan2(w_t, h_t) − atan2(w, h))², α = v / (1 − iou + v + eps) constant, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+    Formula:
+        1 − iou + ρ² / c² + α·v, v = 4/π² · (atan2(w_t, h_t) − atan2(w, h))², α = v / (1 − iou + v + eps) constant, with
+        I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest
+        box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps
 
-    Source: arXiv 1911.08287.
+    Source:
+        arXiv 1911.08287
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -751,9 +782,13 @@ class EIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou + ρ² / c² + (w − w_t)² / (cw² + eps) + (h − h_t)² / (ch² + eps), with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the distance of the centres, c² = cw² + ch² + eps.
+    Formula:
+        1 − iou + ρ² / c² + (w − w_t)² / (cw² + eps) + (h − h_t)² / (ch² + eps), with I the area of the intersection, U
+        that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, ρ the
+        distance of the centres, c² = cw² + ch² + eps
 
-    Source: arXiv 2101.08158.
+    Source:
+        arXiv 2101.08158
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -790,9 +825,12 @@ class FocalEIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: iou^γ · eiou, iou^γ constant and eiou as in eiou_loss, with I the area of the intersection, U that of the union and iou = I / (U + eps).
+    Formula:
+        iou^γ · eiou, iou^γ constant and eiou as in eiou_loss, with I the area of the intersection, U that of the union
+        and iou = I / (U + eps)
 
-    Source: arXiv 2101.08158.
+    Source:
+        arXiv 2101.08158
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -830,9 +868,11 @@ class AlphaIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou^α, with I the area of the intersection, U that of the union and iou = I / (U + eps).
+    Formula:
+        1 − iou^α, with I the area of the intersection, U that of the union and iou = I / (U + eps)
 
-    Source: arXiv 2110.13675.
+    Source:
+        arXiv 2110.13675
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -870,9 +910,14 @@ class SIoULoss(torch.nn.Module):
         RuntimeError: the last dimension is not 4, the shapes differ, or an option is out of its range. A box
             whose ends are in the wrong order raises nothing; on the CPU a warning says so once.
 
-    Formula: 1 − iou + (Δ + Ω) / 2; Δ = 2 − e^(−γ·(dx/(cw + eps))²) − e^(−γ·(dy/(ch + eps))²), γ = 2 − Λ, Λ = 2·s·√(1 − s²), s = min(|dx|, |dy|) / (√(dx² + dy²) + eps); Ω = Σ over w and h of (1 − e^(−|w − w_t| / (max(w, w_t) + eps)))^θ, with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the smallest box that encloses both, (dx, dy) the difference of the centres.
+    Formula:
+        1 − iou + (Δ + Ω) / 2; Δ = 2 − e^(−γ·(dx/(cw + eps))²) − e^(−γ·(dy/(ch + eps))²), γ = 2 − Λ, Λ = 2·s·√(1 − s²),
+        s = min(|dx|, |dy|) / (√(dx² + dy²) + eps); Ω = Σ over w and h of (1 − e^(−|w − w_t| / (max(w, w_t) + eps)))^θ,
+        with I the area of the intersection, U that of the union and iou = I / (U + eps), cw × ch the size of the
+        smallest box that encloses both, (dx, dy) the difference of the centres
 
-    Source: arXiv 2205.12740.
+    Source:
+        arXiv 2205.12740
 
     Example:
         >>> predicted = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
@@ -1010,9 +1055,6 @@ class DiceLoss(torch.nn.Module):
     For segmentation with few foreground pixels: it weighs overlap, not pixels. Also known as generalized soft Dice, or
     with ``batch=True`` as batch soft Dice.
 
-    L = 1 − (2·Σ_c w_c·Σ s·y + smooth) / (Σ_c w_c·Σ (s^p + y^p) + smooth), s = σ(input), y the one-hot target. Where the
-    fraction is 0/0, which takes smooth = 0, the loss is 0.
-
     The module over ``opreg.functional.dice_loss``.
 
     Args:
@@ -1021,7 +1063,7 @@ class DiceLoss(torch.nn.Module):
         weight: (C,), one a class, not differentiated.
         ignore_index: pixels of this class index leave both sums.
         batch: sums over the whole batch in place of one sample: one value, whatever the reduction.
-        reduction: "none", "mean" or "sum" over the samples.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
 
     Call:
         input: logits (N, C, d1 … dk), k ≥ 0.
@@ -1029,13 +1071,18 @@ class DiceLoss(torch.nn.Module):
             in which the loss is then differentiable too.
 
     Returns:
-        (N) for "none" without ``batch``, else ().
+        0-d, or (N) with reduction ``"none"`` and without ``batch``.
 
     Raises:
         RuntimeError: shapes that do not fit, p < 1, smooth < 0; on the CPU, a class index outside [0, C) that is not
             ignored. On a GPU such an index makes its sample NaN.
 
-    Source: V-Net, arXiv 1606.04797 (p = 2).
+    Formula:
+        1 − (2·Σ_c w_c·Σ s·y + smooth)/(Σ_c w_c·Σ (s^p + y^p) + smooth), s = σ(x), y the one-hot target; 0 where the
+        fraction is 0/0, which takes smooth = 0
+
+    Source:
+        V-Net, arXiv 1606.04797 (p = 2)
 
     Example:
         >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
@@ -1065,28 +1112,30 @@ class GeneralizedDiceLoss(torch.nn.Module):
     For classes of very different sizes: each counts about alike. A class that is absent from a sample takes the largest
     weight of the present ones; where none is present, the weights are 1. The weights depend on the target alone.
 
-    L = 1 − (2·Σ_c w_c·Σ r·p + eps) / (Σ_c w_c·Σ (r + p) + eps), p = softmax(input), r the one-hot target,
-    w_c = 1/(Σ r_c)². Where the fraction is 0/0, which takes eps = 0, the loss is 0.
-
     The module over ``opreg.functional.generalized_dice_loss``.
 
     Args:
         eps: added to numerator and denominator, ≥ 0. The weighted sums are about 1/pixels: it counts.
         ignore_index: pixels of this class index leave all sums.
-        reduction: "none", "mean" or "sum" over the samples.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
 
     Call:
         input: logits (N, C, d1 … dk), k ≥ 0.
         target: class indices (N, d1 … dk), int64, int32 or uint8.
 
     Returns:
-        (N) for "none", else ().
+        0-d, or (N) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, eps < 0; on the CPU, a class index outside [0, C) that is not ignored.
             On a GPU such an index makes its sample NaN.
 
-    Source: Sudre et al., arXiv 1707.03237.
+    Formula:
+        1 − (2·Σ_c w_c·Σ r·p + eps)/(Σ_c w_c·Σ (r + p) + eps), p = softmax(x), r the one-hot target, w_c = 1/(Σ r_c)²;
+        0 where the fraction is 0/0, which takes eps = 0
+
+    Source:
+        Sudre et al., arXiv 1707.03237
 
     Example:
         >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
@@ -1104,13 +1153,10 @@ class LovaszSoftmaxLoss(torch.nn.Module):
 
     Optimises mean IoU itself, of the batch or of each image; commonly after or beside cross entropy.
 
-    For each class c, the errors |1[target = c] − softmax(input)_c| of the valid pixels, sorted downwards (ties in the
-    order of the pixels), dot the steps of the Jaccard loss as pixel after pixel turns wrong.
-
     The module over ``opreg.functional.lovasz_softmax_loss``.
 
     Args:
-        classes: "present", the mean over the classes that the target holds, or "all".
+        classes: ``"present"``, the mean over the classes that the target holds, or ``"all"``.
         per_image: the mean over images of the loss of each, in place of that of all pixels of the batch. An image
             without valid pixels counts as 0.
         ignore_index: pixels of this class index are left out.
@@ -1120,13 +1166,18 @@ class LovaszSoftmaxLoss(torch.nn.Module):
         target: class indices (N, d1 … dk), int64, int32 or uint8.
 
     Returns:
-        (), 0 where there is no valid pixel.
+        0-d; 0 where there is no valid pixel.
 
     Raises:
         RuntimeError: shapes that do not fit, other ``classes``; on the CPU, a class index outside [0, C) that is not
             ignored. On a GPU such an index makes the loss, and the gradient at its pixel, NaN.
 
-    Source: Berman, Triki, Blaschko, arXiv 1705.08790.
+    Formula:
+        for each class c, the errors |1[t = c] − softmax(x)_c| of the valid pixels, sorted downwards (ties in the order
+        of the pixels), times the steps that the Jaccard loss makes as pixel after pixel turns wrong, summed
+
+    Source:
+        Berman, Triki, Blaschko, arXiv 1705.08790
 
     Example:
         >>> logits, target = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))  # one class index a pixel
@@ -1144,9 +1195,6 @@ class LovaszHingeLoss(torch.nn.Module):
 
     Optimises the IoU of one foreground class, of each image or of the batch.
 
-    The errors 1 − input·(2y − 1), y = 1[target = 1], of the valid pixels, sorted downwards, their positive part dot the
-    steps of the Jaccard loss as pixel after pixel turns wrong.
-
     The module over ``opreg.functional.lovasz_hinge_loss``.
 
     Args:
@@ -1159,12 +1207,17 @@ class LovaszHingeLoss(torch.nn.Module):
         target: of the shape of ``input``, of any real dtype: 1 is foreground, anything else background.
 
     Returns:
-        (), 0 where there is no valid pixel.
+        0-d; 0 where there is no valid pixel.
 
     Raises:
         RuntimeError: shapes that do not fit.
 
-    Source: Berman, Triki, Blaschko, arXiv 1705.08790.
+    Formula:
+        the errors 1 − x·(2y − 1), y = 1[t = 1], of the valid pixels, sorted downwards, their positive part times the
+        steps that the Jaccard loss makes as pixel after pixel turns wrong, summed
+
+    Source:
+        Berman, Triki, Blaschko, arXiv 1705.08790
 
     Example:
         >>> logits, target = torch.randn(2, 8, 8), torch.randint(0, 2, (2, 8, 8))  # 0 or 1 a pixel
@@ -1304,18 +1357,21 @@ class TripletMarginLoss(torch.nn.TripletMarginLoss):
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Call:
-        anchor: vectors (..., D), floating.
+        anchor: vectors (…, D), floating.
         positive: vectors of the anchor's class, of the same number of dimensions; they broadcast.
         negative: vectors of another class, the same.
 
     Returns:
-        (...) for ``"none"``, else a scalar: max(0, margin + d(a, p) − d(a, n)), d(x, y) = ‖x − y + eps‖_p. The gradient
-        of a distance is 0 where the distance is 0.
+        0-d, or (…) with reduction ``"none"``. The gradient of a distance is 0 where the distance is 0.
 
     Raises:
         RuntimeError: shapes that do not broadcast, margin ≤ 0, NaN as margin, p or eps.
 
-    ``torch.nn.functional.triplet_margin_loss``; swap: Balntas et al., BMVC 2016.
+    Formula:
+        max(0, margin + d(a, p) − d(a, n)), d(x, y) = ‖x − y + eps‖_p
+
+    Source:
+        torch.nn.functional.triplet_margin_loss; swap: Balntas et al., BMVC 2016
 
     Example:
         >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
@@ -1325,7 +1381,7 @@ class TripletMarginLoss(torch.nn.TripletMarginLoss):
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor: ...
 
 class TripletSoftMarginLoss(torch.nn.Module):
-    """Triplet loss with a soft margin: log(1 + exp(d(a, p) − d(a, n))), d the Euclidean distance.
+    """Triplet loss with a soft margin: the positive is to lie nearer to the anchor than the negative does.
 
     Like ``triplet_margin_loss`` with no margin to choose: triplets that are already in order still pull, ever less.
 
@@ -1335,17 +1391,21 @@ class TripletSoftMarginLoss(torch.nn.Module):
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Call:
-        anchor: vectors (..., D), floating.
+        anchor: vectors (…, D), floating.
         positive: vectors of the anchor's class, of the same shape.
         negative: vectors of another class, of the same shape.
 
     Returns:
-        (...) for ``"none"``, else a scalar. The gradient of a distance is 0 where the distance is 0.
+        0-d, or (…) with reduction ``"none"``. The gradient of a distance is 0 where the distance is 0.
 
     Raises:
         RuntimeError: shapes that differ.
 
-    arXiv 1703.07737.
+    Formula:
+        log(1 + e^(d(a, p) − d(a, n))), d the Euclidean distance
+
+    Source:
+        Hermans et al., arXiv 1703.07737
 
     Example:
         >>> anchor, positive, negative = torch.randn(3, 16, 128)  # three times (16, 128)
@@ -1375,13 +1435,16 @@ class CosineEmbeddingLoss(torch.nn.CosineEmbeddingLoss):
         target: (N), or () for one pair: 1 where the pair belongs together, −1 where it does not; others count 0.
 
     Returns:
-        (N) for ``"none"``, else a scalar: 1 − cos where the target is 1, max(0, cos − margin) where it is −1;
-        cos = Σ x₁x₂ / √((Σ x₁² + 1e-12)(Σ x₂² + 1e-12)).
+        0-d, or (N) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, NaN as margin, a target that requires grad.
 
-    ``torch.nn.functional.cosine_embedding_loss``.
+    Formula:
+        1 − cos where t = 1, max(0, cos − margin) where t = −1; cos = Σ x₁·x₂/√((Σ x₁² + 1e-12)·(Σ x₂² + 1e-12))
+
+    Source:
+        torch.nn.functional.cosine_embedding_loss
 
     Example:
         >>> target = torch.tensor([1, -1, 1])  # not 0 and 1
@@ -1402,22 +1465,26 @@ class OHEMCrossEntropyLoss(torch.nn.Module):
         thresh: positions whose class has at most this probability are hard, in [0, 1].
         n_min: at least so many are kept, or all: the least probable ones, of equal ones the first. Below 0: a sixteenth
             of all positions.
-        ignore_index: positions of this target count for nothing.
-        reduction: "none" (0 where a position is dropped), "mean" over the kept ones, "sum". The mean of none is NaN.
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
+        reduction: ``"none"`` (0 where a position is dropped), ``"mean"`` over the kept ones (NaN of none) or ``"sum"``.
 
     Call:
         input: logits, (C) or (N, C, d1 … dk).
         target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
 
     Returns:
-        The loss in the dtype of ``input``: of the shape of ``target`` for "none", else ().
+        0-d, or of the shape of ``target`` with reduction ``"none"``; of the dtype of ``input``.
 
     Raises:
         RuntimeError: shapes or dtypes do not fit, thresh is outside of [0, 1], or on the CPU a class index is out of
             range (on a GPU its position is NaN).
 
-    Formula: −log p_y with p = softmax(input) where p_y <= thresh, p_y in float32 (float64 for float64); if those are
-    fewer than n_min, where p_y is among the n_min smallest. Shrivastava et al., arXiv 1604.03540.
+    Formula:
+        −log p_y, p = softmax(x), where p_y <= thresh, p_y in float32 (float64 for float64); if those are fewer than
+        n_min, where p_y is among the n_min smallest
+
+    Source:
+        Shrivastava et al., arXiv 1604.03540
 
     Example:
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
@@ -1450,21 +1517,24 @@ class MultiMarginLoss(torch.nn.MultiMarginLoss):
         weight: one factor a class, of shape (C); a row takes that of its target class.
         size_average: deprecated, as in torch.nn.
         reduce: deprecated, as in torch.nn.
-        reduction: "none", "mean" or "sum".
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Call:
         input: scores of shape (C) or (N, C).
         target: class indices in [0, C) of shape () or (N), of dtype int64, int32 or uint8.
 
     Returns:
-        The loss, of shape () or of the shape of target for "none".
+        0-d, or of the shape of ``target`` with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit; p other than 1 and 2; on the CPU a class index outside [0, C), which gives
             NaN on a GPU.
 
-    Σ_{c ≠ y} w_y · max(0, margin - x_y + x_c)^p / C. Equals torch.nn.functional.multi_margin_loss, but that a NaN score
-    gives NaN.
+    Formula:
+        Σ_{c≠y} w_y·max(0, margin − x_y + x_c)^p/C; unlike torch's, NaN where a score is
+
+    Source:
+        torch.nn.functional.multi_margin_loss
 
     Example:
         >>> target = torch.tensor([2, 0])  # one class index a row
@@ -1483,21 +1553,25 @@ class MultiLabelMarginLoss(torch.nn.MultiLabelMarginLoss):
     Args:
         size_average: deprecated, as in torch.nn.
         reduce: deprecated, as in torch.nn.
-        reduction: "none", "mean" or "sum".
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Call:
         input: scores of shape (C) or (N, C).
-        target: of the shape of input and dtype int64, int32 or uint8: each row lists its class indices in [0, C) and
-            then, if there is room, -1; what follows the first -1 is ignored.
+        target: of the shape of ``input`` and dtype int64, int32 or uint8: each row lists its class indices in [0, C)
+            and then, if there is room, −1; what follows the first −1 is ignored.
 
     Returns:
-        The loss, of shape (), or (N) for "none" of (N, C).
+        0-d, or (N) with reduction ``"none"`` of (N, C).
 
     Raises:
         RuntimeError: shapes that do not fit; on the CPU a listed class index outside [0, C), which gives NaN on a GPU.
 
-    Σ_{y listed} Σ_{c not listed} max(0, 1 - x_y + x_c) / C, a class that is listed twice counted twice. Equals
-    torch.nn.functional.multilabel_margin_loss in eager mode, but that a NaN score gives NaN.
+    Formula:
+        Σ_{y listed} Σ_{c not listed} max(0, 1 − x_y + x_c)/C, a class that is listed twice counted twice; unlike
+        torch's, NaN where a score is
+
+    Source:
+        torch.nn.functional.multilabel_margin_loss
 
     Example:
         >>> target = torch.tensor([[3, 0, -1, -1, -1], [1, -1, -1, -1, -1]])  # classes 3 and 0; class 1
@@ -1514,22 +1588,26 @@ class MultiLabelSoftMarginLoss(torch.nn.MultiLabelSoftMarginLoss):
     The module over ``opreg.functional.multilabel_soft_margin_loss``.
 
     Args:
-        weight: what broadcasts with both: a factor for each class, (C), or for each logit.
+        weight: of a shape that broadcasts with both: a factor for each class, (C), or for each logit.
         size_average: deprecated, as in torch.nn.
         reduce: deprecated, as in torch.nn.
-        reduction: "none", "mean" or "sum".
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Call:
         input: logits of shape (..., C).
-        target: what broadcasts with input, in [0, 1], 1 for the classes of the row.
+        target: of a shape that broadcasts with that of ``input``, in [0, 1]: 1 for the classes of the row.
 
     Returns:
-        The loss, of shape (), or without the dimension C for "none".
+        0-d, or of the broadcast shape without the dimension C with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not broadcast; an input without dimensions.
 
-    -Σ_c w_c (t_c log σ(x_c) + (1 - t_c) log σ(-x_c)) / C. Equals torch.nn.functional.multilabel_soft_margin_loss.
+    Formula:
+        −Σ_c w_c·(t_c·log σ(x_c) + (1 − t_c)·log σ(−x_c))/C
+
+    Source:
+        torch.nn.functional.multilabel_soft_margin_loss
 
     Example:
         >>> target = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])  # classes 0 and 3; class 1
@@ -1552,7 +1630,7 @@ class L1Loss(torch.nn.L1Loss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+        target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1587,7 +1665,7 @@ class MSELoss(torch.nn.MSELoss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+        target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1623,7 +1701,7 @@ class SmoothL1Loss(torch.nn.SmoothL1Loss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+        target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1657,7 +1735,7 @@ class HuberLoss(torch.nn.HuberLoss):
 
     Call:
         input: any shape.
-        target: of a shape that broadcasts with that of ``input``; another one than its own is said once.
+        target: of a shape that broadcasts with that of ``input``; where the two differ, a warning says so once.
 
     Returns:
         0-d, or of the broadcast shape with reduction ``"none"``.
@@ -1702,19 +1780,19 @@ class CTCLoss(torch.nn.CTCLoss):
         target_lengths: likewise, integers in [0, S]: how many labels of each row count.
 
     Returns:
-        (N), or () for a single sequence or with a reduction.
+        0-d, or (N) with reduction ``"none"`` of several sequences.
 
     Raises:
         RuntimeError: shapes or dtypes that do not fit; a length or a label out of range (on a GPU its loss is NaN); a
             second derivative. Scores that are no logarithms of probabilities raise nothing; where they make a loss
             negative, a warning on the CPU says so once.
 
-    L = −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
-    removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where L is infinite. Graves et al.,
-    "Connectionist Temporal Classification", ICML 2006.
+    Formula:
+        −log Σ_π Π_t p_t(π_t) over all π of T classes that become the target when repetitions are merged and blanks then
+        removed. The gradient in log p_t(c) is p_t(c) − P(π_t = c | target); 0 where the loss is infinite
 
     Source:
-        torch.nn.functional.ctc_loss
+        torch.nn.functional.ctc_loss; Graves et al., Connectionist Temporal Classification, ICML 2006
 
     Example:
         >>> log_probs = torch.randn(50, 2, 28).log_softmax(-1)
@@ -1742,17 +1820,21 @@ class DistillationLoss(torch.nn.Module):
         reduction: ``"none"``, ``"mean"`` (over positions) or ``"sum"``.
 
     Call:
-        input: the student's logits (C) or (N, C, d1 ... dk), floating.
+        input: the student's logits (C) or (N, C, d1 … dk), floating.
         target: the teacher's logits, of the same shape; constants, no gradient flows into the teacher.
 
     Returns:
-        () or (N, d1 ... dk) for ``"none"``, else a scalar: T² Σ_c p_c (log p_c − log q_c), p = softmax(target / T),
-        q = softmax(input / T). The factor T² keeps the size of the gradient whatever the temperature.
+        0-d, or (N, d1 … dk) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that differ, a temperature that is not a finite number above 0.
 
-    arXiv 1503.02531.
+    Formula:
+        T²·Σ_c p_c·(log p_c − log q_c), p = softmax(t/T), q = softmax(x/T); T² keeps the size of the gradient whatever
+        the temperature T
+
+    Source:
+        Hinton et al., arXiv 1503.02531
 
     Example:
         >>> student, teacher = torch.randn(16, 10, requires_grad=True), torch.randn(16, 10)  # logits, both
@@ -1773,25 +1855,25 @@ class LargeMarginSoftmaxLoss(torch.nn.Module):
 
     Args:
         lam: weight of the regulariser, at least 0.
-        ignore_index: positions of this target count nothing and get no gradient.
+        ignore_index: the target value whose positions add nothing to the loss; any integer.
         reduction: ``"none"``, ``"mean"`` (over positions that are not ignored) or ``"sum"``.
 
     Call:
-        input: logits (C) or (N, C, d1 ... dk) of at least two classes, floating.
-        target: class indices () or (N, d1 ... dk), int64, int32 or uint8.
+        input: logits (C) or (N, C, d1 … dk) of at least two classes, floating.
+        target: class indices () or (N, d1 … dk), int64, int32 or uint8.
 
     Returns:
-        () or (N, d1 ... dk) for ``"none"``, else a scalar: −log softmax(x)_y + λ/2 Σ_{c≠y} (q_c − 1/(C−1)) log q_c,
-        q = softmax of the logits without the target's.
+        0-d, or (N, d1 … dk) with reduction ``"none"``.
 
     Raises:
         RuntimeError: shapes that do not fit, fewer than two classes, lam that is not a finite number from 0 on; on the
             CPU a class index that is none. On a GPU that position's loss and gradient are NaN.
 
-    Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019.
+    Formula:
+        −log softmax(x)_y + λ/2·Σ_{c≠y} (q_c − 1/(C − 1))·log q_c, q = softmax of the logits without the target's
 
     Source:
-        Kobayashi, BMVC 2019
+        Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019
 
     Example:
         >>> logits, target = torch.randn(16, 10, requires_grad=True), torch.randint(0, 10, (16,))  # class indices
