@@ -39,7 +39,7 @@ def native(
     its_name = function.__name__
     path = f"torch.nn.functional.{its_name}"
     overloads = [f"{its_name}.default"] if aten is None else aten
-    declared = {
+    declared: dict[str, Any] = {
         "reference": called or function,
         "native": called or function,
         "spellings": (path, *(f"aten.{overload}" for overload in overloads)),
