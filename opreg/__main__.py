@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import bench, report
+from . import bench, catalogue
 from ._stubs import stubs
 from .bench.files import bench_save
 from .bench.text import bench_text
+from .doctor import diagnosis, gather
 from .op import Op
 from .registry import get, registered
 
@@ -34,19 +35,19 @@ def find(name: str) -> Op:
 
 def ops(args: argparse.Namespace) -> int:
     if args.json:
-        print(json.dumps([{"op": op.name, **report.coverage(op)} for op in registered()], indent=1))
+        print(json.dumps([{"op": op.name, **catalogue.coverage(op)} for op in registered()], indent=1))
     else:
-        print(report.ops_table())
+        print(catalogue.ops_table())
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
-    print(report.show(find(args.name)))
+    print(catalogue.show(find(args.name)))
     return 0
 
 
 def doctor(args: argparse.Namespace) -> int:
-    text, status = report.doctor(report.gather())
+    text, status = diagnosis(gather())
     print(text)
     return status
 

@@ -12,9 +12,9 @@ import torch
 
 from ..op import Op
 from ..registry import get, registered
-from ..report import machine
 from .cases import DTYPES, Case, cases, sweep
 from .floors import bytes_moved, copies, empty_call
+from .machine import machine
 from .memory import peak_memory
 from .progress import progress_bar
 from .providers import (

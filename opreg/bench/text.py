@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..report import table
+from .._tables import table
 from .runner import PASSES, PROVIDERS, RATIOS
 from .targets import targets
 

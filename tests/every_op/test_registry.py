@@ -23,7 +23,7 @@ from opreg._private import (
     without_fake_mode,
     wrap_entries,
 )
-from opreg.report import coverage
+from opreg.catalogue import coverage
 
 CATALOGUE = {
     "swish", "hard_swish", "mish",

@@ -7,7 +7,7 @@ import pytest
 
 import opreg
 from conftest import BUILD
-from opreg.report import coverage
+from opreg.catalogue import coverage
 
 
 @pytest.fixture(scope="module")

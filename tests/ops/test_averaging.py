@@ -316,7 +316,7 @@ def test_emulated(emulated):
 
 def test_declaration():
     assert (OP.mutated, OP.backward, OP.forward, OP.differentiable) == (["averages"], None, None, [])
-    from opreg.report import coverage, show
+    from opreg.catalogue import coverage, show
 
     missing = {what for what, there in coverage(OP).items() if not there}
     assert missing <= {"CUDA", "second derivative"}

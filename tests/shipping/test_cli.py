@@ -12,7 +12,7 @@ import torch
 
 import opreg
 from opreg import __main__ as cli
-from opreg import meta, report
+from opreg import catalogue, doctor, meta
 
 NAMES = [op.name for op in opreg.registered()]
 
@@ -40,14 +40,14 @@ def test_second_derivative_is_what_is_said(name):
         there = True
     except RuntimeError as error:
         there = "expected at most a first derivative" not in str(error)
-    assert report.coverage(op)["second derivative"] == there
+    assert catalogue.coverage(op)["second derivative"] == there
 
 
 def test_ops_json_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "opreg", "ops", "--json"], capture_output=True, text=True, check=True)
     table = json.loads(done.stdout)
     assert [row.pop("op") for row in table] == NAMES
-    assert table == [report.coverage(op) for op in opreg.registered()]
+    assert table == [catalogue.coverage(op) for op in opreg.registered()]
 
 
 def test_coverage_follows_the_dispatcher():
@@ -60,17 +60,17 @@ def test_coverage_follows_the_dispatcher():
         errors=lambda make: iter(()),
         source="",
     )
-    covered = dict.fromkeys(report.COVERED, False)
+    covered = dict.fromkeys(catalogue.COVERED, False)
     lib.define("half(Tensor x) -> Tensor")
     lib.define("half_backward(Tensor grad_output, Tensor x, *, bool[1] output_mask) -> Tensor[]")
     lib.impl("half", lambda x: x / 2, "CPU")
-    assert report.coverage(op) == covered  # the backward op has no kernel
+    assert catalogue.coverage(op) == covered  # the backward op has no kernel
     lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "CPU")
-    assert report.coverage(op) == {**covered, "CPU": True}
+    assert catalogue.coverage(op) == {**covered, "CPU": True}
     lib.impl("half", lambda x: x / 2, "Autograd")
-    assert report.coverage(op) == {**covered, "CPU": True, "autograd": True}
+    assert catalogue.coverage(op) == {**covered, "CPU": True, "autograd": True}
     lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "Autograd")
-    assert report.coverage(op) == {**covered, "CPU": True, "autograd": True, "second derivative": True}
+    assert catalogue.coverage(op) == {**covered, "CPU": True, "autograd": True, "second derivative": True}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,16 +116,16 @@ def test_unknown_name_far_from_all(capsys):
 
 
 def test_doctor_of_this_installation(capsys):
-    facts = report.gather()
+    facts = doctor.gather()
     status = cli.main(["doctor"])
     out = capsys.readouterr().out
-    assert status == int(any(report.problems(facts)))
+    assert status == int(any(doctor.problems(facts)))
     for line in (torch.__version__, opreg.__version__, str(opreg.library_path()), facts.capability):
         assert line in out
     assert f"ops             {len(NAMES)}, of which with CPU {len(NAMES)}, CUDA " in out
 
 
-HEALTHY = report.Facts(
+HEALTHY = doctor.Facts(
     torch_version="2.13.0+cpu",
     library="liblossreg.so",
     library_mib=2.0,
@@ -136,7 +136,7 @@ HEALTHY = report.Facts(
     gpu_name=None,
     gpu_capability=None,
     driver=False,
-    kernels={"a": {**dict.fromkeys(report.COVERED, True), "CUDA": False}},
+    kernels={"a": {**dict.fromkeys(catalogue.COVERED, True), "CUDA": False}},
     undeclared=(),
     loops="AVX2 (x86-64-v3)",
     capability="AVX512",
@@ -146,7 +146,7 @@ HEALTHY = report.Facts(
 
 
 def test_doctor_finds_nothing_wrong():
-    text, status = report.doctor(HEALTHY)
+    text, status = doctor.diagnosis(HEALTHY)
     assert status == 0
     assert text.endswith("Nothing is wrong.")
     assert "C++ compiler    none: torch.compile needs one on the CPU" in text
@@ -155,28 +155,30 @@ def test_doctor_finds_nothing_wrong():
 
 
 def test_doctor_names_the_ops_without_a_kernel():
-    both = dict.fromkeys(report.COVERED, True)
+    both = dict.fromkeys(catalogue.COVERED, True)
     kernels = {"a": both, "b": {**both, "CUDA": False}, "c": {**both, "CUDA": False}}
-    assert "no kernel for   CUDA: b, c" in report.doctor(dataclasses.replace(HEALTHY, kernels=kernels))[0]
-    text, status = report.doctor(dataclasses.replace(HEALTHY, kernels={"a": both}))
+    assert "no kernel for   CUDA: b, c" in doctor.diagnosis(dataclasses.replace(HEALTHY, kernels=kernels))[0]
+    text, status = doctor.diagnosis(dataclasses.replace(HEALTHY, kernels={"a": both}))
     assert status == 0
     assert "no kernel for   nothing: every op has one for CPU and CUDA" in text
 
 
 def test_doctor_says_which_gpu_and_library():
     gpu = {"gpu": True, "gpu_name": "H200", "gpu_capability": (9, 0), "driver": True, "torch_cuda": "13.0"}
-    kernels = {"a": dict.fromkeys(report.COVERED, True)}
-    text, status = report.doctor(dataclasses.replace(HEALTHY, **gpu, kernels=kernels, chosen="x.so", edited="csrc/a.h"))
+    kernels = {"a": dict.fromkeys(catalogue.COVERED, True)}
+    text, status = doctor.diagnosis(
+        dataclasses.replace(HEALTHY, **gpu, kernels=kernels, chosen="x.so", edited="csrc/a.h")
+    )
     assert status == 0
     assert "torch built with 13.0; GPU available: H200, sm_90" in text
     assert "liblossreg.so (2.0 MiB), chosen by OPREG_LIBRARY=x.so" in text
 
 
 def test_loops_follow_the_processor():
-    v3, v4 = report.LEVELS.values()
-    assert report.loops_for(v3 | v4) == "AVX-512 (x86-64-v4)"
-    assert report.loops_for(v3 | v4 - {"avx512vl"}) == "AVX2 (x86-64-v3)"
-    assert report.loops_for(v4 | v3 - {"fma"}) == report.loops_for(set()) == "baseline, without AVX2"
+    v3, v4 = doctor.LEVELS.values()
+    assert doctor.loops_for(v3 | v4) == "AVX-512 (x86-64-v4)"
+    assert doctor.loops_for(v3 | v4 - {"avx512vl"}) == "AVX2 (x86-64-v3)"
+    assert doctor.loops_for(v4 | v3 - {"fma"}) == doctor.loops_for(set()) == "baseline, without AVX2"
 
 
 def test_source_newer_than_the_library(tmp_path):
@@ -185,10 +187,10 @@ def test_source_newer_than_the_library(tmp_path):
     for i, path in enumerate((source, library)):
         path.touch()
         os.utime(path, (i, i))
-    assert report.newer_source(library, tmp_path / "csrc") is None
+    assert doctor.newer_source(library, tmp_path / "csrc") is None
     os.utime(source, (2, 2))
-    assert report.newer_source(library, tmp_path / "csrc") == "csrc/formulas/box.h"
-    assert report.newer_source(library, tmp_path / "none") is None
+    assert doctor.newer_source(library, tmp_path / "csrc") == "csrc/formulas/box.h"
+    assert doctor.newer_source(library, tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,10 @@ def test_source_newer_than_the_library(tmp_path):
         ({"torch_version": "1.13.0"}, "wrong: expected torch >= 2.11, got 1.13.0: upgrade torch"),
         ({"gpu": True}, "wrong: a GPU is available, but there is no CUDA kernel for a: the library was built without"),
         ({"kernels": {}}, "wrong: no op is registered: reinstall opreg"),
-        ({"kernels": {"a": dict.fromkeys(report.COVERED, False)}}, "wrong: CPU is missing for a: library and Python"),
+        (
+            {"kernels": {"a": dict.fromkeys(catalogue.COVERED, False)}},
+            "wrong: CPU is missing for a: library and",
+        ),
         (
             {"edited": "csrc/base/math.h"},
             "wrong: csrc/base/math.h is newer than the library: run `make install`, or `pip",
@@ -217,7 +222,7 @@ def test_source_newer_than_the_library(tmp_path):
     ],
 )
 def test_doctor_says_what_is_wrong(change, expected):
-    text, status = report.doctor(dataclasses.replace(HEALTHY, **change))
+    text, status = doctor.diagnosis(dataclasses.replace(HEALTHY, **change))
     assert status == 1
     assert expected in text
     assert "Nothing is wrong." not in text

@@ -1,124 +1,23 @@
-"""What ``python -m opreg`` says: answers asked of the dispatcher."""
+"""What an installation has, and what is wrong with it: ``python -m opreg doctor``."""
 
-import functools
-import inspect
 import os
 import platform
 import shutil
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import __version__, _private
 from ._library import library_path
-from .op import NAMESPACE, Op, Sample
+from ._tables import pairs, yes_no
+from .catalogue import COVERED, kernels
+from .op import NAMESPACE
 from .registry import registered
-from .testing import Maker
 
 OLDEST_TORCH = (2, 11)
 OLDEST_GPU = (8, 0)  # what csrc/CMakeLists.txt compiles for by default
-COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Columns as wide as their widest cell: the first ``left`` ones flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
-
-
-def yes_no(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def coverage(op: Op) -> dict[str, bool]:
-    """What an op has, by ``COVERED``: what the dispatcher holds, but that an op may have no second derivative."""
-    return {**kernels(op), "second derivative": kernels(op)["second derivative"] and has_second_derivative(op)}
-
-
-def has_second_derivative(op: Op) -> bool:
-    """Not where its declaration says so, nor where it writes to its arguments: there is nothing to derive."""
-    return op.second_derivative and not op.mutated
-
-
-def kernels(op: Op) -> dict[str, bool]:
-    """What the dispatcher holds for an op, by ``COVERED``: each entry is asked for the op and for its backward op.
-
-    CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative's kernel is the
-    backward op's own for autograd, which is also what refuses one. A kernel for every backend
-    (CompositeExplicitAutograd) counts for each.
-    """
-    both = [overload._schema.name for overload in (op.value, op.backward) if overload is not None]
-    every = [overload._schema.name for overload in op.overloads]
-
-    def all_have(names: Sequence[str], *keys: str) -> bool:
-        return all(any(_private.has_kernel(name, key) for key in keys) for name in names)
-
-    return {
-        "CPU": all_have(every, "CPU", "CompositeExplicitAutograd"),
-        "CUDA": all_have(every, "CUDA", "CompositeExplicitAutograd"),
-        "fake": all_have(every, "Meta"),
-        "autograd": all_have(both[:1], "Autograd"),
-        "second derivative": all_have(both[1:], "Autograd"),
-        "vmap": all_have(both, _private.VMAP_KEY),
-    }
-
-
-def ops_table() -> str:
-    rows = [[op.name, *(yes_no(v) for v in coverage(op).values())] for op in registered()]
-    return table(["op", *COVERED], rows)
-
-
-def show(op: Op) -> str:
-    """Everything that the registry knows of an op, for a terminal."""
-    facts = [
-        *(("schema", str(overload._schema)) for overload in op.overloads),
-        ("source", op.source),
-        ("differentiable", ", ".join(op.differentiable) or f"nothing: it writes to {', '.join(op.mutated)}"),
-        ("same as", ", ".join(op.spellings) or "no native function"),
-        ("in Inductor", "inlined: its reference is fused with its neighbours" if op.inline else "one call of the op"),
-        *(("sample", sample_text(s)) for s in islice(op.samples(Maker()), 4)),
-    ]
-    return f"{op.qualname}\n{pairs(facts)}\n\nreference:\n\n{reference_text(op.reference)}"
-
-
-def pairs(facts: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in facts)
-    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in facts)
-
-
-def sample_text(sample: Sample) -> str:
-    def text(a: Any) -> str:
-        if isinstance(a, list) and a and isinstance(a[0], Tensor):
-            return f"({', '.join(map(text, a))})"
-        return str(list(a.shape)) if isinstance(a, Tensor) else repr(a)
-
-    call = [*map(text, sample.args), *(f"{name}={text(a)}" for name, a in sample.kwargs.items())]
-    return ", ".join(call) + (f"  ({sample.name})" if sample.name else "")
-
-
-def reference_text(function: Callable[..., Any]) -> str:
-    """The source of a reference, and the functions that it was made with."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    try:
-        source = textwrap.dedent(inspect.getsource(function)).rstrip()
-        made_with = inspect.getclosurevars(function).nonlocals
-    except (OSError, TypeError):  # a builtin
-        return f"{function.__module__}.{function.__name__}, compiled into torch"
-    names = [f"{n} = {f.__module__}.{f.__qualname__}" for n, f in made_with.items() if inspect.isroutine(f)]
-    return "\n".join([source, *(["", "with " + ", ".join(names)] if names else [])])
 
 
 @dataclass(frozen=True)
@@ -250,7 +149,7 @@ def problems(facts: Facts) -> Iterator[str]:
         yield f"the library holds ops without a declaration, {', '.join(facts.undeclared)}: reinstall opreg"
 
 
-def doctor(facts: Facts) -> tuple[str, int]:
+def diagnosis(facts: Facts) -> tuple[str, int]:
     """The report, and the exit status: 1 when something is wrong."""
     count = {what: sum(has[what] for has in facts.kernels.values()) for what in COVERED}
     missing = []
@@ -275,24 +174,3 @@ def doctor(facts: Facts) -> tuple[str, int]:
     wrong = list(problems(facts))
     end = [f"wrong: {text}" for text in wrong] or ["Nothing is wrong."]
     return "\n".join([pairs(lines), "", *end]), int(bool(wrong))
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the times depend on; ``load`` is how many processes wanted a core before the benchmark."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    return {
-        "cpu": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        "torch": torch.__version__,
-        "opreg": __version__,
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
