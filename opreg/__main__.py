@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import bench, catalogue
-from ._stubs import stubs
 from .bench.files import bench_save
 from .bench.text import bench_text
 from .doctor import diagnosis, gather
+from .faces.stubs import stubs
 from .op import Op
 from .registry import get, registered
 

@@ -5,7 +5,7 @@ editors; ``python -m opreg stubs`` writes it.
 """
 
 from . import ops as _families  # noqa: F401  registers every op
-from ._functions import function
+from .faces.functions import function
 from .registry import of_namespace
 
 __all__ = [op.short for op in of_namespace()]

@@ -4,15 +4,15 @@
 """
 
 from .. import ops as _families  # noqa: F401  registers every op
+from ..faces.modules import class_name, derivable, module_class
 from ..registry import of_namespace
+from ._angular import AMSoftmax as AMSoftmax
+from ._angular import ArcFace as ArcFace
 from ._averaging import EMA as EMA
 from ._box import WIoULoss as WIoULoss
 from ._convolution import CoordConv2d as CoordConv2d
 from ._convolution import DynamicConv2d as DynamicConv2d
 from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
-from ._margin import AMSoftmax as AMSoftmax
-from ._margin import ArcFace as ArcFace
-from ._module import class_name, derivable, module_class
 
 __all__ = ["EMA", "AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "LinearCrossEntropyLoss", "WIoULoss"]
 

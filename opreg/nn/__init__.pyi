@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._angular import AMSoftmax as AMSoftmax
+from ._angular import ArcFace as ArcFace
 from ._averaging import EMA as EMA
 from ._box import WIoULoss as WIoULoss
 from ._convolution import CoordConv2d as CoordConv2d
 from ._convolution import DynamicConv2d as DynamicConv2d
 from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
-from ._margin import AMSoftmax as AMSoftmax
-from ._margin import ArcFace as ArcFace
 
 class Swish(torch.nn.Module):
     """The input times its own sigmoid: smooth, not monotonic, unbounded above.

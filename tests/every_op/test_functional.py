@@ -18,9 +18,9 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, samples_of
-from opreg import _stubs
 from opreg.__main__ import main
-from opreg._functions import function
+from opreg.faces import stubs
+from opreg.faces.functions import function
 from opreg.ops._common import lengths
 
 
@@ -177,22 +177,22 @@ def test_documented(op):
 
 def test_stubs_are_up_to_date():
     """If this fails: python -m opreg stubs"""
-    for path, text in _stubs.stubs().items():
+    for path, text in stubs.stubs().items():
         assert path.read_text() == text, path.name
         assert path.with_suffix(".py").exists()
 
 
 def test_stubs_command(tmp_path, monkeypatch, capsys):
     (tmp_path / "nn").mkdir()
-    monkeypatch.setattr(_stubs, "PACKAGE", tmp_path)
+    monkeypatch.setattr(stubs, "PACKAGE", tmp_path)
     assert main(["stubs"]) == 0
-    assert (tmp_path / "functional.pyi").read_text() == _stubs.functional_stub()
-    assert (tmp_path / "nn/__init__.pyi").read_text() == _stubs.nn_stub()
+    assert (tmp_path / "functional.pyi").read_text() == stubs.functional_stub()
+    assert (tmp_path / "nn/__init__.pyi").read_text() == stubs.nn_stub()
     assert capsys.readouterr().out.count("wrote ") == 2
 
 
 def test_stubs_say_what_is_there(op):
-    functions = {f.name: f for f in ast.parse(_stubs.functional_stub()).body if isinstance(f, ast.FunctionDef)}
+    functions = {f.name: f for f in ast.parse(stubs.functional_stub()).body if isinstance(f, ast.FunctionDef)}
     assert list(functions) == opreg.functional.__all__
     stub = functions[op.short]
     arguments = stub.args

@@ -17,8 +17,8 @@ import opreg
 from conftest import DEVICE
 from opreg._private import fake_mode
 from opreg.attach import messages
+from opreg.faces.modules import OpModule
 from opreg.meta.schema import bind
-from opreg.nn._module import OpModule
 from opreg.registry import of_namespace
 from opreg.testing import Maker
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, samples_of
+from opreg.faces.modules import OpModule, derivable
 from opreg.meta.schema import bind
-from opreg.nn._module import OpModule, derivable
 
 DERIVED: list[type[OpModule]] = [c for c in (getattr(opreg.nn, n) for n in opreg.nn.__all__) if issubclass(c, OpModule)]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE
-from opreg.nn._module import OpModule
+from opreg.faces.modules import OpModule
 from opreg.nn._state import WideBuffers
 
 

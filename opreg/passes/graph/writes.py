@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...nn._module import OpModule
+from ...faces.modules import OpModule
 from .calls import assigns, writes_perhaps
 
 # What these return is a tensor of its own.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ... import nn
-from ...nn._module import class_name
+from ...faces.modules import class_name
 from .._native import Native, by_call, native_call
 from .._report import Left, Report, Swapped
 from .._rewrite import Rewriter

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._docstrings import module_docstring
-from .._functions import converting, parameters
 from ..messages.checks import check_options
 from ..messages.words import wrong_names
 from ..op import Op
+from .docstrings import module_docstring
+from .functions import converting, parameters
 
 
 class OpModule(torch.nn.Module):
@@ -85,7 +85,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = inspect.Signature([this, *tensors], return_annotation=Tensor)  # type: ignore[attr-defined]
     forward.__qualname__ = f"{name}.forward"
-    # code of its own, as in _functions.py
+    # code of its own, as in functions.py
     forward.__code__ = forward.__code__.replace(co_name=name)
     taken = names if native is None else tuple(inspect.signature(native).parameters)
     members: dict[str, Any] = {

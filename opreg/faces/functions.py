@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._docstrings import function_docstring
-from .op import Op
+from ..op import Op
+from .docstrings import function_docstring
 
 # the types of a schema, as TorchScript prints them
 TYPES: dict[str, Any] = {

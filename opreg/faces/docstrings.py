@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Collection
 
-from .op import Op
+from ..op import Op
 
 # arguments that mean the same everywhere
 COMMON = {

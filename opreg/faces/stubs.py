@@ -7,12 +7,12 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
-from . import nn
-from ._functions import function, parameters
-from .nn._module import OpModule, native_class, options_of
-from .registry import of_namespace
+from .. import nn
+from ..registry import of_namespace
+from .functions import function, parameters
+from .modules import OpModule, native_class, options_of
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 HEADER = "# Written by `python -m opreg stubs`: edit the declarations in opreg/ops instead.\n\n"
 
 
