@@ -42,7 +42,8 @@ test: install $(BIN)/tests-installed
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# the package as it is installed: meta/ is opreg.meta
+	# the package as it is installed: with stubs, and meta/ is opreg.meta
+	$(BIN)/python -m opreg stubs
 	mkdir -p build/typing/opreg && ln -sfn $(CURDIR)/opreg/* build/typing/opreg/ && ln -sfn $(CURDIR)/meta build/typing/opreg/meta
 	cd build/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.h' '*.cpp' '*.cu')
@@ -89,4 +90,4 @@ gpu-check:
 	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
 
 clean:
-	rm -rf build dist out $(VENV)
+	rm -rf build dist out $(VENV) opreg/functional.pyi opreg/nn/__init__.pyi

@@ -12,7 +12,7 @@ from . import bench, catalogue
 from .bench.files import bench_save
 from .bench.text import bench_text
 from .doctor import diagnosis, gather
-from .faces.stubs import stubs
+from .faces import stubs
 from .op import Op
 from .registry import get, registered
 
@@ -74,8 +74,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def write_stubs(args: argparse.Namespace) -> int:
-    for path, text in stubs().items():
-        path.write_text(text)
+    for path in stubs.write(stubs.PACKAGE):
         print(f"wrote {path}")
     return 0
 
@@ -95,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("show", help="all about one op")
     c.add_argument("name", metavar="NAME")
     c.set_defaults(run=show)
-    c = commands.add_parser("stubs", help="write functional.pyi and nn/__init__.pyi anew, after an op was declared")
+    c = commands.add_parser("stubs", help="write the package's .pyi files anew, after a declaration was edited")
     c.set_defaults(run=write_stubs)
     c = commands.add_parser("doctor", help="versions, kernels, and what is wrong with this installation")
     c.set_defaults(run=doctor)

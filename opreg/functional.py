@@ -1,7 +1,7 @@
 """Every op as a function: ``opreg.functional.NAME``, with the arguments and defaults of its schema.
 
-They come from the registry: an op that is declared is here. ``functional.pyi`` says the same to type checkers and
-editors; ``python -m opreg stubs`` writes it.
+They come from the registry: an op that is declared is here. ``functional.pyi``, which an installation makes, says the
+same to type checkers and editors.
 """
 
 from . import ops as _families  # noqa: F401  registers every op

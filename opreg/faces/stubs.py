@@ -13,12 +13,16 @@ from .functions import function, parameters
 from .modules import OpModule, native_class, options_of
 
 PACKAGE = Path(__file__).parents[1]
-HEADER = "# Written by `python -m opreg stubs`: edit the declarations in opreg/ops instead.\n\n"
+HEADER = "# Made of the declarations in opreg/ops when the package is installed, or by `python -m opreg stubs`.\n\n"
 
 
-def stubs() -> dict[Path, str]:
-    """The text of each stub file."""
-    return {PACKAGE / "functional.pyi": functional_stub(), PACKAGE / "nn/__init__.pyi": nn_stub()}
+def write(package: Path) -> list[Path]:
+    """Writes both stubs into a package's folder. Returns their paths."""
+    texts = {package / "functional.pyi": functional_stub(), package / "nn" / "__init__.pyi": nn_stub()}
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return list(texts)
 
 
 def stub(*pieces: str) -> str:

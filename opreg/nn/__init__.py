@@ -1,6 +1,6 @@
 """Modules: one for every op, from its declaration, and those with parameters or a state of their own, written out.
 
-``__init__.pyi`` says the same to type checkers and editors; ``python -m opreg stubs`` writes it.
+``__init__.pyi``, which an installation makes, says the same to type checkers and editors.
 """
 
 from .. import ops as _families  # noqa: F401  registers every op

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,11 @@ def test_name_of_the_wheel(wheel: Path) -> None:
     """Any CPython 3, and the manylinux tag of the library inside."""
     assert re.fullmatch(r"opreg-[\d.]+-py3-none-manylinux_2_\d+_x86_64.whl", wheel.name)
     assert tag_wheel.retag(wheel) == wheel
+
+
+def test_stubs_are_in_the_wheel(wheel: Path) -> None:
+    """For the type checkers and the editors of who installs it."""
+    assert {"opreg/functional.pyi", "opreg/nn/__init__.pyi", "opreg/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_wheel_is_what_is_imported(environment: tuple[str, Path]) -> None:
