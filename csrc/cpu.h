@@ -1,8 +1,10 @@
 #pragma once
 // The CPU backend: chunks of a fixed size over torch's threads, combined in their order, so that results do not depend
-// on the number of threads.
+// on the number of threads. What each member promises: skeletons/backend.h.
 #include "cpu/chunks.h"
-#include "cpu/tiles.h"
+#include "cpu/products.h"
+#include "cpu/stream.h"
+#include "cpu/team.h"
 #include "skeletons/boxwise/cpu.h"
 #include "skeletons/groupwise/cpu.h"
 #include "skeletons/pointwise/cpu.h"
@@ -13,8 +15,7 @@ namespace lossreg {
 
 struct Cpu {
   static constexpr bool checks_values = true;
-  // Elements side by side that one thread takes at once: the loops over them become vectors.
-  static constexpr int kLanes = 128;
+  static constexpr int kStrip = 128;
 
   using Pointwise = cpu::PointwiseKernels;
   using Rows = cpu::RowKernels;
@@ -25,7 +26,6 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
-  // Zeros into a tensor without gaps. True: it did.
   static bool zero(const Tensor& t) {
     char* data = static_cast<char*>(t.mutable_data_ptr());
     int64_t bytes = t.numel() * int64_t(t.element_size());
@@ -36,24 +36,21 @@ struct Cpu {
     return true;
   }
 
-  // Three ways to run a body of one's own, a struct with an HD operator(). `cost` is about how many elements one i
-  // touches: chunks of work are made of it. What body holds must be plain: pointers, numbers, Operands.
+  static void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
+    cpu::add_product(out, addend, beta, a, b);
+  }
+  static void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) { cpu::wide_product(out, a, b); }
 
-  // body(i) for every i < n, in any order.
   template <class Body>
   static void each(int64_t n, int64_t cost, Body body) {
     cpu::each_chunk<Sweep::backward>(n, cpu::chunk_of(cost),
                                      [&](int64_t, int64_t begin, int64_t end) { cpu::each_loop(body, begin, end); });
   }
-  // body(i, team) for every i < n, in any order: by one thread here, by a block of threads on a GPU. The team's threads
-  // share the work: for (k = team.rank(); k < m; k += team.size()); or team.each(m, f) and team.sum(m, f), which call
-  // f(k) for every k < m in a vector loop here.
   template <class Body>
   static void teams(int64_t n, int64_t cost, Body body) {
     cpu::each_chunk<Sweep::backward>(n, cpu::chunk_of(cost),
                                      [&](int64_t, int64_t begin, int64_t end) { cpu::team_loop(body, begin, end); });
   }
-  // finish(sums), once, with the K sums over i < n of what body(i, sums) adds to sums. Neither is read on the host.
   template <int K, class Body, class Finish>
   static void total(const Tensor&, int64_t n, int64_t cost, Body body, Finish finish) {
     int64_t chunk = cpu::chunk_of(cost);

@@ -2,8 +2,8 @@
 // The CUDA backend: grid-stride kernels over packs of elements, reductions by warp and block, in an order that depends
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
-// allocator.
-#include "cuda/launch.h"
+// allocator. What each member promises: skeletons/backend.h.
+#include "cuda/team.h"
 #include "skeletons/boxwise/cuda.h"
 #include "skeletons/groupwise/cuda.h"
 #include "skeletons/pointwise/cuda.h"
@@ -13,10 +13,8 @@
 namespace lossreg {
 
 struct Cuda {
-  // A value outside the domain gives NaN: an error would need a synchronisation.
   static constexpr bool checks_values = false;
-  // Elements side by side that one thread takes at once: threads are the vector.
-  static constexpr int kLanes = 1;
+  static constexpr int kStrip = 1;
 
   using Pointwise = cuda::PointwiseKernels;
   using Rows = cuda::RowKernels;
@@ -25,10 +23,13 @@ struct Cuda {
   using Regions = cuda::RegionKernels;
 
   using Guard = cuda::Guard;
-  // False: the row kernel writes zeros and targets in one pass.
   static bool zero(const Tensor&) { return false; }
 
-  // See cpu.h.
+  static void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
+    cuda::add_product(out, addend, beta, a, b);
+  }
+  static void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) { cuda::wide_product(out, a, b); }
+
   template <class Body>
   static void each(int64_t n, int64_t, Body body) {
     if (n > 0) cuda::launch(cuda::each_kernel<Body>, cuda::blocks_for(n, 1), cuda::kThreads, n, body);
@@ -41,10 +42,10 @@ struct Cuda {
   template <int K, class Body, class Finish>
   static void total(const Tensor& like, int64_t n, int64_t, Body body, Finish finish) {
     unsigned blocks = cuda::blocks_for(n, 1);
-    Tensor partial = new_empty(like, {int64_t(blocks) * K}, DType::float64);
-    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    cuda::launch(cuda::total_kernel<K, Body>, blocks, cuda::kThreads, n, body, sums);
-    cuda::launch(cuda::finish_total<K, Finish>, 1u, cuda::kThreads, sums, int64_t(blocks), finish);
+    auto launch_sums = [&](double* partial) {
+      cuda::launch(cuda::total_kernel<K, Body>, blocks, cuda::kThreads, n, body, partial);
+    };
+    cuda::sum_blocks<K>(like, blocks, launch_sums, finish);
   }
 };
 

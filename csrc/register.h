@@ -3,10 +3,7 @@
 #include <memory>
 
 #include "registration.h"
-#include "skeletons/boxwise/kernel.h"
-#include "skeletons/groupwise/kernel.h"
-#include "skeletons/pointwise/kernel.h"
-#include "skeletons/rowwise/kernel.h"
+#include "skeletons/backend.h"
 #include "skeletons/standalone.h"
 
 namespace lossreg {
@@ -252,7 +249,7 @@ void define(Library& m, Family<Lists...>) {
 }
 
 template <class Kernel, class F, class Library>
-void implement(Library& m) {
+void implement_op(Library& m) {
   using E = EntryOf<Kernel, F>;
   std::string name = F::name;
   if constexpr (E::is_loss) m.impl(F::name, TORCH_BOX(&E::loss));
@@ -266,17 +263,22 @@ void implement(Library& m) {
   }
 }
 template <class Backend, class Library, template <class...> class List, class... F>
-void implement(Library& m, List<F...>) {
+void implement_list(Library& m, List<F...>) {
   using S = SkeletonOf<List<F...>>;
-  (implement<typename S::template Kernel<F, Backend>, F>(m), ...);
+  (implement_op<typename S::template Kernel<F, Backend>, F>(m), ...);
 }
 template <class Backend, class Library, class... F>
-void implement(Library& m, OwnSchemaOps<F...>) {
+void implement_list(Library& m, OwnSchemaOps<F...>) {
   (m.impl(F::name, TORCH_BOX(&F::template run<Backend>)), ...);
 }
 template <class Backend, class Library, class... Lists>
-void implement(Library& m, Family<Lists...>) {
-  (implement<Backend>(m, Lists{}), ...);
+void implement_list(Library& m, Family<Lists...>) {
+  (implement_list<Backend>(m, Lists{}), ...);
+}
+
+template <class Backend, class Library, class Ops>
+void implement(Library& m, Ops ops) {
+  if constexpr (is_whole<Backend>()) implement_list<Backend>(m, ops);
 }
 
 }  // namespace lossreg

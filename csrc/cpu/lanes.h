@@ -1,10 +1,18 @@
 #pragma once
-// What a lane of a vector loop takes from memory at once: an element, or two bfloat16 that lie side by side, as one
-// word.
+// The vector loops: how each is compiled for several processors, and what one lane of it takes from memory at once.
+// That is one element, or two bfloat16 that lie side by side, as one word.
 //
-// GCC makes a loop of as many lanes as a vector has of its narrowest elements. Beside 16-bit elements each float takes
-// two registers then, and they become each other by shuffles. A word is as wide as a float; shifts take it apart.
+// GCC makes a loop of as many lanes as a vector has room for of the narrowest elements. Beside 16-bit elements each
+// float would take two registers, and shuffles would make one of the other. A word of two bfloat16 is as wide as a
+// float, and shifts take it apart.
 #include "../base/dtype.h"
+
+// One clone of the loop for each generation of x86; the loader picks.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LOSSREG_NO_CLONES)
+#define LOSSREG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#else
+#define LOSSREG_CLONES __attribute__((noinline))
+#endif
 
 namespace lossreg::cpu {
 

@@ -1,22 +1,9 @@
 #pragma once
-// The CPU's tiles: pieces of the index space that stay in L1, and one vector loop a formula over them.
-//
-// A tile is brought into arrays of the type that is computed in, unless it lies in memory as such already; so the
-// vector loop is compiled once a formula and not once a dtype, and strides cost a gather and nothing else.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+// The CPU's tiles: pieces of the index space that stay in L1. A vector loop reads a tile of each operand as an array of
+// the type that is computed in. An operand that lies in memory as such is read and written there; any other is copied
+// into a buffer, tile by tile. So a loop is compiled once a formula and not once a dtype, and strides cost the copy.
 #include "../base/tensor.h"
-#include "../skeletons/formula.h"
 #include "lanes.h"
-
-// One clone of each vector loop a generation of x86; the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LOSSREG_NO_CLONES)
-#define LOSSREG_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
-#else
-#define LOSSREG_CLONES __attribute__((noinline))
-#endif
 
 namespace lossreg::cpu {
 
@@ -41,7 +28,7 @@ template <class T>
 constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64 : dtype_of_storage<T>;
 
 // Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer. (BFloat16 is no
-// type to compute in: it is read where it lies, see is_stream.)
+// type to compute in: it is read where it lies, see is_stored_as.)
 template <class T>
 const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* buffer, int64_t n) {
   if (dtype == dtype_for<T> && stride == 1) return static_cast<const T*>(base) + offset;
@@ -100,7 +87,7 @@ void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
 
 // Do the operands from `first` on lie in memory as S, in order, or are one S? The loops read them there.
 template <class S, int N>
-bool is_stream(const Iteration<N>& it, int first) {
+bool is_stored_as(const Iteration<N>& it, int first) {
   for (int k = first; k < N; k++) {
     const Operand& o = it.operand[k];
     if (o.data && (o.dtype != dtype_of_storage<S> || !(o.flat || o.uniform))) return false;
@@ -121,47 +108,6 @@ const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* b
   return buffer;
 }
 
-// A result of so many bytes drives everything else out of the caches, and itself before anybody reads it: stores past
-// them then save reading first what they overwrite.
-constexpr int64_t kStreamed = int64_t(32) << 20;
-constexpr int64_t kLine = 64;  // bytes
-#if defined(__x86_64__)
-// Lines that begin `step` bytes after each other, into memory. A whole line a store: in four parts it takes half as
-// long again.
-__attribute__((target("avx512f"))) inline void stream_lines_avx512(char* to, const char* from, int64_t step,
-                                                                   int64_t lines) {
-  for (int64_t i = 0; i < lines; i++)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i * kLine), _mm512_loadu_si512(from + i * step));
-}
-inline void stream_lines_sse2(char* to, const char* from, int64_t step, int64_t lines) {
-  for (int64_t i = 0; i < lines; i++)
-    for (int64_t part = 0; part < kLine; part += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i * kLine + part),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * step + part)));
-}
-inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines) {
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  if (wide) stream_lines_avx512(to, from, step, lines);
-  else stream_lines_sse2(to, from, step, lines);
-}
-#else
-inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines) {
-  for (int64_t i = 0; i < lines; i++) std::memcpy(to + i * kLine, from + i * step, kLine);
-}
-#endif
-// Bytes into memory, past the caches but for those of half a line at the ends; without `from`, zeros.
-inline void stream_bytes(char* to, const char* from, int64_t n) {
-  alignas(kLine) static const char zeros[kLine] = {};
-  auto plainly = [&](int64_t at, int64_t count) {
-    if (from) std::memcpy(to + at, from + at, size_t(count));
-    else std::memset(to + at, 0, size_t(count));
-  };
-  int64_t head = std::min(n, int64_t(-reinterpret_cast<uintptr_t>(to) % kLine)), lines = (n - head) / kLine;
-  plainly(0, head);
-  stream_lines(to + head, from ? from + head : zeros, from ? kLine : 0, lines);
-  plainly(head + lines * kLine, n - head - lines * kLine);
-}
-
 // Where the tile's results go: straight into memory where that holds T in order, else into the buffer.
 template <class T, int N>
 T* result_tile(const Iteration<N>& it, int k, int64_t begin, T* buffer) {
@@ -175,50 +121,6 @@ void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T
   walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
     store(o.dtype, o.data, offset, stride, buffer + done, length);
   });
-}
-
-// One thread that is all of its team (csrc/cuda/launch.h has the GPU's): body(i, team) is the same text on both.
-struct Team {
-  HD int64_t rank() const { return 0; }
-  HD int64_t size() const { return 1; }
-  HD void sync() const {}
-  template <class T>
-  HD T sum(T value) const {
-    return value;
-  }
-  template <class T>
-  HD T max(T value) const {
-    return value;
-  }
-  // The sum over the threads of a lower rank.
-  template <class T>
-  HD T before(T) const {
-    return T(0);
-  }
-  template <class Body>
-  HD void each(int64_t n, Body body) const {
-#pragma omp simd
-    for (int64_t k = 0; k < n; k++) body(k);
-  }
-  template <class Body>
-  HD auto sum(int64_t n, Body body) const {
-    decltype(body(n)) total = 0;
-#pragma omp simd reduction(+ : total)
-    for (int64_t k = 0; k < n; k++) total += body(k);
-    return total;
-  }
-};
-template <class Body>
-LOSSREG_CLONES void each_loop(Body body, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i++) body(i);
-}
-template <class Body>
-LOSSREG_CLONES void team_loop(Body body, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i++) body(i, Team{});
-}
-template <int K, class Body>
-LOSSREG_CLONES void total_loop(Body body, int64_t begin, int64_t end, double (&sums)[K]) {
-  for (int64_t i = begin; i < end; i++) body(i, sums);
 }
 
 }  // namespace lossreg::cpu

@@ -17,7 +17,7 @@ template <class T, class S, int L>
 struct Images {
   using Compute = T;
   using Storage = S;
-  static constexpr int kLanes = L;
+  static constexpr int kStrip = L;
   const S* scores;
   const int64_t* labels;
   int64_t stride[4], channels, height, width, ignore_index;
@@ -176,7 +176,7 @@ struct Windows {
 template <class Im>
 struct Pairs {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes, kRun = 5, kWide = L + kRun - 1;  // a kernel of size 3 has runs of 5
+  static constexpr int L = Im::kStrip, kRun = 5, kWide = L + kRun - 1;  // a kernel of size 3 has runs of 5
   T dot[kRun][L];                                                       // <x_a, x_b>
   T sign[kRun][L];     // -1 for equal labels: the binary cross entropy is softplus(sign dot)
   int times[kRun][L];  // the windows that hold the pair; 0 where it has an ignored pixel, or one outside
@@ -210,7 +210,7 @@ struct Pairs {
 template <class Im>
 struct AffinitySum {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
+  static constexpr int L = Im::kStrip;
   Im im;
   int64_t k;
 
@@ -244,7 +244,7 @@ struct AffinitySum {
 template <class Im>
 struct AffinityGrad {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes, kRun = Pairs<Im>::kRun;
+  static constexpr int L = Im::kStrip, kRun = Pairs<Im>::kRun;
   Im im;
   int64_t k;
   ScoreGradient<typename Im::Storage> grad;
@@ -319,9 +319,9 @@ struct AffinityLoss {
     DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
     Tensor out = new_empty(call.input, {}, out_dtype), state = new_empty(call.input, {1}, DType::float64);
     MeanOrZero finish{scalar_operand(out, out_dtype), static_cast<double*>(state.mutable_data_ptr()), 1.0};
-    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
+    call.with_images<Backend::kStrip>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       AffinitySum<decltype(images)> body{images, kernel_size};
-      int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * kernel_size;
+      int64_t cost = Backend::kStrip * call.shape[1] * (2 * kernel_size - 1) * kernel_size;
       Backend::template total<2>(call.input, strips, cost, body, finish);
     });
     return {out, state};
@@ -336,12 +336,12 @@ struct AffinityLoss {
     if (!mask[0]) return {};
     DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
-    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
+    call.with_images<Backend::kStrip>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
       using S = typename decltype(images)::Storage;
       AffinityGrad<decltype(images)> body{images, kernel_size, ScoreGradient<S>(result),
                                           scalar_operand(grad_output, grad_dtype),
                                           static_cast<const double*>(state.const_data_ptr())};
-      int64_t cost = Backend::kLanes * call.shape[1] * (2 * kernel_size - 1) * (2 * kernel_size - 1);
+      int64_t cost = Backend::kStrip * call.shape[1] * (2 * kernel_size - 1) * (2 * kernel_size - 1);
       Backend::each(strips, cost, body);
     });
     return {result};
@@ -351,7 +351,7 @@ struct AffinityLoss {
 template <class Im>
 struct LogSumExp {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
+  static constexpr int L = Im::kStrip;
   Im im;
   double* lse;
 
@@ -379,7 +379,7 @@ struct LogSumExp {
 template <class Im, int Rows>
 struct Neighbourhood {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes, kWide = L + 2;
+  static constexpr int L = Im::kStrip, kWide = L + 2;
   Strip a;
   int64_t top;
   // log-sum-exp in two parts of T, because x - lse must keep the digits that x has where |x| is large
@@ -428,7 +428,7 @@ struct Neighbourhood {
 template <class Im, int Rows, int N>
 struct Divergences {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes;
+  static constexpr int L = Im::kStrip;
   Neighbourhood<Im, Rows> near;
   T of_a[N][L], of_b[N][L];  // KL(p_a || p_b), KL(p_b || p_a)
 
@@ -469,7 +469,7 @@ struct Divergences {
 template <class F, class Im>
 struct FieldSum {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes, kPairs = 4;
+  static constexpr int L = Im::kStrip, kPairs = 4;
   F f;
   Im im;
   const double* lse;
@@ -500,7 +500,7 @@ struct FieldSum {
 template <class F, class Im>
 struct FieldGrad {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kLanes, kNeighbours = 8;
+  static constexpr int L = Im::kStrip, kNeighbours = 8;
   F f;
   Im im;
   const double* lse;
@@ -586,9 +586,9 @@ struct AffinityFieldLoss {
     Tensor state = new_empty(call.input, {call.pixels() + 1}, DType::float64);
     auto* lse = static_cast<double*>(state.mutable_data_ptr());
     MeanOrZero finish{scalar_operand(out, out_dtype), lse + call.pixels(), 8.0};
-    call.with_images<Backend::kLanes>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
+    call.with_images<Backend::kStrip>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
-      int64_t cost = Backend::kLanes * call.shape[1];
+      int64_t cost = Backend::kStrip * call.shape[1];
       Backend::each(strips, 4 * cost, LogSumExp<Im>{images, lse});
       FieldSum<AffinityFieldLoss, Im> body{*this, images, lse};
       Backend::template total<2>(call.input, strips, 16 * cost, body, finish);
@@ -605,7 +605,7 @@ struct AffinityFieldLoss {
     DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
     auto* lse = static_cast<const double*>(state.const_data_ptr());
-    call.with_images<Backend::kLanes>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
+    call.with_images<Backend::kStrip>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
       FieldGrad<AffinityFieldLoss, Im> body{*this,
                                             images,
@@ -613,7 +613,7 @@ struct AffinityFieldLoss {
                                             ScoreGradient<typename Im::Storage>(result),
                                             scalar_operand(grad_output, grad_dtype),
                                             lse + call.pixels()};
-      Backend::each(strips, 64 * Backend::kLanes * call.shape[1], body);
+      Backend::each(strips, 64 * Backend::kStrip * call.shape[1], body);
     });
     return {result};
   }

@@ -1,15 +1,8 @@
 #pragma once
 // linear_cross_entropy: the (N, C) scores, or (N, C, d1 ... dk), exist for one chunk of rows at a time.
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include "../formulas/shared/cross_entropy.h"
 #include "../skeletons/rowwise/kernel.h"
 #include "../skeletons/standalone.h"
-
-// Absent from a CPU-only torch, where nothing here calls it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cuda_addmm_out(AtenTensorHandle out, AtenTensorHandle self,
-                                                                          AtenTensorHandle mat1, AtenTensorHandle mat2,
-                                                                          double beta, double alpha);
 
 namespace lossreg {
 
@@ -29,16 +22,11 @@ constexpr int64_t kChunkBytes = 128;  // so that the smallest test has several c
 constexpr int64_t kChunkBytes = 64 << 20;
 #endif
 
-// out = beta addend + a b, all of one dtype. Past the dispatcher, which has no way for a schema's Scalars.
-inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
-  auto addmm = out.is_cuda() ? aoti_torch_cuda_addmm_out : aoti_torch_cpu_addmm_out;
-  STABLE_TORCH_ERROR_CODE_CHECK(addmm(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
-}
-// out = a b. Where out is wider than the operands, a GPU multiplies straight into it.
-inline void product(Tensor out, const Tensor& a, const Tensor& b) {
+// out = a b
+template <class Backend>
+void product(const Tensor& out, const Tensor& a, const Tensor& b) {
   if (out.scalar_type() == a.scalar_type()) call_aten("aten::mm", "out", a, b, out);
-  else if (out.is_cuda()) call_aten("aten::mm", "dtype_out", a, b, out.scalar_type(), out);
-  else torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
+  else Backend::wide_product(out, a, b);
 }
 
 inline int64_t count_of(const Shape& shape) {
@@ -237,8 +225,8 @@ class Pass {
               {}};
       Tensor classes = transposed(call_.linear_weight);
       Tensor scores = rows_of(scores_, 0, count);
-      if (call_.linear_bias) add_product(scores, *call_.linear_bias, 1.0, c.input, classes);
-      else product(scores, c.input, classes);
+      if (call_.linear_bias) Backend::add_product(scores, *call_.linear_bias, 1.0, c.input, classes);
+      else product<Backend>(scores, c.input, classes);
       std::tie(c.loss, c.state) = RowKernel<ScoreLoss, Backend>::forward(row_loss_, {c.scores, c.target, call_.weight},
                                                                          Reduction::none, scalar_type(loss_dtype_));
       use(c);
@@ -255,7 +243,7 @@ class Pass {
                                [&](auto mode) { Backend::Rows::template grad<decltype(zero), mode>(row_loss_, rows); });
     });
     if (gradients.mask[kInputAt])
-      product(rows_of(gradients.part(kInputAt), c.first, c.count), slopes, call_.linear_weight);
+      product<Backend>(rows_of(gradients.part(kInputAt), c.first, c.count), slopes, call_.linear_weight);
     if (gradients.mask[kLinearWeightAt]) sum_rows(gradients.part(kLinearWeightAt), c.index == 0, slopes, c.input);
     if (gradients.mask[kLinearBiasAt])
       sum_rows(gradients.part(kLinearBiasAt), c.index == 0, slopes, ones(c.input, {c.count, 1}, call_.dtype));
@@ -279,8 +267,8 @@ class Pass {
   void sum_rows(const Tensor& sum, bool first, const Tensor& slopes, const Tensor& x) const {
     Tensor by_class = transposed(slopes);
     if (sum.scalar_type() == x.scalar_type()) {
-      if (first) product(sum, by_class, x);
-      else add_product(sum, sum, 1.0, by_class, x);
+      if (first) product<Backend>(sum, by_class, x);
+      else Backend::add_product(sum, sum, 1.0, by_class, x);
       return;
     }
     // low precision: some classes at a time, and added up in float32
@@ -289,7 +277,7 @@ class Pass {
     for (int64_t at = 0; at < call_.columns(); at += most) {
       int64_t count = std::min(most, call_.columns() - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);
-      product(first ? to : part, rows_of(by_class, at, count), x);
+      product<Backend>(first ? to : part, rows_of(by_class, at, count), x);
       if (!first) map_tensors<Backend, Add>(ScoreLoss::name, call_.wide(), {to, part}, to);
     }
   }

@@ -10,7 +10,7 @@ template <class T, class S, int L>
 struct Scores {
   using Compute = T;
   using Storage = S;
-  static constexpr int kLanes = L;
+  static constexpr int kStrip = L;
   S* data;
   int64_t row, step;
 
@@ -67,12 +67,12 @@ struct OneThread {
 // body(row, team). On a GPU a block of threads a row pays from some classes on.
 template <class Backend, class Body>
 void each_row(int64_t rows, int64_t classes, int64_t cost, const Body& body) {
-  if constexpr (Backend::kLanes == 1)
+  if constexpr (Backend::kStrip == 1)
     if (classes >= 64) return Backend::teams(rows, cost, body);
   Backend::each(rows, cost, OneThread<Body>{body});
 }
 template <class Backend>
-constexpr int kClassLanes = Backend::kLanes > 1 ? 64 : 1;
+constexpr int kClassStrip = Backend::kStrip > 1 ? 64 : 1;
 
 // Class indices, of an integer dtype, and how many classes there are.
 struct Classes {
@@ -258,7 +258,7 @@ struct InvalidClass {
 template <class In>
 struct MultiMarginRows {
   using T = typename In::Compute;
-  static constexpr int L = In::kLanes;
+  static constexpr int L = In::kStrip;
   In x;
   Classes target;
   Operand weight, loss;
@@ -286,7 +286,7 @@ struct MultiMarginRows {
 template <class In, class RowGradient>
 struct MultiMarginGrad {
   using T = typename In::Compute;
-  static constexpr int L = In::kLanes;
+  static constexpr int L = In::kStrip;
   In x, grad;
   Classes target;
   Operand weight;
@@ -339,7 +339,7 @@ struct MultiMarginLoss {
     DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
     call.check_targets<Backend>(InvalidClass{call.targets()}, "");
     return call.reduce<Backend>(*reduction, out_dtype, [&](const Operand& loss) {
-      call.with_scores<kClassLanes<Backend>>(out_dtype, [&](auto x) {
+      call.with_scores<kClassStrip<Backend>>(out_dtype, [&](auto x) {
         MultiMarginRows<decltype(x)> body{x, call.targets(), call.class_weight(), loss, p == 2, margin};
         each_row<Backend>(call.rows, call.classes, call.classes, body);
       });
@@ -354,9 +354,9 @@ struct MultiMarginLoss {
     if (!mask[0]) return {};
     call.check_targets<Backend>(InvalidClass{call.targets()}, "");
     Tensor result = empty_like(call.input, call.dtype);
-    call.with_scores<kClassLanes<Backend>>(g.grad.dtype, [&](auto x) {
+    call.with_scores<kClassStrip<Backend>>(g.grad.dtype, [&](auto x) {
       using In = decltype(x);
-      auto out = call.scores<typename In::Compute, typename In::Storage, In::kLanes>(result);
+      auto out = call.scores<typename In::Compute, typename In::Storage, In::kStrip>(result);
       MultiMarginGrad<In, decltype(g)> body{x, out, call.targets(), call.class_weight(), g, p == 2, margin};
       each_row<Backend>(call.rows, call.classes, call.classes, body);
     });
@@ -399,7 +399,7 @@ struct InvalidList {
 template <class In>
 struct MultilabelMarginRows {
   using T = typename In::Compute;
-  static constexpr int L = In::kLanes;
+  static constexpr int L = In::kStrip;
   In x;
   ClassList list;
   Operand loss;
@@ -428,7 +428,7 @@ struct MultilabelMarginRows {
 template <class In, class RowGradient>
 struct MultilabelMarginGrad {
   using T = typename In::Compute;
-  static constexpr int L = In::kLanes;
+  static constexpr int L = In::kStrip;
   In x, grad;
   ClassList list;
   RowGradient grad_output;
@@ -490,7 +490,7 @@ struct MultilabelMarginLoss {
     ClassList list = list_of(call, marks);
     call.check_targets<Backend>(InvalidList{list}, " or -1");
     return call.reduce<Backend>(*reduction, out_dtype, [&](const Operand& loss) {
-      call.with_scores<kClassLanes<Backend>>(out_dtype, [&](auto x) {
+      call.with_scores<kClassStrip<Backend>>(out_dtype, [&](auto x) {
         each_row<Backend>(call.rows, call.classes, 4 * call.classes, MultilabelMarginRows<decltype(x)>{x, list, loss});
       });
     });
@@ -506,9 +506,9 @@ struct MultilabelMarginLoss {
     Tensor marks = new_empty(call.input, {call.rows, call.classes}, DType::uint8);
     ClassList list = list_of(call, marks);
     call.check_targets<Backend>(InvalidList{list}, " or -1");
-    call.with_scores<kClassLanes<Backend>>(g.grad.dtype, [&](auto x) {
+    call.with_scores<kClassStrip<Backend>>(g.grad.dtype, [&](auto x) {
       using In = decltype(x);
-      auto out = call.scores<typename In::Compute, typename In::Storage, In::kLanes>(result);
+      auto out = call.scores<typename In::Compute, typename In::Storage, In::kStrip>(result);
       MultilabelMarginGrad<In, decltype(g)> body{x, out, list, g};
       each_row<Backend>(call.rows, call.classes, 8 * call.classes, body);
     });
@@ -647,7 +647,7 @@ struct MultilabelSoftMarginLoss {
         auto it = make_iteration<3>(name, call.shape, views);
         return Backend::Pointwise::template sum<T, 3>(it, ClassValueBody{}, call.scale(*reduction), out, out_dtype);
       }
-      ClassSum<T, kClassLanes<Backend>> body{{}, {}, call.shape[call.axis], call.classes};
+      ClassSum<T, kClassStrip<Backend>> body{{}, {}, call.shape[call.axis], call.classes};
       for (int k = 0; k < 3; k++) {
         body.step[k] = views[k].strides[call.axis];
         views[k] = call.row_view(views[k]);

@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++")
 FAMILIES = sorted(path.stem for path in (ROOT / "csrc" / "formulas").glob("*.h"))
+TORCH_HEADERS = ["-isystem", str(Path(torch.__file__).parent / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # the flags that change floating point are those of csrc/CMakeLists.txt
 FLAGS = [
     *("-std=c++17", "-g", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"),
@@ -46,10 +47,55 @@ GROUP_FAMILIES = [f for f in FAMILIES if "GroupOps<" in (ROOT / "csrc" / "formul
 
 @pytest.mark.parametrize("family", GROUP_FAMILIES)
 def test_groups(family: str, tmp_path: Path) -> None:
-    torch_headers = Path(torch.__file__).parent / "include"
-    flags = ["-O1", f'-DLOSSREG_FAMILY="formulas/{family}.h"', "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    report = build_and_run(tmp_path, "groups_test.cpp", *flags, "-isystem", str(torch_headers))
+    family_flag = f'-DLOSSREG_FAMILY="formulas/{family}.h"'
+    report = build_and_run(tmp_path, "groups_test.cpp", "-O1", family_flag, *TORCH_HEADERS)
     assert "gradients compared" in report
+
+
+def compile_over_null_backend(family: str, *flags: str) -> str:
+    """What the compiler says of the family's kernels over NullBackend."""
+    command = [
+        COMPILER,
+        "-std=c++17",
+        "-fsyntax-only",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-I",
+        "csrc",
+    ]
+    command += [f'-DLOSSREG_FAMILY="{family}"', *TORCH_HEADERS, *flags, "tests/kernels/cpp/backend_test.cpp"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stderr
+
+
+ALL_FAMILIES = sorted(
+    str(path.relative_to(ROOT / "csrc"))
+    for kind in ("formulas", "standalone")
+    for path in (ROOT / "csrc" / kind).glob("*.h")
+)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_the_backend_s_contract_is_enough(family: str) -> None:
+    assert not compile_over_null_backend(family)
+
+
+@pytest.mark.parametrize("member", ["Guard", "checks_values", "each", "total", "wide_product"])
+def test_a_missing_member_of_a_backend_is_one_error_that_names_it(member: str) -> None:
+    said = compile_over_null_backend("formulas/box.h", f"-DLOSSREG_WITHOUT=NullBackend::{member}")
+    assert said.count(" error: ") == 1
+    assert f"with Member = member::{member}; Backend = Lacking" in said
+    assert (
+        "error: static assertion failed: the Backend lacks this Member; NullBackend of skeletons/backend.h has it"
+        in said
+    )
+
+
+def test_a_missing_skeleton_of_a_backend_is_an_error_a_kernel() -> None:
+    said = compile_over_null_backend("formulas/binary.h", "-DLOSSREG_WITHOUT=NullBackend::Boxes")
+    assert said.count(" error: ") == 3
+    assert all(f"with Member = member::boxes_{kernel}; Backend" in said for kernel in ("map", "sum", "grad"))
 
 
 # native: with fused multiply-add, as the vector loops have it on a new processor

@@ -1,6 +1,6 @@
 #pragma once
 // Box losses on CUDA: a pair of boxes a thread, each box in one load of 8 (half precision), 16 or 32 bytes.
-#include "../../cuda/launch.h"
+#include "../../cuda/reduce.h"
 #include "kernel.h"
 
 namespace lossreg::cuda {
@@ -22,14 +22,8 @@ bool boxes_are_packs(const Boxes& boxes) {
 // Calls use(S*) with the storage type of the fast path, or use(void*) where there is none.
 template <class T, class Use>
 void with_box_storage(const Boxes& boxes, Use use) {
-  if constexpr (sizeof(T) == 8) {
-    if (boxes_are_packs<double>(boxes)) return use(static_cast<double*>(nullptr));
-  } else {
-    if (boxes_are_packs<float>(boxes)) return use(static_cast<float*>(nullptr));
-    if (boxes_are_packs<BFloat16>(boxes)) return use(static_cast<BFloat16*>(nullptr));
-    if (boxes_are_packs<Float16>(boxes)) return use(static_cast<Float16*>(nullptr));
-  }
-  use(static_cast<void*>(nullptr));
+  with_storage_where<T>([&](auto* storage) { return boxes_are_packs<std::remove_pointer_t<decltype(storage)>>(boxes); },
+                        use);
 }
 
 template <class T, class S>
@@ -78,12 +72,11 @@ __global__ void __launch_bounds__(kThreads) boxes_map(const __grid_constant__ Bo
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, double* partial) {
-  double total = 0;
+  double total[1] = {0};
   each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&)[Boxes::kRoles]) {
-    total += double(body.value(a, b, third));
+    total[0] += double(body.value(a, b, third));
   });
-  total = block_sum(total);
-  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+  leave_sums(total, partial);
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_grad(const __grid_constant__ Boxes boxes, Body body, double scale) {
@@ -107,14 +100,13 @@ struct BoxKernels {
   template <class T, class Body>
   static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
     unsigned blocks = blocks_for(boxes.it.numel, 1);
-    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
-    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    with_box_storage<T>(boxes, [&](auto* tag) {
-      using S = std::remove_pointer_t<decltype(tag)>;
-      launch(boxes_sum<T, S, Body>, blocks, kThreads, boxes, body, sums);
-    });
-    launch(finish_sum<1>, 1u, kThreads, sums, int64_t(blocks), Finish{scale, false}, out.mutable_data_ptr(), dtype,
-           static_cast<double*>(nullptr));
+    auto launch_sums = [&](double* partial) {
+      with_box_storage<T>(boxes, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        launch(boxes_sum<T, S, Body>, blocks, kThreads, boxes, body, partial);
+      });
+    };
+    sum_blocks<1>(out, blocks, launch_sums, WriteScaled{out.mutable_data_ptr(), dtype, scale});
   }
   template <class T, class Body>
   static void grad(const Boxes& boxes, Body body, double scale) {

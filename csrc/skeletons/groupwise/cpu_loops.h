@@ -5,7 +5,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int kLanes = 16;           // partial sums along a group
+constexpr int kPartialSums = 16;     // partial sums along a group
 constexpr int64_t kGroupTile = 512;  // groups taken together, at most
 
 // What is known of a tile's groups: one entry a group.
@@ -116,7 +116,7 @@ HD T folded(const T* lanes) {
 // The terms of member c, one of x, into lane j of each sum.
 template <class T, int Mode, class F>
 HD void add_to_lane(const MemberBody<F, Mode>& body, const T (&x)[F::members], const T (&max)[kMostMaxima], bool hit,
-                    T (&lanes)[F::sums][kLanes], int j) {
+                    T (&lanes)[F::sums][kPartialSums], int j) {
   T y[F::sums];
   body.terms(max, x, hit, y);
   for (int k = 0; k < F::sums; k++) lanes[k][j] += y[k];
@@ -124,7 +124,7 @@ HD void add_to_lane(const MemberBody<F, Mode>& body, const T (&x)[F::members], c
 // The terms of the members of word c.
 template <class T, int Mode, class S, class F>
 HD void add_word(const MemberBody<F, Mode>& body, const Word<S>* const (&at)[F::members], const T (&max)[kMostMaxima],
-                 int64_t hit, int64_t c, T (&lanes)[F::sums][kLanes], int j) {
+                 int64_t hit, int64_t c, T (&lanes)[F::sums][kPartialSums], int j) {
   using L = Lane<S>;
 #pragma GCC unroll 2
   for (int l = 0; l < L::width; l++) {
@@ -141,11 +141,11 @@ LOSSREG_CLONES void terms_along(const F& f, const S* const* members, int64_t hit
   for (int k = 0; k < F::members; k++) at[k] = words(members[k]);
   T m[kMostMaxima];
   for (int k = 0; k < kMostMaxima; k++) m[k] = max[k];
-  alignas(64) T lanes[F::sums][kLanes] = {};
-  int64_t count = n / Lane<S>::width, whole = count / kLanes * kLanes;
-  for (int64_t c = 0; c < whole; c += kLanes) {
+  alignas(64) T lanes[F::sums][kPartialSums] = {};
+  int64_t count = n / Lane<S>::width, whole = count / kPartialSums * kPartialSums;
+  for (int64_t c = 0; c < whole; c += kPartialSums) {
 #pragma omp simd
-    for (int j = 0; j < kLanes; j++) add_word<T, Mode, S>(body, at, m, hit, c + j, lanes, j);
+    for (int j = 0; j < kPartialSums; j++) add_word<T, Mode, S>(body, at, m, hit, c + j, lanes, j);
   }
 #pragma omp simd
   for (int j = 0; j < int(count - whole); j++) add_word<T, Mode, S>(body, at, m, hit, whole + j, lanes, j);
@@ -154,7 +154,7 @@ LOSSREG_CLONES void terms_along(const F& f, const S* const* members, int64_t hit
     for (int k = 0; k < F::members; k++) x[k] = widen<T>(members[k][n - 1]);
     add_to_lane(body, x, m, n - 1 == hit, lanes, 0);
   }
-  for (int k = 0; k < F::sums; k++) sum[k] += double(folded<kLanes / 2>(lanes[k]));
+  for (int k = 0; k < F::sums; k++) sum[k] += double(folded<kPartialSums / 2>(lanes[k]));
 }
 
 // Groups that begin `step` after each other, and whose members lie side by side.

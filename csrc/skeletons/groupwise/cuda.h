@@ -1,8 +1,7 @@
 #pragma once
 // The CUDA group kernels: a thread a group where groups lie next to each other in memory, else a warp or a block a
 // group.
-#include "../../cuda/launch.h"
-#include "../rowwise/cuda.h"
+#include "../../cuda/reduce.h"
 #include "kernel.h"
 
 namespace lossreg::cuda {
@@ -31,14 +30,8 @@ void with_group_storage(const Groups<F>& g, Use use) {
   bool one = true;
   for (int k = 1; k < F::members; k++) one = one && g.it.operand[k].dtype == dtype;
   for (int k = G::kGrad; k < G::kOperands; k++) one = one && (!g.it.operand[k].data || g.it.operand[k].dtype == dtype);
-  if constexpr (sizeof(T) == 8) {
-    if (one && dtype == DType::float64) return use(static_cast<double*>(nullptr));
-  } else {
-    if (one && dtype == DType::float32) return use(static_cast<float*>(nullptr));
-    if (one && dtype == DType::bfloat16) return use(static_cast<BFloat16*>(nullptr));
-    if (one && dtype == DType::float16) return use(static_cast<Float16*>(nullptr));
-  }
-  use(static_cast<void*>(nullptr));
+  with_storage_where<T>(
+      [&](auto* storage) { return one && dtype == dtype_of_storage<std::remove_pointer_t<decltype(storage)>>; }, use);
 }
 
 // The values of the threads that share a group, joined. Every one gets it.
@@ -161,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) groups_forward(F f, Groups<F> g, dou
     Group<T> s = reader.statistics();
     if (reader.lane() == 0) reader.finish(s, loss, count);
   }
-  write_partial(partial, loss, count);
+  leave_sums({loss, count}, partial);
 }
 template <class T, class S, int Lanes, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) groups_grad(F f, Groups<F> g) {
@@ -175,14 +168,14 @@ struct GroupKernels {
     with_lanes(groups, [&](auto shared_by) {
       constexpr int lanes = decltype(shared_by)::value;
       unsigned blocks = group_blocks(groups, lanes);
-      Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
-      auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-      with_group_storage<T>(groups, [&](auto* tag) {
-        using S = std::remove_pointer_t<decltype(tag)>;
-        launch(groups_forward<T, S, lanes, Mode, F>, blocks, kThreads, f, groups, sums);
-      });
-      launch(finish_sum<2, T>, 1u, kThreads, sums, int64_t(blocks), Finish{1.0, groups.mean},
-             groups.reduced ? out.mutable_data_ptr() : nullptr, dtype, static_cast<T*>(groups.valid));
+      auto launch_sums = [&](double* partial) {
+        with_group_storage<T>(groups, [&](auto* tag) {
+          using S = std::remove_pointer_t<decltype(tag)>;
+          launch(groups_forward<T, S, lanes, Mode, F>, blocks, kThreads, f, groups, partial);
+        });
+      };
+      void* result = groups.reduced ? out.mutable_data_ptr() : nullptr;
+      sum_blocks<2>(out, blocks, launch_sums, WriteLoss<T>{result, dtype, groups.mean, static_cast<T*>(groups.valid)});
     });
   }
   template <class T, int Mode, class F>

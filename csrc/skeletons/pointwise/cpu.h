@@ -103,9 +103,9 @@ struct PointwiseKernels {
   static void map(const Iteration<I + O>& it, Body body) {
     if constexpr (std::is_same_v<T, float>) {
       // the gradient of a reduced loss is one number, of any dtype
-      if (I > 1 && it.operand[0].uniform && is_stream<BFloat16>(it, 1))
+      if (I > 1 && it.operand[0].uniform && is_stored_as<BFloat16>(it, 1))
         return map_of<T, BFloat16, I, O, sweep, (I > 1)>(it, body);
-      if (is_stream<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, body);
+      if (is_stored_as<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, body);
     }
     map_of<T, T, I, O, sweep>(it, body);
   }
@@ -144,7 +144,7 @@ struct PointwiseKernels {
   template <class T, int N, class Use>
   static void with_stored(const Iteration<N>& it, Use use) {
     if constexpr (std::is_same_v<T, float>)
-      if (is_stream<BFloat16>(it, 0)) return use(static_cast<BFloat16*>(nullptr));
+      if (is_stored_as<BFloat16>(it, 0)) return use(static_cast<BFloat16*>(nullptr));
     use(static_cast<T*>(nullptr));
   }
   // S: what the loops read, T: what they compute in. Fixed: input 0 is one number.

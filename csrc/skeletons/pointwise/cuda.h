@@ -1,13 +1,13 @@
 #pragma once
 // The pointwise kernels on CUDA: packs of elements where memory allows, else one element a thread.
-#include "../../cuda/launch.h"
+#include "../../cuda/reduce.h"
 
 namespace lossreg::cuda {
 
 // The fast path: every operand holds S, in the order of the index space, on a pack's boundary; or is an input of one
 // element, or an output that nobody asked for.
 template <class S, int I, int N>
-bool is_streamable(const Iteration<N>& it) {
+bool are_packs(const Iteration<N>& it) {
   for (int k = 0; k < N; k++) {
     const Operand& o = it.operand[k];
     bool aligned = reinterpret_cast<uintptr_t>(o.data) % sizeof(Packed<S>) == 0;
@@ -18,20 +18,13 @@ bool is_streamable(const Iteration<N>& it) {
 }
 // Calls use(S*) with the storage type of the fast path, or use(void*) where there is none.
 template <class T, int I, int N, class Use>
-void with_stream(const Iteration<N>& it, Use use) {
-  if constexpr (sizeof(T) == 8) {
-    if (is_streamable<double, I>(it)) return use(static_cast<double*>(nullptr));
-  } else {
-    if (is_streamable<float, I>(it)) return use(static_cast<float*>(nullptr));
-    if (is_streamable<BFloat16, I>(it)) return use(static_cast<BFloat16*>(nullptr));
-    if (is_streamable<Float16, I>(it)) return use(static_cast<Float16*>(nullptr));
-  }
-  use(static_cast<void*>(nullptr));
+void with_pack_storage(const Iteration<N>& it, Use use) {
+  with_storage_where<T>([&](auto* storage) { return are_packs<std::remove_pointer_t<decltype(storage)>, I>(it); }, use);
 }
 
 // use(x, index, count) for this thread's elements, kPack at once: x[k][j] is element index + j of input k.
 template <class T, class S, int I, int N, class Use>
-__device__ void stream(const Iteration<N>& it, Use use) {
+__device__ void each_pack(const Iteration<N>& it, Use use) {
   T x[I][kPack];
   for (int k = 0; k < I; k++) {
     if (!it.operand[k].uniform) continue;
@@ -57,7 +50,7 @@ __device__ void stream(const Iteration<N>& it, Use use) {
 }
 // use(x, offsets) for this thread's elements, wherever they are and whatever they hold.
 template <class T, int I, int N, class Use>
-__device__ void gather(const Iteration<N>& it, Use use) {
+__device__ void each_element(const Iteration<N>& it, Use use) {
   for (int64_t i = global_thread(); i < it.numel; i += all_threads()) {
     int64_t offset[N];
     it.offsets(i, offset);
@@ -71,14 +64,14 @@ __device__ void gather(const Iteration<N>& it, Use use) {
 template <class T, class S, int I, int O, class Body>
 __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ Iteration<I + O> it, Body body) {
   if constexpr (std::is_void_v<S>) {
-    gather<T, I>(it, [&](const T(&x)[I], const int64_t (&offset)[I + O]) {
+    each_element<T, I>(it, [&](const T(&x)[I], const int64_t (&offset)[I + O]) {
       T y[O];
       body(x, y);
       for (int k = 0; k < O; k++)
         if (it.operand[I + k].data) write(it.operand[I + k], offset[I + k], y[k]);
     });
   } else {
-    stream<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t i, int n) {
+    each_pack<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t i, int n) {
       Packed<S> y[O];
       for (int j = 0; j < kPack; j++) {
         T a[I], b[O];
@@ -98,15 +91,15 @@ __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ I
 template <class T, class S, int I, class Body>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(const __grid_constant__ Iteration<I> it, Body body, double* partial) {
-  double total = 0;
+  double total[1] = {0};
   if constexpr (std::is_void_v<S>) {
-    gather<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {
+    each_element<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {
       T y[1];
       body(x, y);
-      total += double(y[0]);
+      total[0] += double(y[0]);
     });
   } else {
-    stream<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t, int n) {
+    each_pack<T, S, I>(it, [&](const T(&x)[I][kPack], int64_t, int n) {
       T sum = T(0);
       for (int j = 0; j < kPack; j++) {
         T a[I], y[1];
@@ -114,18 +107,17 @@ __global__ void __launch_bounds__(kThreads)
         body(a, y);
         sum += j < n ? y[0] : T(0);
       }
-      total += double(sum);
+      total[0] += double(sum);
     });
   }
-  total = block_sum(total);
-  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+  leave_sums(total, partial);
 }
 
 struct PointwiseKernels {
   template <class T, int I, int O, Sweep = Sweep::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
     if (it.numel == 0) return;
-    with_stream<T, I>(it, [&](auto* tag) {
+    with_pack_storage<T, I>(it, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       unsigned blocks = blocks_for(it.numel, kPack);
       launch(map_kernel<T, S, I, O, Body>, blocks, kThreads, it, body);
@@ -135,14 +127,13 @@ struct PointwiseKernels {
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
     unsigned blocks = blocks_for(it.numel, kPack);
-    Tensor partial = new_empty(out, {int64_t(blocks)}, DType::float64);
-    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    with_stream<T, I>(it, [&](auto* tag) {
-      using S = std::remove_pointer_t<decltype(tag)>;
-      launch(sum_kernel<T, S, I, Body>, blocks, kThreads, it, body, sums);
-    });
-    launch(finish_sum<1>, 1u, kThreads, sums, int64_t(blocks), Finish{scale, false}, out.mutable_data_ptr(), dtype,
-           static_cast<double*>(nullptr));
+    auto launch_sums = [&](double* partial) {
+      with_pack_storage<T, I>(it, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        launch(sum_kernel<T, S, I, Body>, blocks, kThreads, it, body, partial);
+      });
+    };
+    sum_blocks<1>(out, blocks, launch_sums, WriteScaled{out.mutable_data_ptr(), dtype, scale});
   }
 };
 

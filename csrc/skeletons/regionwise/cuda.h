@@ -1,6 +1,6 @@
 #pragma once
 // The CUDA region kernels: a block for an item of pixels, a thread a pixel.
-#include "../../cuda/launch.h"
+#include "../../cuda/reduce.h"
 #include "call.h"
 
 namespace lossreg::cuda {
@@ -284,20 +284,12 @@ struct RegionKernels {
   }
 
  private:
-  // use(S*, blocks) with the type that the scores and their gradient are stored in: see with_row_storage.
+  // use(S*, blocks) with the type that the scores and their gradient are stored in.
   template <class T, class Use>
   static void run(const RegionPass<T>& pass, Use use) {
     if (pass.items() == 0) return;
     auto blocks = unsigned(std::min<int64_t>(pass.items(), kMaxBlocks));
-    DType dtype = pass.regions.pixels.operand[Regions::kInput].dtype;
-    if constexpr (sizeof(T) == 8) {
-      if (dtype == DType::float64) return use(static_cast<double*>(nullptr), blocks);
-      use(static_cast<void*>(nullptr), blocks);
-    } else {
-      if (dtype == DType::float32) return use(static_cast<float*>(nullptr), blocks);
-      if (dtype == DType::bfloat16) return use(static_cast<BFloat16*>(nullptr), blocks);
-      use(static_cast<Float16*>(nullptr), blocks);
-    }
+    with_storage_of<T>(pass.regions.pixels.operand[Regions::kInput].dtype, [&](auto* tag) { use(tag, blocks); });
   }
 };
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "../../cpu/chunks.h"
+#include "../../cpu/stream.h"
 #include "cpu_loops.h"
 #include "kernel.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 // The CUDA row kernels: a thread a row where rows lie next to each other in memory, else a block a row.
-#include "../../cuda/launch.h"
+#include "../../cuda/reduce.h"
 #include "kernel.h"
 
 namespace lossreg::cuda {
@@ -8,20 +8,6 @@ namespace lossreg::cuda {
 inline unsigned row_blocks(const Rows& r) {
   if (r.across_rows()) return blocks_for(r.it.numel, 1);
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(r.it.numel, kMaxBlocks)));
-}
-
-// Calls use(S*) with the type that the scores and their gradient are stored in; in double, with float64 or void (any).
-template <class T, class Use>
-void with_row_storage(const Rows& r, Use use) {
-  DType dtype = r.it.operand[kInput].dtype;
-  if constexpr (sizeof(T) == 8) {
-    if (dtype == DType::float64) return use(static_cast<double*>(nullptr));
-    use(static_cast<void*>(nullptr));
-  } else {
-    if (dtype == DType::float32) return use(static_cast<float*>(nullptr));
-    if (dtype == DType::bfloat16) return use(static_cast<BFloat16*>(nullptr));
-    use(static_cast<Float16*>(nullptr));
-  }
 }
 
 // Online log-sum-exp, and the sums of shares relative to the same maximum, so that nothing large cancels.
@@ -217,14 +203,6 @@ struct RowReader {
   }
 };
 
-__device__ inline void write_partial(double* partial, double loss, double normaliser) {
-  loss = block_sum(loss);
-  normaliser = block_sum(normaliser);
-  if (threadIdx.x != 0) return;
-  partial[2 * blockIdx.x] = loss;
-  partial[2 * blockIdx.x + 1] = normaliser;
-}
-
 template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_forward_across(F f, const __grid_constant__ Rows r, double* partial) {
   double loss = 0, normaliser = 0;
@@ -232,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward_across(F f, const __gri
     RowReader<T, S, Mode, F> reader(f, r, row);
     reader.finish(reader.statistics(0, 1), loss, normaliser);
   }
-  write_partial(partial, loss, normaliser);
+  leave_sums({loss, normaliser}, partial);
 }
 template <class T, class S, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) rows_forward_along(F f, const __grid_constant__ Rows r, double* partial) {
@@ -242,7 +220,7 @@ __global__ void __launch_bounds__(kThreads) rows_forward_along(F f, const __grid
     Statistics<T> s = block_merge(reader.statistics(threadIdx.x, blockDim.x));
     if (threadIdx.x == 0) reader.finish(s, loss, normaliser);
   }
-  write_partial(partial, loss, normaliser);
+  leave_sums({loss, normaliser}, partial);
 }
 
 template <class T, class S, int Mode, class F>
@@ -296,20 +274,20 @@ struct RowKernels {
   template <class T, int Mode, class F>
   static void forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
     unsigned blocks = row_blocks(rows);
-    Tensor partial = new_empty(out, {2 * int64_t(blocks)}, DType::float64);
-    auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-    with_row_storage<T>(rows, [&](auto* tag) {
-      using S = std::remove_pointer_t<decltype(tag)>;
-      if (rows.across_rows()) launch(rows_forward_across<T, S, Mode, F>, blocks, kThreads, f, rows, sums);
-      else launch(rows_forward_along<T, S, Mode, F>, blocks, kThreads, f, rows, sums);
-    });
-    launch(finish_sum<2>, 1u, kThreads, sums, int64_t(blocks), Finish{1.0, rows.mean},
-           rows.reduced ? out.mutable_data_ptr() : nullptr, dtype, rows.normaliser);
+    auto launch_sums = [&](double* partial) {
+      with_storage_of<T>(rows.it.operand[kInput].dtype, [&](auto* tag) {
+        using S = std::remove_pointer_t<decltype(tag)>;
+        auto kernel = rows.across_rows() ? rows_forward_across<T, S, Mode, F> : rows_forward_along<T, S, Mode, F>;
+        launch(kernel, blocks, kThreads, f, rows, partial);
+      });
+    };
+    void* result = rows.reduced ? out.mutable_data_ptr() : nullptr;
+    sum_blocks<2>(out, blocks, launch_sums, WriteLoss<double>{result, dtype, rows.mean, rows.normaliser});
   }
   template <class T, int Mode, class F>
   static void grad(const F& f, const Rows& rows) {
     if (rows.it.numel == 0) return;
-    with_row_storage<T>(rows, [&](auto* tag) {
+    with_storage_of<T>(rows.it.operand[kInput].dtype, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       if (rows.across_rows()) launch(rows_grad_across<T, S, Mode, F>, row_blocks(rows), kThreads, f, rows);
       else launch(rows_grad_along<T, S, Mode, F>, row_blocks(rows), kThreads, f, rows);

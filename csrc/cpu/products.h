@@ -1,0 +1,17 @@
+#pragma once
+// Matrix products by torch, on the CPU.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "../base/tensor.h"
+
+namespace lossreg::cpu {
+
+// Past the dispatcher, to which the stable ABI can give no Scalar.
+inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+}
+inline void wide_product(Tensor out, const Tensor& a, const Tensor& b) {
+  torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
+}
+
+}  // namespace lossreg::cpu

@@ -1,0 +1,65 @@
+#pragma once
+// What CUDA and a torch with CUDA have for us: the device and its stream, launches, matrix products. The emulator of
+// the tests stands in for all of it, and compiles every other file of this backend as it is: threads become fibers, a
+// launch a loop.
+#include "../base/tensor.h"
+
+#if defined(LOSSREG_EMULATE)
+#include "../cpu/products.h"
+
+namespace lossreg::cuda {
+
+struct Guard {
+  explicit Guard(const Tensor&) {}
+};
+using cpu::add_product, cpu::wide_product;
+using emulator::launch;
+
+}  // namespace lossreg::cuda
+
+#define LOSSREG_NOINLINE
+#define LOSSREG_UNROLL
+#else
+#include <cuda_runtime.h>
+
+#include <torch/csrc/stable/accelerator.h>
+
+// Weak: a CPU-only torch lacks them, and nothing calls them there. Every torch that has CUDA has them.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cuda_addmm_out(AtenTensorHandle out, AtenTensorHandle self,
+                                                                          AtenTensorHandle mat1, AtenTensorHandle mat2,
+                                                                          double beta, double alpha);
+
+namespace lossreg::cuda {
+
+inline thread_local void* current_stream = nullptr;
+
+// Makes the tensor's device the current one, and its current stream that of all launches.
+struct Guard {
+  torch::stable::accelerator::DeviceGuard device;
+  explicit Guard(const Tensor& t) : device(t.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current_stream));
+  }
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
+  kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(current_stream)> > >(Parameters(arguments)...);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("lossreg: a CUDA launch failed: ") + cudaGetErrorString(error));
+}
+
+// Past the dispatcher, to which the stable ABI can give no Scalar.
+inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+}
+inline void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) {
+  call_aten("aten::mm", "dtype_out", a, b, out.scalar_type(), out);
+}
+
+}  // namespace lossreg::cuda
+
+#define LOSSREG_NOINLINE __noinline__
+#define LOSSREG_UNROLL _Pragma("unroll")  // unrolls a loop over an array, so that the array stays in registers
+#endif

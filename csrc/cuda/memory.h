@@ -1,0 +1,69 @@
+#pragma once
+// Reading and writing memory: one element of any dtype, or packs of elements of a dtype that a kernel is compiled for.
+#include "launch.h"
+
+namespace lossreg::cuda {
+
+// One element of an operand of any dtype. These are calls, not inlined: each is a switch over ten dtypes, and the fast
+// paths do without. The operand itself is no argument of the call, since a kernel that takes its address copies all of
+// its parameters into local memory.
+template <class T>
+__device__ LOSSREG_NOINLINE T read_at(void* data, DType dtype, int64_t offset) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
+  return get<T>(o, offset);
+}
+template <class T>
+__device__ LOSSREG_NOINLINE void write_at(void* data, DType dtype, int64_t offset, T value) {
+  Operand o;
+  o.data = data;
+  o.dtype = dtype;
+  put(o, offset, value);
+}
+template <class T>
+__device__ T read(const Operand& o, int64_t offset) {
+  return read_at<T>(o.data, o.dtype, offset);
+}
+template <class T>
+__device__ void write(const Operand& o, int64_t offset, T value) {
+  write_at(o.data, o.dtype, offset, value);
+}
+
+// The elements that a thread takes at once where they lie side by side: 16 bytes of float.
+constexpr int kPack = 4;
+template <class S>
+struct alignas(sizeof(S) * kPack) Packed {
+  S at[kPack];
+};
+
+// A kernel is compiled for each storage type S of its operands that T is computed from, and for void: any dtypes. These
+// choose one for a call, as use(S*).
+
+// The first S for which holds(S*) is true, else void.
+template <class T, class Holds, class Use>
+void with_storage_where(Holds holds, Use use) {
+  auto attempt = [&](auto* storage) { return holds(storage) ? (use(storage), true) : false; };
+  if constexpr (sizeof(T) == 8) {
+    if (attempt(static_cast<double*>(nullptr))) return;
+  } else {
+    if (attempt(static_cast<float*>(nullptr))) return;
+    if (attempt(static_cast<BFloat16*>(nullptr))) return;
+    if (attempt(static_cast<Float16*>(nullptr))) return;
+  }
+  use(static_cast<void*>(nullptr));
+}
+// That of a floating dtype. Of T = float there is no other than these three, so nothing is compiled for void.
+template <class T, class Use>
+void with_storage_of(DType dtype, Use use) {
+  if constexpr (sizeof(T) == 8) {
+    if (dtype == DType::float64) return use(static_cast<double*>(nullptr));
+    use(static_cast<void*>(nullptr));
+  } else {
+    if (dtype == DType::float32) return use(static_cast<float*>(nullptr));
+    if (dtype == DType::bfloat16) return use(static_cast<BFloat16*>(nullptr));
+    use(static_cast<Float16*>(nullptr));
+  }
+}
+
+}  // namespace lossreg::cuda

@@ -1,0 +1,55 @@
+#pragma once
+// The kernels over bodies that are written out once for all backends: see Backend::each, teams and total.
+#include "reduce.h"
+
+namespace lossreg::cuda {
+
+// The team that is a block of threads. cpu/team.h has the team of one thread.
+struct Team {
+  __device__ int64_t rank() const { return threadIdx.x; }
+  __device__ int64_t size() const { return blockDim.x; }
+  __device__ void sync() const { __syncthreads(); }
+  template <class T>
+  __device__ T sum(T value) const {
+    return block_sum(value);
+  }
+  template <class T>
+  __device__ T max(T value) const {
+    return block_join(value, T(-INFINITY), Larger{});
+  }
+  template <class T>
+  __device__ T before(T value) const {
+    return block_sum_before(value);
+  }
+  // body(k) for every k < n, shared out.
+  template <class Body>
+  __device__ void each(int64_t n, Body body) const {
+    for (int64_t k = rank(); k < n; k += size()) body(k);
+  }
+  // The sum of body(k) over k < n. What the threads wrote before, all can read after.
+  template <class Body>
+  __device__ auto sum(int64_t n, Body body) const {
+    decltype(body(n)) total = 0;
+    for (int64_t k = rank(); k < n; k += size()) total += body(k);
+    return sum(total);
+  }
+};
+template <class Body>
+__global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {
+  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
+    body(i, Team{});
+    __syncthreads();  // before the next one uses what this one wrote
+  }
+}
+template <class Body>
+__global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, Body body) {
+  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i);
+}
+template <int K, class Body>
+__global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, Body body, double* partial) {
+  double sums[K] = {};
+  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i, sums);
+  leave_sums(sums, partial);
+}
+
+}  // namespace lossreg::cuda

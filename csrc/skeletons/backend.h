@@ -1,0 +1,299 @@
+#pragma once
+// What a backend is. Skeletons and written-out ops are templates over one: a struct with a few static members of its
+// own, and a nested struct of kernels for each skeleton. cpu.h and cuda.h are the two that there are; their nested
+// structs stand beside the skeletons, in pointwise/cpu.h, pointwise/cuda.h and so on.
+//
+// NullBackend has every member, says what each one promises, and does nothing. A new backend begins as a copy of it,
+// adds its files in five folders, and a line that hands it to implement() (lossreg.cpp, lossreg.cu).
+//
+// On every backend results depend on the sizes of a problem alone, not on how many threads there are or in which order
+// they run: sums are taken over pieces of a fixed size and combined in a fixed order. `dtype` is that of `out`, which
+// is a tensor of one element wherever it is named beside a sum. T is the type that is computed in, float or double.
+#include "../base/has.h"
+#include "boxwise/kernel.h"
+#include "groupwise/kernel.h"
+#include "pointwise/kernel.h"
+#include "regionwise/call.h"
+#include "rowwise/kernel.h"
+
+namespace lossreg {
+
+struct NullBackend {
+  // May the host look at results and inputs? Then a value outside of an op's domain is an error. Where it may not,
+  // since that would mean to wait for the device, such a value makes NaN.
+  static constexpr bool checks_values = false;
+  // How many neighbouring elements one thread takes at once, where a body is written for strips of them: many where a
+  // loop over them becomes vectors, 1 where the threads are lanes of a vector themselves.
+  static constexpr int kStrip = 1;
+
+  // While it lives, what is launched and allocated is on the tensor's device, in its current stream.
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
+  // Writes zeros into a tensor without gaps and returns true; or returns false and does nothing, where the row kernels
+  // write zeros and gradients faster in one pass.
+  static bool zero(const Tensor&) { return false; }
+
+  // out = beta addend + a b, matrices of one dtype.
+  static void add_product(const Tensor& /*out*/, const Tensor& /*addend*/, double /*beta*/, const Tensor& /*a*/,
+                          const Tensor& /*b*/) {}
+  // out = a b, where out is of a wider dtype than a and b.
+  static void wide_product(const Tensor& /*out*/, const Tensor& /*a*/, const Tensor& /*b*/) {}
+
+  // Three ways to run a body that an op has written out: a struct with an HD operator(), of plain members (numbers,
+  // pointers, Operands). `cost` is about how many elements one i touches; work is divided by it. With n = 0 no body
+  // runs.
+
+  // body(i) for every i < n, in any order.
+  template <class Body>
+  static void each(int64_t n, int64_t /*cost*/, Body body) {
+    if (n < 0) body(n);
+  }
+
+  // The threads that run one body(i, team) together: one thread, or a block of them on a GPU. Every thread of the team
+  // calls the functions with sync(), sum, max or before in their names at the same place.
+  struct Team {
+    // This thread's number, and how many there are: for (int64_t k = team.rank(); k < n; k += team.size()) shares a
+    // loop out.
+    HD int64_t rank() const { return 0; }
+    HD int64_t size() const { return 1; }
+    // What any thread wrote before, all can read after.
+    HD void sync() const {}
+    // The sum and the greatest of the threads' values, for every thread; a NaN is the greatest.
+    template <class T>
+    HD T sum(T value) const {
+      return value;
+    }
+    template <class T>
+    HD T max(T value) const {
+      return value;
+    }
+    // The sum of the values of the threads with a lower rank.
+    template <class T>
+    HD T before(T) const {
+      return T(0);
+    }
+    // f(k) for every k < n, shared out; the sum of f(k), for every thread, behind a sync(). Where a thread is alone,
+    // these are vector loops.
+    template <class F>
+    HD void each(int64_t n, F f) const {
+      if (n < 0) f(n);
+    }
+    template <class F>
+    HD auto sum(int64_t n, F f) const {
+      return f(n);
+    }
+  };
+  // body(i, team) for every i < n, in any order.
+  template <class Body>
+  static void teams(int64_t n, int64_t /*cost*/, Body body) {
+    if (n < 0) body(n, Team{});
+  }
+
+  // finish(sums), once, where sums are the K sums over i < n of what body(i, sums) adds to them: 0 each with n = 0. It
+  // runs where the bodies do, after them; the host waits for neither. `like` says on which device.
+  template <int K, class Body, class Finish>
+  static void total(const Tensor& /*like*/, int64_t n, int64_t /*cost*/, Body body, Finish finish) {
+    double sums[K] = {};
+    if (n < 0) body(n, sums), finish(sums);
+  }
+
+  struct Pointwise {
+    // out[j][i] = y[j], where body(x, y) finds the O numbers y from the I numbers x[k] = in[k][i]. The operands are the
+    // inputs and then the outputs; one of the latter without data is not written. A backward sweep hints that these
+    // inputs were just read by a forward one.
+    template <class T, int I, int O, Sweep = Sweep::forward, class Body>
+    static void map(const Iteration<I + O>& it, Body body) {
+      T x[I] = {}, y[O];
+      if (it.numel < 0) body(x, y);
+    }
+    // out = scale * the sum of y[0] over all elements, from body(x, y) as above.
+    template <class T, int I, class Body>
+    static void sum(const Iteration<I>& it, Body body, double /*scale*/, const Tensor& /*out*/, DType /*dtype*/) {
+      T x[I] = {}, y[1];
+      if (it.numel < 0) body(x, y);
+    }
+    // Some element x for which wanted(x) is true, if there is one. Only a backend that checks values needs it.
+    template <class T, class Wanted>
+    static std::optional<T> find(const Iteration<1>&, Wanted) {
+      return std::nullopt;
+    }
+  };
+
+  // Of a row formula f in its mode Mode: see rowwise/kernel.h for Rows.
+  struct Rows {
+    // May the gradient take the place of the scores in memory?
+    static constexpr bool gradients_in_place = false;
+    // The rows' values, or their sum or mean into out; their state; the mean's denominator into *rows.normaliser.
+    template <class T, int Mode, class F>
+    static void forward(const F&, const lossreg::Rows&, const Tensor& /*out*/, DType /*dtype*/) {}
+    // The gradient in the scores, from the state.
+    template <class T, int Mode, class F>
+    static void grad(const F&, const lossreg::Rows&) {}
+    // Where the target holds probabilities, the gradients in these and, row by row, in the class weights.
+    template <class T, class F>
+    static void share_grad(const F&, const lossreg::Rows&) {}
+  };
+
+  // Of a group formula f in its mode Mode: see groupwise/kernel.h for Groups.
+  struct Groups {
+    // The groups' values, or their sum or mean into out; their coefficients as the state, where there is one.
+    template <class T, int Mode, class F>
+    static void forward(const F&, const lossreg::Groups<F>&, const Tensor& /*out*/, DType /*dtype*/) {}
+    // The gradients in the members, from the coefficients.
+    template <class T, int Mode, class F>
+    static void grad(const F&, const lossreg::Groups<F>&) {}
+  };
+
+  // Of pairs of boxes, through a BoxBody: see boxwise/kernel.h for Boxes.
+  struct Boxes {
+    // body.value of each pair.
+    template <class T, class Body>
+    static void map(const lossreg::Boxes&, Body) {}
+    // out = scale * the sum of body.value over the pairs.
+    template <class T, class Body>
+    static void sum(const lossreg::Boxes&, Body, double /*scale*/, const Tensor& /*out*/, DType /*dtype*/) {}
+    // scale * the pair's incoming gradient * body.grad, into the tensors of gradients that are there.
+    template <class T, class Body>
+    static void grad(const lossreg::Boxes&, Body, double /*scale*/) {}
+  };
+
+  // Of pixels, in the pieces that a RegionPass divides a region into: see regionwise/call.h. WithSoftmax: a pixel's
+  // probabilities are the softmax of its scores, else the sigmoid of each. Soft: the target holds probabilities, not
+  // labels. Mode is that of pass.power.
+  struct Regions {
+    // How many pixels are sorted at once where a region has fewer.
+    static constexpr int64_t sorted_at_once = 1;
+    // How many pixels a piece should have.
+    template <class T>
+    static int64_t chunk_pixels(const lossreg::Regions&) {
+      return 1;
+    }
+    // Three sums for each piece and slot, of probabilities q and targets y: of q y, of q^p and of y^p.
+    template <class T, bool WithSoftmax, bool Soft, int Mode>
+    static void sums(const char* /*op*/, const RegionPass<T>&, double* /*partial*/) {}
+    // The gradient in the scores, and of soft targets in these, for d loss / d q = a y + b d(q^p)/dq, where a and b are
+    // the two coefficients of a region and slot.
+    template <class T, bool Soft, int Mode>
+    static void grad_sigmoid(const RegionPass<T>&, const T* /*coefficients*/) {}
+    // The gradient in the scores through a softmax. d loss / d q is as above with p = 1; or with Planes, a coefficient
+    // of the region times planes, which hold a number for each region, class and pixel.
+    template <class T, bool Planes>
+    static void grad_softmax(const RegionPass<T>&, const T* /*coefficients*/, const T* /*planes*/) {}
+    // Each pixel's label and, for a softmax, its greatest score and 1 / the sum of exp(score - greatest).
+    template <class T, bool WithSoftmax>
+    static void describe(const char* /*op*/, const RegionPass<T>&, T* /*max*/, T* /*inverse*/, int32_t* /*label*/) {}
+    // Keys to sort each pixel's error by, for `planes` classes from `first` on, counted over the classes of all
+    // regions.
+    template <class T, bool WithSoftmax>
+    static void keys(const RegionPass<T>&, int64_t /*first*/, int64_t /*planes*/, const T* /*max*/,
+                     const T* /*inverse*/, const int32_t* /*label*/, typename Key<T>::Bits* /*key*/) {}
+  };
+};
+
+// ---- Is a backend whole? is_whole<Backend> stops the compiler, once for each member that is missing.
+
+namespace member {
+
+// What members are called with, to see whether they are there: nothing of it is run, and no body is compiled.
+struct Body {
+  HD void operator()(...) const {}
+};
+struct GroupFormula {
+  static constexpr int inputs = 1, members = 1, gradients = 1, coefficients = 1, sums = 1;
+  static constexpr Along along = Along::last;
+};
+template <class T>
+const T& some();
+using Pass = RegionPass<float>;
+
+template <class B>
+using Guard = decltype(typename B::Guard(some<Tensor>()));
+template <class B>
+using checks_values = decltype(bool(B::checks_values));
+template <class B>
+using kStrip = decltype(int(B::kStrip));
+template <class B>
+using zero = decltype(bool(B::zero(some<Tensor>())));
+template <class B>
+using add_product = decltype(B::add_product(some<Tensor>(), some<Tensor>(), 1.0, some<Tensor>(), some<Tensor>()));
+template <class B>
+using wide_product = decltype(B::wide_product(some<Tensor>(), some<Tensor>(), some<Tensor>()));
+template <class B>
+using each = decltype(B::each(int64_t(), int64_t(), Body()));
+template <class B>
+using teams = decltype(B::teams(int64_t(), int64_t(), Body()));
+template <class B>
+using total = decltype(B::template total<1>(some<Tensor>(), int64_t(), int64_t(), Body(), Body()));
+
+template <class B>
+using pointwise_map = decltype(B::Pointwise::template map<float, 1, 1, Sweep::backward>(some<Iteration<2>>(), Body()));
+template <class B>
+using pointwise_sum =
+    decltype(B::Pointwise::template sum<float, 1>(some<Iteration<1>>(), Body(), 1.0, some<Tensor>(), DType()));
+template <class B>
+using pointwise_find = decltype(B::Pointwise::template find<float>(some<Iteration<1>>(), Body()));
+
+template <class B>
+using gradients_in_place = decltype(bool(B::Rows::gradients_in_place));
+template <class B>
+using rows_forward =
+    decltype(B::Rows::template forward<float, 0>(some<RowFormula>(), some<Rows>(), some<Tensor>(), DType()));
+template <class B>
+using rows_grad = decltype(B::Rows::template grad<float, 0>(some<RowFormula>(), some<Rows>()));
+template <class B>
+using share_grad = decltype(B::Rows::template share_grad<float>(some<RowFormula>(), some<Rows>()));
+
+template <class B>
+using groups_forward = decltype(B::Groups::template forward<float, 0>(
+    some<GroupFormula>(), some<Groups<GroupFormula>>(), some<Tensor>(), DType()));
+template <class B>
+using groups_grad = decltype(B::Groups::template grad<float, 0>(some<GroupFormula>(), some<Groups<GroupFormula>>()));
+
+template <class B>
+using boxes_map = decltype(B::Boxes::template map<float>(some<Boxes>(), Body()));
+template <class B>
+using boxes_sum = decltype(B::Boxes::template sum<float>(some<Boxes>(), Body(), 1.0, some<Tensor>(), DType()));
+template <class B>
+using boxes_grad = decltype(B::Boxes::template grad<float>(some<Boxes>(), Body(), 1.0));
+
+template <class B>
+using sorted_at_once = decltype(int64_t(B::Regions::sorted_at_once));
+template <class B>
+using chunk_pixels = decltype(B::Regions::template chunk_pixels<float>(some<Regions>()));
+template <class B>
+using region_sums = decltype(B::Regions::template sums<float, true, false, 0>("", some<Pass>(), nullptr));
+template <class B>
+using grad_sigmoid = decltype(B::Regions::template grad_sigmoid<float, false, 0>(some<Pass>(), nullptr));
+template <class B>
+using grad_softmax = decltype(B::Regions::template grad_softmax<float, false>(some<Pass>(), nullptr, nullptr));
+template <class B>
+using describe = decltype(B::Regions::template describe<float, true>("", some<Pass>(), nullptr, nullptr, nullptr));
+template <class B>
+using keys = decltype(B::Regions::template keys<float, true>(some<Pass>(), int64_t(), int64_t(), nullptr, nullptr,
+                                                             nullptr, nullptr));
+
+}  // namespace member
+
+template <template <class> class Member, class Backend>
+constexpr bool is_there() {
+  static_assert(has<Member, Backend>, "the Backend lacks this Member; NullBackend of skeletons/backend.h has it");
+  return has<Member, Backend>;
+}
+template <class Backend, template <class> class... Member>
+constexpr bool are_there() {
+  return (int(is_there<Member, Backend>()) & ...);
+}
+template <class Backend>
+constexpr bool is_whole() {
+  using namespace member;
+  if constexpr (has<checks_values, Backend>)
+    if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
+  return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, each, teams, total,
+                   pointwise_map, pointwise_sum, gradients_in_place, rows_forward, rows_grad, share_grad,
+                   groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad, sorted_at_once, chunk_pixels,
+                   region_sums, grad_sigmoid, grad_softmax, describe, keys>();
+}
+
+}  // namespace lossreg
