@@ -70,10 +70,6 @@ struct Boxed {
     return o;
   }
 };
-template <class F, class = void>
-struct has_batchmean : std::false_type {};
-template <class F>
-struct has_batchmean<F, std::void_t<decltype(F::batchmean)>> : std::true_type {};
 template <>
 struct Boxed<std::string> {
   using type = StringHandle;
@@ -87,18 +83,9 @@ struct Boxed<Reduction> {
   using type = StringHandle;
   template <class F>
   static Reduction unbox(const std::string& text) {
-    return parse_reduction(F::name, text, has_batchmean<F>::value);
+    return parse_reduction(F::name, text, has<declared::batchmean, F>);
   }
 };
-
-template <class F, class = void>
-struct says_loss : std::false_type {};
-template <class F>
-struct says_loss<F, std::void_t<decltype(F::loss)>> : std::bool_constant<F::loss> {};
-template <class F, class = void>
-struct takes_forward_mask : std::false_type {};
-template <class F>
-struct takes_forward_mask<F, std::void_t<decltype(F::forward_mask)>> : std::bool_constant<F::forward_mask> {};
 
 template <class Option>
 void note_reduction(std::optional<Reduction>& found, const Option& option) {
@@ -125,7 +112,7 @@ template <class Kernel, class F, std::size_t... P, std::size_t... K, std::size_t
 struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, std::index_sequence<O...>,
              F (*)(Option...)> {
   // Has the option dtype. A formula without a reduction may say so of itself.
-  static constexpr bool is_loss = (std::is_same_v<Option, Reduction> || ...) || says_loss<F>::value;
+  static constexpr bool is_loss = (std::is_same_v<Option, Reduction> || ...) || has<declared::loss, F>;
 
   struct Call {
     F f;
@@ -227,7 +214,8 @@ void define(Library& m, bool loss, bool keeps_state) {
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
   if (keeps_state) {
-    std::string forward_mask = takes_forward_mask<F>::value ? (loss ? ", " + mask.substr(separator.size()) : mask) : "";
+    std::string forward_mask =
+        has<declared::forward_mask, F> ? (loss ? ", " + mask.substr(separator.size()) : mask) : "";
     m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (Tensor, Tensor)").c_str());
   }
   std::string state = keeps_state ? "Tensor state, " : "";
@@ -255,7 +243,7 @@ void implement_op(Library& m) {
   if constexpr (E::is_loss) m.impl(F::name, TORCH_BOX(&E::loss));
   else m.impl(F::name, TORCH_BOX(&E::activation));
   if constexpr (Kernel::keeps_state) {
-    if constexpr (takes_forward_mask<F>::value) m.impl((name + "_forward").c_str(), TORCH_BOX(&E::forward_with_mask));
+    if constexpr (has<declared::forward_mask, F>) m.impl((name + "_forward").c_str(), TORCH_BOX(&E::forward_with_mask));
     else m.impl((name + "_forward").c_str(), TORCH_BOX(&E::forward));
     m.impl((name + "_backward").c_str(), TORCH_BOX(&E::grad_with_state));
   } else {

@@ -5,13 +5,41 @@
 //   gradients        with respect to how many of them, the leading ones, it is differentiable
 //   make(...)        from the schema's options, in their order, checked
 //   value, grad      the mathematics, next to each other
-// in plain scalar code over math.h, so that one text serves the CPU's vector loop, CUDA, and the dual numbers of the
-// tests. What is decided once per call and not per element is a Mode: `modes` counts them, mode() chooses, and value
-// and grad take it as their first template argument.
+// in plain scalar code over math.h, so that one text serves the CPU's vector loop, a GPU, and the dual numbers of the
+// tests. It may declare more, each under a name of its own:
+//   modes            how many modes it has, for what is decided once a call and not once an element: mode() chooses,
+//                    and value and grad take it as their first template argument
+//   typed_by         which operands give the result its dtype, a bit each; all of them, where it says nothing. For
+//   where
+//                    torch's function takes that of one alone, for instance because it writes into a tensor like it
+//   batchmean        "batchmean" is a reduction too
+//   domains          pointwise: what an error says of each leading operand's domain; in_domain(x) is the test
+//   says_broadcast   pointwise: a target of another shape broadcasts, but is mostly a mistake: warn as torch does
+//   loss             standalone: it has the option dtype although it has no reduction
+//   forward_mask     standalone: its state depends on which gradients will be asked for, so NAME_forward is told
 #include "../base/check.h"
+#include "../base/has.h"
 #include "../base/math.h"
 
 namespace lossreg {
+
+// has<declared::modes, F>
+namespace declared {
+template <class F>
+using modes = decltype(F::modes);
+template <class F>
+using typed_by = decltype(F::typed_by);
+template <class F>
+using batchmean = decltype(F::batchmean);
+template <class F>
+using domains = decltype(F::domains);
+template <class F>
+using says_broadcast = decltype(F::says_broadcast);
+template <class F>
+using loss = decltype(F::loss);
+template <class F>
+using forward_mask = decltype(F::forward_mask);
+}  // namespace declared
 
 // d value / d input, one an input.
 template <class T, int N>
@@ -107,16 +135,12 @@ enum class Along { last, classes };
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input, variance };
 
-// Which operands give the result its dtype, a bit each. All, but where torch's own function takes that of one alone,
-// for instance because it writes into a tensor like that one: a formula says so by `typed_by`.
-template <class F, class = void>
-struct TypedBy {
-  static constexpr unsigned operands = ~0u;
-};
+// Does operand k give the result its dtype?
 template <class F>
-struct TypedBy<F, std::void_t<decltype(F::typed_by)>> {
-  static constexpr unsigned operands = F::typed_by;
-};
+constexpr bool is_typed_by([[maybe_unused]] int k) {
+  if constexpr (has<declared::typed_by, F>) return F::typed_by >> k & 1;
+  else return true;
+}
 
 // Lists of ops, one a skeleton: pointwise/, rowwise/, boxwise/, groupwise/. An op of WrittenOps has kernels of its
 // own (standalone.h).
@@ -137,39 +161,33 @@ struct OwnSchemaOps {};
 template <class... Lists>
 struct Family {};
 
-// F has modes: the number of them, else 1.
-template <class F, class = void>
-struct ModesOf {
-  static constexpr int count = 1;
-  static int of(const F&) { return 0; }
-  template <int, class T, class... X>
-  HD static T value(const F& f, X... x) {
-    return f.value(x...);
-  }
-  template <int, class... X>
-  HD static auto grad(const F& f, X... x) {
-    return f.grad(x...);
-  }
-};
+// F's functions in a mode; a formula without modes has one.
 template <class F>
-struct ModesOf<F, std::void_t<decltype(F::modes)>> {
-  static constexpr int count = F::modes;
-  static int of(const F& f) { return f.mode(); }
-  template <int Mode, class T, class... X>
-  HD static T value(const F& f, X... x) {
-    return f.template value<Mode>(x...);
-  }
-  template <int Mode, class... X>
-  HD static auto grad(const F& f, X... x) {
-    return f.template grad<Mode>(x...);
-  }
-};
+constexpr int mode_count() {
+  if constexpr (has<declared::modes, F>) return F::modes;
+  else return 1;
+}
+template <class F>
+int mode_of([[maybe_unused]] const F& f) {
+  if constexpr (has<declared::modes, F>) return f.mode();
+  else return 0;
+}
+template <int Mode, class T, class F, class... X>
+HD T value_of(const F& f, X... x) {
+  if constexpr (has<declared::modes, F>) return f.template value<Mode>(x...);
+  else return f.value(x...);
+}
+template <int Mode, class F, class... X>
+HD auto grad_of(const F& f, X... x) {
+  if constexpr (has<declared::modes, F>) return f.template grad<Mode>(x...);
+  else return f.grad(x...);
+}
 
 // Calls use(std::integral_constant<int, mode>) for the mode that f is in.
 template <class F, int Mode = 0, class Use>
 void with_mode(const F& f, Use use) {
-  if constexpr (Mode + 1 < ModesOf<F>::count) {
-    if (ModesOf<F>::of(f) != Mode) return with_mode<F, Mode + 1>(f, use);
+  if constexpr (Mode + 1 < mode_count<F>()) {
+    if (mode_of(f) != Mode) return with_mode<F, Mode + 1>(f, use);
   }
   use(std::integral_constant<int, Mode>{});
 }

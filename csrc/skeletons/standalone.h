@@ -5,9 +5,8 @@
 //   value<Backend>(tensors, reduction, dtype) -> Tensor
 //   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state)            where state is kept
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
-// reduction is empty where make() has none. A loss without one says `static constexpr bool loss = true`. Where the
-// state depends on which gradients will be asked for, `forward_mask = true` gives NAME_forward an output_mask, which
-// forward<Backend> gets as its last argument. Gradients are laid out as empty_like(their tensor).
+// reduction is empty where make() has none. With forward_mask, forward<Backend> gets the output_mask of NAME_forward as
+// its last argument. Gradients are laid out as empty_like(their tensor).
 #include "../base/tensor.h"
 #include "formula.h"
 

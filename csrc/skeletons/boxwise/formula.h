@@ -64,14 +64,14 @@ struct BoxBody {
   }
   template <class T>
   HD T value(const T (&a)[4], const T (&b)[4], [[maybe_unused]] T third) const {
-    if constexpr (F::inputs == 3) return ModesOf<F>::template value<Mode, T>(f, pair_of(a, b), third);
-    else return ModesOf<F>::template value<Mode, T>(f, pair_of(a, b));
+    if constexpr (F::inputs == 3) return value_of<Mode, T>(f, pair_of(a, b), third);
+    else return value_of<Mode, T>(f, pair_of(a, b));
   }
   template <class T>
   HD void grad(const T (&a)[4], const T (&b)[4], [[maybe_unused]] T third, T (&da)[4], T (&db)[4]) const {
     BoxPair<T> g;
-    if constexpr (F::inputs == 3) g = ModesOf<F>::template grad<Mode>(f, pair_of(a, b), third);
-    else g = ModesOf<F>::template grad<Mode>(f, pair_of(a, b));
+    if constexpr (F::inputs == 3) g = grad_of<Mode>(f, pair_of(a, b), third);
+    else g = grad_of<Mode>(f, pair_of(a, b));
     Gradients<T, 4> x = axis_grad(g.x, a[0], a[2], b[0], b[2]), y = axis_grad(g.y, a[1], a[3], b[1], b[3]);
     for (int end = 0; end < 2; end++) {
       da[2 * end] = x.of[end];

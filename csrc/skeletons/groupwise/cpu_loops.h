@@ -219,7 +219,7 @@ HD Group<T> group_at(const GroupArrays<T, F>& g, const Group<T>& empty, int64_t 
 }
 template <class T, int Mode, class F>
 HD T value_at(const F& f, const GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {
-  return ModesOf<F>::template value<Mode, T>(f, group_at(g, empty, i));
+  return value_of<Mode, T>(f, group_at(g, empty, i));
 }
 template <class T, int Mode, class F>
 HD void coefficients_at(const F& f, GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {

@@ -117,7 +117,7 @@ struct GroupReader {
   __device__ void finish(const Group<T>& s, double& loss, double& count) const {
     T value = T(0);
     if (valid) {
-      value = known ? ModesOf<F>::template value<Mode, T>(f, s) : T(NAN);
+      value = known ? value_of<Mode, T>(f, s) : T(NAN);
       loss += double(value);
       count += 1;
     }

@@ -122,7 +122,7 @@ struct GroupCall {
       dtypes.push_back(dtype_of(F::name, name(k), tensors[k], k == 0));
       expect_one_device(F::name, tensors[0], tensors[k]);
       promotion.add(dtypes[k], tensors[k].dim());
-      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], tensors[k].dim());
+      if (is_typed_by<F>(k)) typed.add(dtypes[k], tensors[k].dim());
     }
     computed = promotion.result();
     result = typed.empty() ? computed : typed.result();

@@ -10,7 +10,7 @@ struct ValueBody {
   F f;
   template <class T, int I, std::size_t... K>
   HD void apply(const T (&x)[I], T (&y)[1], std::index_sequence<K...>) const {
-    y[0] = ModesOf<F>::template value<Mode, T>(f, x[K]...);
+    y[0] = value_of<Mode, T>(f, x[K]...);
   }
   template <class T, int I>
   HD void operator()(const T (&x)[I], T (&y)[1]) const {
@@ -24,7 +24,7 @@ struct GradBody {
   double scale;
   template <class T, int I, std::size_t... K>
   HD void apply(const T (&x)[I], T (&y)[O], std::index_sequence<K...>) const {
-    auto g = ModesOf<F>::template grad<Mode>(f, x[K + 1]...);
+    auto g = grad_of<Mode>(f, x[K + 1]...);
     T factor = x[0] * T(scale);
     for (int k = 0; k < O; k++) y[k] = factor * g.of[k];
   }
@@ -34,15 +34,6 @@ struct GradBody {
   }
 };
 
-template <class F, class = void>
-struct has_domains : std::false_type {};
-template <class F>
-struct has_domains<F, std::void_t<decltype(F::domains)>> : std::true_type {};
-// Broadcasts, as torch does, but where a target of another shape is mostly a mistake: said, as torch says it.
-template <class F, class = void>
-struct says_broadcast : std::false_type {};
-template <class F>
-struct says_broadcast<F, std::void_t<decltype(F::says_broadcast)>> : std::bool_constant<F::says_broadcast> {};
 // What an operand is searched for: an element outside of the formula's domain, a NaN.
 template <class F>
 struct OutsideDomain {
@@ -78,7 +69,7 @@ struct PointwiseCall {
       dtypes[k] = dtype_of(F::name, ArgumentName{F::args, k}, *tensors[k], k == 0);
       expect_one_device(F::name, *tensors[0], *tensors[k]);
       promotion.add(dtypes[k], int64_t(aligned[k].size()));
-      if (TypedBy<F>::operands >> k & 1) typed.add(dtypes[k], int64_t(aligned[k].size()));
+      if (is_typed_by<F>(k)) typed.add(dtypes[k], int64_t(aligned[k].size()));
     }
     computed = promotion.result();
     result = typed.empty() ? computed : typed.result();
@@ -152,7 +143,7 @@ struct PointwiseKernel {
 
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     PointwiseCall<F> call(std::move(inputs));
-    if constexpr (says_broadcast<F>::value)
+    if constexpr (has<declared::says_broadcast, F>)
       if (call.aligned[0] != call.aligned[1])
         warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
                      shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
@@ -172,7 +163,7 @@ struct PointwiseKernel {
           Backend::Pointwise::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
         else Backend::Pointwise::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
-      if constexpr (has_domains<F>::value && Backend::checks_values) {
+      if constexpr (has<declared::domains, F> && Backend::checks_values) {
         // the value is NaN outside of the domain: one look at the result is enough where all is well
         if (!find<T>(shape_of(out), views[I], IsNaN{})) return;
         int k = 0;

@@ -21,8 +21,8 @@ struct BoxFunction<F, Third, F (*)(Option...)> {
     return function;
   }
   // Whether the third tensor came is known here: its modes are no choice of the options'.
-  static constexpr int modes = F::inputs == 3 ? 1 : ModesOf<F>::count;
-  int mode() const { return F::inputs == 3 ? 0 : ModesOf<F>::of(f); }
+  static constexpr int modes = F::inputs == 3 ? 1 : mode_count<F>();
+  int mode() const { return F::inputs == 3 ? 0 : mode_of(f); }
   template <int Mode>
   BoxBody<F, F::inputs == 3 ? int(Third) : Mode> body() const {
     return {f};

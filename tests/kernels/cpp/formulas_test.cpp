@@ -26,11 +26,11 @@ int failures = 0;
 
 template <class F, int Mode, class T, size_t N>
 T value_at(const F& f, const std::array<T, N>& x) {
-  return std::apply([&](auto... each) { return ModesOf<F>::template value<Mode, T>(f, each...); }, x);
+  return std::apply([&](auto... each) { return value_of<Mode, T>(f, each...); }, x);
 }
 template <class F, int Mode, class T, size_t N>
 Gradients<T, F::gradients> grad_at(const F& f, const std::array<T, N>& x) {
-  return std::apply([&](auto... each) { return ModesOf<F>::template grad<Mode>(f, each...); }, x);
+  return std::apply([&](auto... each) { return grad_of<Mode>(f, each...); }, x);
 }
 template <class To, class From, size_t N>
 std::array<To, N> cast(const std::array<From, N>& x) {
@@ -40,20 +40,19 @@ std::array<To, N> cast(const std::array<From, N>& x) {
 }
 
 // Makes a point one that the formula is for, where it says how; false where that can't be.
-template <class F, class Point, class = void>
-struct Arrange {
-  static bool apply(Point&) { return true; }
-};
+template <class F>
+using arranges = decltype(F::arrange(std::declval<std::array<double, F::inputs>&>()));
 template <class F, class Point>
-struct Arrange<F, Point, std::void_t<decltype(F::arrange(std::declval<Point&>()))>> {
-  static bool apply(Point& x) { return F::arrange(x); }
-};
+bool arrange([[maybe_unused]] Point& x) {
+  if constexpr (has<arranges, F>) return F::arrange(x);
+  else return true;
+}
 
 template <class F>
 struct Checker {
   static constexpr size_t N = F::inputs;
   using Point = std::array<double, N>;
-  static constexpr int modes = ModesOf<F>::count;
+  static constexpr int modes = mode_count<F>();
   static constexpr double float_bound = N < 8 ? kFloatBound : kBoxBound;
 
   int compared[modes][F::gradients] = {};
@@ -168,9 +167,9 @@ struct Checker {
     constexpr double large[] = {-1e4, -100, 100, 1e4};
     for (int n = 0; n < (N < 8 ? kRandomPoints : kRandomPoints / 50); n++) {
       for (double& each : x) each = float(draw());  // exact in both types
-      if (Arrange<F, Point>::apply(x)) check_point<Mode>(f, options, x);
+      if (arrange<F>(x)) check_point<Mode>(f, options, x);
       x[0] = large[n % 4];
-      Arrange<F, Point>::apply(x);
+      arrange<F>(x);
       check_overflow<Mode>(f, options, x);
     }
     // every combination of the numbers where formulas have their seams

@@ -62,7 +62,7 @@ int check_group(const F& f, const Options& options, const Problem<F, double>& pr
       dual.hit = problem.hit;
       for (int i = 0; i < kCount; i++)
         for (int j = 0; j < F::members; j++) dual.x[i][j] = Dual<double>(problem.x[i][j], i == c && j == k ? 1 : 0);
-      double slope = ModesOf<F>::template value<Mode, Dual<double>>(f, statistics<Mode>(f, dual)).slope;
+      double slope = value_of<Mode, Dual<double>>(f, statistics<Mode>(f, dual)).slope;
       if (std::fabs(grad[k] - slope) <= kBound * (1 + std::fabs(slope))) continue;
       if (failures++ < 10)
         std::printf("FAILED %s(%s): gradient in input %d of member %d: got %.12g, expected %.12g\n", F::name,
@@ -76,7 +76,7 @@ template <class F>
 void check() {
   std::mt19937 random{20240607};
   std::normal_distribution<double> normal(0, 2);
-  int compared[ModesOf<F>::count] = {};
+  int compared[mode_count<F>()] = {};
   each_instance<F>(&F::make, [&](const F& f, const Options& options) {
     with_mode(f, [&](auto mode) {
       for (int g = 0; g < kGroups * kCount; g++) {
@@ -89,7 +89,7 @@ void check() {
       }
     });
   });
-  for (int mode = 0; mode < ModesOf<F>::count; mode++) {
+  for (int mode = 0; mode < mode_count<F>(); mode++) {
     if (compared[mode] == 0 && failures++ < 10) std::printf("FAILED %s: mode %d was never tried\n", F::name, mode);
     std::printf("%s, mode %d: %d gradients compared\n", F::name, mode, compared[mode]);
   }
