@@ -15,7 +15,7 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
-    """``torch.result_type`` of the floating tensors: 0-d ones give way to those with dimensions; float32 of none."""
+    """``torch.result_type`` of the floating tensors: those with dimensions decide if there are any; float32 of none."""
     floating = [t for t in tensors if t.is_floating_point()]
     if not floating:
         return torch.float32
@@ -41,7 +41,7 @@ def check_tensors(op: str, args: Arguments, on_host: Sequence[str] = ()) -> list
 
 
 def result_dtype(args: Arguments, typed_by: Sequence[str] = ()) -> torch.dtype:
-    """What the op returns: the ``dtype`` option, else the promoted dtype of its tensors, or of the named."""
+    """The dtype of the op's result: the option ``dtype``, else what its tensors, or the named ones, promote to."""
     given: torch.dtype | None = args.get("dtype")
     typed = [args[n] for n in typed_by if args[n].is_floating_point()]
     return given or promoted(typed or [a for a in args.values() if isinstance(a, Tensor)])

@@ -19,7 +19,7 @@ ShapeFunction = Callable[[str, Arguments], Sequence[int]]
 
 @dataclass(frozen=True)
 class ShapeRule:
-    """The shape rule of an op, and what else of its result and arguments follows from more than the schema.
+    """The shape rule of an op, with what its schema does not say of dtypes and devices.
 
     Args:
         shape: checks the arguments, and gives the shape of the result before reduction.
@@ -70,7 +70,7 @@ def require_shape(op: str, name: str, t: Tensor, expected: Sequence[int], input:
 
 
 def require_entry_a_class(op: str, name: str | None, args: Arguments, classes: int) -> None:
-    """The class weights, or what else the argument ``name`` holds; where there is such an argument, and it is given."""
+    """For class weights and the like: the argument ``name``, where the op has it and the call gives it."""
     t = args[name] if name else None
     if t is not None and not same_shape(t.shape, (classes,)):
         raise fail(op, f"{name} of one entry a class, [{classes}]", shape_text(t))
@@ -146,7 +146,7 @@ def variance(input: str, target: str, var: str) -> ShapeRule:
 
 
 def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
-    """One value a pair of boxes along the last dimension, of 4; ``number`` is a 0-d tensor."""
+    """One value a pair of boxes, each four numbers along the last dimension; ``number`` is a 0-d tensor."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, t = args[input], args[target]
@@ -193,7 +193,7 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
 
 
 def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bool = False) -> ShapeRule:
-    """One value a row of ``input`` (C) or (N, C); ``target`` has a class index a row, or a list of the row's size."""
+    """One value a row of ``input`` (C) or (N, C); ``target`` has an index a row or, with ``lists``, a list as long."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, t = args[input], args[target]
@@ -205,7 +205,7 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
         require_indices(op, target, t)
         result = x.shape[:1] if x.dim() == 2 else x.shape[:0]
         if lists:
-            # one class may come without a dimension
+            # the dimension of a single class may be missing
             if not same_shape(tuple(t.shape) or (1,), tuple(x.shape) or (1,)):
                 raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
         else:
@@ -221,7 +221,7 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
 
 
 def class_sums(input: str, *others: str) -> ShapeRule:
-    """Broadcast operands, an optional one among the others, summed over the dimension that is the last of ``input``."""
+    """Operands that broadcast, None left out, summed over the dimension that is the last of ``input``."""
 
     def elements(op: str, args: Arguments) -> Sequence[int]:
         if args[input].dim() == 0:
@@ -345,5 +345,5 @@ def _ctc(op: str, args: Arguments) -> Sequence[int]:
     return (samples,) if batched else ()
 
 
-# ``torch.nn.functional.ctc_loss``: one value a sequence. The lengths may be on the CPU, where torch's own wants them.
+# ``torch.nn.functional.ctc_loss``: one value a sequence.
 ctc = ShapeRule(_ctc, on_host=_LENGTHS)

@@ -18,7 +18,7 @@ def bind(overload: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 
 
 def call(overload: Any, bound: Mapping[str, Any]) -> Any:
-    """The call of a bound schema: positional what may be, in order, and the rest by keyword."""
+    """The call of a bound schema: what may be positional is, in order, and the rest goes by keyword."""
     arguments = overload._schema.arguments
     positional = [bound[a.name] for a in arguments if not a.kwarg_only]
     return overload(*positional, **{a.name: bound[a.name] for a in arguments if a.kwarg_only})

@@ -12,7 +12,7 @@ State = Callable[[Sequence[int], Arguments], Tensor]
 
 
 def per_row(values: int) -> State:
-    """The state of a row loss: float64, so many values a row, and the mean's denominator."""
+    """The state of a row loss: so many float64 numbers a row, and the mean's denominator."""
 
     def state(shape: Sequence[int], args: Arguments) -> Tensor:
         first = next(a for a in args.values() if isinstance(a, Tensor))
@@ -25,7 +25,7 @@ def per_row(values: int) -> State:
 
 
 def per_group(values: int) -> State:
-    """The state of a group loss: so many values a group in the type that is computed in, and the count of the valid."""
+    """The state of a group loss: so many numbers a group, and how many are valid, in the dtype that is computed in."""
 
     def state(shape: Sequence[int], args: Arguments) -> Tensor:
         tensors = [a for a in args.values() if isinstance(a, Tensor)]
@@ -40,7 +40,7 @@ def per_group(values: int) -> State:
 
 
 def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The forward variables, before the first step and at each: twice the labels and three more a sample."""
+    """The forward variables before the first step and after each: two for each label and three for each sample."""
     x: Tensor = args["log_probs"]
     samples = x.shape[1] if x.dim() == 3 else 1
     size = (x.shape[0] + 1) * (2 * args["targets"].numel() + 3 * samples)

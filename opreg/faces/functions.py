@@ -37,7 +37,7 @@ def parameters(op: Op) -> list[Parameter]:
         if a.has_default_value():
             default = a.default_value
             if isinstance(default, list) and len(set(default)) == 1:
-                default = default[0]  # int[2] takes one for both
+                default = default[0]  # an int[2] takes one number for both
         kind = Parameter.KEYWORD_ONLY if a.kwarg_only else Parameter.POSITIONAL_OR_KEYWORD
         result.append(Parameter(a.name, kind, default=default, annotation=annotation))
     return result

@@ -34,7 +34,7 @@ def class_name(op: Op) -> str:
 
 
 def derivable(op: Op) -> bool:
-    """Not where the op returns nothing, nor where it takes a parameter: a tensor without a batch, with a gradient.
+    """Not where the op returns nothing, nor where it takes a parameter: a tensor with a gradient and without a batch.
 
     Those want a class that is written out.
     """

@@ -55,7 +55,7 @@ class _MarginSoftmax(torch.nn.Module):
 
 
 def _normalized(x: Tensor) -> Tensor:
-    # torch's eps of 1e-12 is 0 in float16, and a row of zeros would be NaN
+    # torch's eps of 1e-12 is 0 in float16, where a row of zeros would give NaN
     return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
 
 

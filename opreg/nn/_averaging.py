@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..messages.words import require_number, said
-from ._state import wide
+from ._wide_buffers import wide
 
 
 class EMA:
@@ -59,7 +59,7 @@ class EMA:
 
     @property
     def decay(self) -> float:
-        """Of the next update."""
+        """The decay of the next update."""
         return min(self.alpha, (self.step + 1) / (self.step + 10))
 
     @torch.no_grad()

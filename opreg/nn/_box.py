@@ -6,7 +6,7 @@ from torch import Tensor
 from ..messages.checks import check_options
 from ..messages.words import require_number, require_tensor, said
 from ..registry import get
-from ._state import WideBuffers, wide
+from ._wide_buffers import WideBuffers, wide
 
 
 class WIoULoss(WideBuffers):
@@ -95,7 +95,7 @@ class WIoULoss(WideBuffers):
         if self.version == "v3":
             if self.training:
                 self._update(input.detach(), target.detach())
-            mean = self.iou_mean.clone()  # the next update is in place
+            mean = self.iou_mean.clone()  # a copy, because the next update is in place
         loss: Tensor = torch.ops.lossreg.wiou_loss(
             input, target, mean, self.alpha, self.delta, self.reduction, self.eps
         )
@@ -104,7 +104,7 @@ class WIoULoss(WideBuffers):
     @torch.no_grad()
     def _update(self, input: Tensor, target: Tensor) -> None:
         batch = torch.ops.lossreg.iou_loss(input, target, "mean", self.eps, dtype=self.iou_mean.dtype)
-        # no boxes: the mean is NaN, and so it would stay
+        # the mean over no boxes is NaN, and the running mean would stay NaN
         self.iou_mean.lerp_(torch.where(batch.isnan(), self.iou_mean, batch), self.momentum)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..messages.checks import check_options
 from ..messages.words import require_number, require_sizes, require_tensor
 from ..registry import get
-from ._state import WideBuffers, wide
+from ._wide_buffers import WideBuffers, wide
 
 Pair = int | tuple[int, int]
 
@@ -81,7 +81,7 @@ class CoordConv2d(torch.nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         require_tensor("CoordConv2d", "input", input)
-        top, bottom, left, right = margins(self.padding, self.kernel_size, self.dilation)
+        top, bottom, left, right = padded_sides(self.padding, self.kernel_size, self.dilation)
         if self.padding_mode != "zeros" or top != bottom or left != right:
             padded: Tensor = self._conv_forward(with_coordinates(input), self.weight, self.bias)
             return padded
@@ -172,7 +172,7 @@ class DynamicConv2d(WideBuffers):
         check_geometry(
             "DynamicConv2d", "dynamic_conv2d", in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         )
-        # one kernel of the K, on no device: it checks the arguments and has the geometry
+        # one of the K kernels, without memory, checks the arguments and works out the geometry
         conv = torch.nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device="meta",  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ class DynamicConv2d(WideBuffers):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each kernel as ``torch.nn.Conv2d`` does it."""
+        """Each kernel as ``torch.nn.Conv2d`` initialises its own."""
         bound = 1 / math.sqrt(max(1, self.weight[0, 0].numel()))
         for t in (self.weight, self.bias):
             if t is not None:
@@ -213,7 +213,7 @@ class DynamicConv2d(WideBuffers):
         batch = input if input.dim() == 4 else input.unsqueeze(0)
         logits = self.attention(batch.mean((-2, -1)))
         attention = torch.softmax(logits / self.temperature.to(logits.dtype), -1)
-        top, bottom, left, right = margins(self.padding, self.kernel_size, self.dilation)
+        top, bottom, left, right = padded_sides(self.padding, self.kernel_size, self.dilation)
         padding = (top, left)
         if self.padding_mode != "zeros" or top != bottom or left != right:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -251,7 +251,7 @@ def check_geometry(
     check_options(get(op), options)
 
 
-def margins(
+def padded_sides(
     padding: str | tuple[int, ...], kernel_size: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, int, int, int]:
     """What a convolution pads: top, bottom, left, right."""

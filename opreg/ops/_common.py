@@ -64,23 +64,23 @@ def int64_target(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def lengths(value: Tensor | Sequence[int] | int, args: Mapping[str, Any]) -> Any:
-    """Lengths of sequences, as ``torch.nn.functional.ctc_loss`` takes them: for ``Op.accepts``.
+    """Lengths of sequences in any form that ``torch.nn.functional.ctc_loss`` takes, as a tensor: for ``Op.accepts``.
 
-    What is no length stays what it is: the op says what it expected.
+    Anything else is passed on as it is, so that the op's own error says what it expected.
     """
     each = value if isinstance(value, (list, tuple)) else (value,)
     return torch.tensor(value, dtype=torch.int64) if all(isinstance(n, Integral) for n in each) else value
 
 
 def refused(op: str, *args: Tensor, input: str = "input", reduces: bool = True) -> Iterator[ErrorSample]:
-    """Of a right call, what every loss refuses: an unknown reduction, and integers in the place of scores."""
+    """What every loss refuses of a call that is right otherwise: an unknown reduction, integers in place of scores."""
     if reduces:
         yield ErrorSample(args, f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
     yield ErrorSample((args[0].long(), *args[1:]), f"{op}: expected {input} of dtype float64, .* got int64")
 
 
 def outside(op: str, args: tuple[Tensor, ...], domain: str, option: str, *values: float) -> Iterator[ErrorSample]:
-    """An option with values outside of its domain, and NaN: only the kernel looks at them."""
+    """Calls with an option outside of its domain, and with NaN for it: only the kernel looks at an option's value."""
     for value in (*values, math.nan):
         yield ErrorSample(args, f"{op}: expected {domain}, got -?{value:g}", {option: value}, values=True)
 

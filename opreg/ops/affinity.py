@@ -67,7 +67,7 @@ def affinity_loss(input: Tensor, target: Tensor, kernel_size: int, ignore_index:
             times = (2 if dy or dx else 1) * rows.unsqueeze(-1) * columns
             (x_a, x_b), (y_a, y_b), (valid_a, valid_b) = (shifted(t, dy, dx) for t in (x, target, valid))
             logits = (x_a * x_b).sum(1)
-            # binary cross entropy with logits; beyond the threshold e^-40 is no digit of the result
+            # binary cross entropy with logits; beyond the threshold, e^−40 changes no digit of the result
             bce = F.softplus(torch.where(y_a == y_b, -logits, logits), threshold=40)
             times = torch.where(valid_a & valid_b, times, 0)
             total = total + (times * bce).sum()

@@ -16,7 +16,7 @@ from .categorical import along_classes, class_axis, cross_entropy, row_errors, r
 
 
 def with_target(cosine: Tensor, target: Tensor, own: Tensor) -> Tensor:
-    """``cosine`` with the values of ``own`` at the target classes."""
+    """``cosine``, but at the target classes the values of ``own``."""
     axis = class_axis(cosine)
     target = target.reshape(()) if cosine.dim() == 1 else target
     classes = torch.arange(cosine.shape[axis], device=cosine.device)
@@ -111,7 +111,7 @@ def amsoftmax_samples(make: Maker) -> Iterator[Sample]:
 
 
 def kinks(make: Maker) -> Iterator[Sample]:
-    """Angles of 0, of a right angle and of π, and what no cosine is."""
+    """Angles of 0, π/2 and π, and numbers that are no cosine."""
     x = make.tensor([[1.0, 0.5, -1.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1e4, -1e4, 0.0]])
     for classes in ([0, 1, 2, 0, 1], [2, 0, 1, 1, 0]):
         target = torch.tensor(classes, device=make.device)

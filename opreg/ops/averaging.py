@@ -52,7 +52,7 @@ def average(a: Tensor, p: Tensor, decay: float) -> Tensor:
 
 
 def pairs(op: str, args: Arguments) -> Sequence[int]:
-    """The kernels' checks; only values and addresses are theirs alone."""
+    """The kernels' checks, but for those of addresses, which a fake tensor does not have."""
     averages, params, decay = args["averages"], args["params"], args["decay"]
     if not 0 <= decay <= 1:
         raise fail(op, "decay in [0, 1]", decay)

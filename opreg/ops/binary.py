@@ -40,7 +40,7 @@ def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduct
         >>> opreg.functional.focal_loss(scores, target, gamma=1.5).backward()
     """
     cross_entropy = F.binary_cross_entropy_with_logits(input, target, reduction="none")
-    # 1 − p_t, of two sigmoids so that it keeps its digits near 0
+    # 1 − p_t as a sum of two sigmoids, which keeps its digits near 0
     miss = torch.sigmoid(input) * (1 - target) + torch.sigmoid(-input) * target
     # the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
     power = torch.where(miss != 0, torch.where(miss != 0, miss, 1.0) ** gamma, float(gamma == 0))

@@ -169,7 +169,7 @@ KINKS = [
 
 
 def samples(make: Maker, options: tuple[dict[str, Any], ...] = ({},), *, smooth: bool = True) -> Iterator[Sample]:
-    """``smooth`` is False where the definition treats a factor as constant, which finite differences do not."""
+    """``smooth`` is False where the definition treats a factor as a constant: finite differences do not."""
     for reduction in REDUCTIONS:
         yield Sample((boxes(make, 5), boxes(make, 5)), {"reduction": reduction}, smooth=smooth)
     for chosen in options:

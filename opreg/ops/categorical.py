@@ -157,8 +157,9 @@ def softmax_focal_loss(
     """
     log_p = F.log_softmax(input, class_axis(input))
     nll = nll_loss(log_p, target, None, ignore_index, "none")
-    # 1 − p_y with its digits; the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
+    # 1 − p_y by expm1, which keeps its digits near 0
     miss = -torch.expm1(-nll)
+    # the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
     power = torch.where(miss > 0, torch.where(miss > 0, miss, 1.0) ** gamma, float(gamma == 0))
     loss = power * nll_loss(log_p, target, weight, ignore_index, "none")
     return reduce_valid(loss, target, ignore_index, reduction)
@@ -198,7 +199,7 @@ def pc_softmax_cross_entropy(
     target = target.reshape(()) if input.dim() == 1 else target
     valid = target != ignore_index
     log_prior = torch.where(class_prior > 0, class_prior, torch.nan).log()
-    # nothing changes with the scores' origin but their digits; a row of infinities alone has none
+    # the loss does not depend on the scores' origin, but its digits do; a row of infinities has no finite highest score
     highest = input.detach().amax(axis, keepdim=True)
     scores = input - torch.where(highest.isfinite(), highest, 0.0)
     lse = torch.logsumexp(scores + along_classes(log_prior, input), axis)
@@ -209,9 +210,9 @@ def pc_softmax_cross_entropy(
 def row_samples(
     make: Maker, draw: Callable[..., Tensor], *, weight: bool = False, prior: bool = False, **shared: Any
 ) -> Iterator[Sample]:
-    """Of a loss of class indices: every shape, layout and kind of target that takes a way of its own.
+    """Calls of a loss of class indices: each shape, layout and kind of target for which a kernel has a path of its own.
 
-    ``prior``: each call has one number a class too; ``weight``: some have.
+    With ``prior`` every call has a third tensor, of one number a class; with ``weight`` some have.
     """
 
     def sample(*shape: int, name: str = "", dtype: torch.dtype = torch.int64, **options: Any) -> Sample:
@@ -231,7 +232,7 @@ def row_samples(
     yield sample(6, 5, ignore_index=255, dtype=torch.uint8, name="uint8")
     yield sample(5, name="unbatched")
     yield sample(4, 1, name="one class")
-    # more classes than a tile has rows: vectors run along the classes
+    # more classes than a tile has rows: the kernels then run along the classes
     yield sample(3, 130, reduction="sum", ignore_index=-100, name="many classes")
     yield sample(0, 4, reduction="sum", name="empty")
     ignored = sample(3, 4)
@@ -301,7 +302,7 @@ def row_errors(
 
 
 def class_errors(op: str, name: str, make: Maker) -> Iterator[ErrorSample]:
-    """What every tensor of one entry a class refuses."""
+    """What is refused of a tensor of one entry a class."""
     x, t = make.normal(4, 3), make.index(3, 4)
     message = f"{op}: expected {name} of one entry a class, \\[3\\], got \\[4\\]"
     yield ErrorSample((x, t, make.constant(make.uniform(4))), message)
@@ -319,7 +320,7 @@ _either = meta.rows("input", "target", weight="weight", probabilities=True)
 
 
 def require_no_index(op: str, ignore_index: int) -> None:
-    """Class probabilities have no position that an index could ignore: torch refuses one that is a class."""
+    """No position is ignored beside class probabilities: torch refuses an index that is a class there."""
     if ignore_index >= 0:
         raise fail(op, "ignore_index < 0 beside class probabilities", ignore_index)
 
@@ -361,7 +362,7 @@ def pc_errors(make: Maker) -> Iterator[ErrorSample]:
 
 
 def constants(args: Mapping[str, Any]) -> tuple[str, ...]:
-    """Native differentiates the class weights for a target of probabilities only."""
+    """torch differentiates the class weights beside class probabilities alone."""
     return () if args["target"].is_floating_point() else ("weight",)
 
 

@@ -113,12 +113,12 @@ def dynamic_conv2d(
 
 
 LEAST = {"stride": 1, "padding": 0, "dilation": 1}
-# of an option; the kernels' limit
+# the largest number that the kernels take as an option
 MOST = 2**31 - 1
 
 
 def both(op: str, name: str, least: int, given: Sequence[int]) -> list[int]:
-    """One number, for both directions, or two."""
+    """An option of two directions, given as two numbers or as one for both."""
     got = list(given)
     if len(got) not in (1, 2):
         raise fail(op, f"{name} of one number or two", got)
@@ -130,7 +130,7 @@ def both(op: str, name: str, least: int, given: Sequence[int]) -> list[int]:
 
 
 def convolution(letters: str, added: int) -> ShapeFunction:
-    """A convolution whose weight has dimensions of these letters in front, and which sees so many channels more."""
+    """``letters`` are the weight's dimensions before the usual four, ``added`` the channels beside the input's."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, w, groups = args["input"], args["weight"], args["groups"]
@@ -216,7 +216,7 @@ def dynamic_samples(make: Maker) -> Iterator[Sample]:
 
 
 def errors(op: str, make: Maker, weight: Sequence[int], *between: Tensor) -> Iterator[ErrorSample]:
-    """What both refuse; ``weight`` is the shape of one for the input (2, 3, 5, 6)."""
+    """What both convolutions refuse; ``weight`` is the shape of one that fits an input (2, 3, 5, 6)."""
     x, w = make.normal(2, 3, 5, 6), make.normal(*weight)
     *lead, out, channels, _, _ = weight
     letters = "K, " * len(lead)
@@ -283,7 +283,7 @@ def dynamic_workload(make: Maker, size: str) -> Iterator[Sample]:
 
 
 def products(args: Arguments, places: int) -> int:
-    """Two for each multiplication of a convolution, for each of so many elements of its result."""
+    """Operations of a convolution: two for each product, at each of ``places`` elements of its result."""
     kernel = args["weight"].shape[-3:]
     count: int = 2 * places * kernel.numel()
     return count
@@ -300,7 +300,7 @@ def coord_backward_flops(args: Arguments, result: Any) -> int:
 
 
 def mixing(args: Arguments, name: str) -> int:
-    """Of the product of attention and this tensor, whose first dimension counts the kernels."""
+    """Operations of mixing kernels: attention times this tensor, whose first dimension counts the kernels."""
     samples = args["attention"].numel() // args["attention"].shape[-1]
     count: int = 0 if args[name] is None else 2 * samples * args[name].numel()
     return count
@@ -311,7 +311,7 @@ def dynamic_flops(args: Arguments, result: Tensor) -> int:
 
 
 def dynamic_backward_flops(args: Arguments, result: Any) -> int:
-    """The samples' kernels are mixed once more."""
+    """The backward pass mixes the samples' kernels once more."""
     in_input, in_attention, in_weight, in_bias = args["output_mask"]
     convolutions = in_input + (in_attention or in_weight)
     count: int = convolutions * products(args, args["grad_output"].numel())

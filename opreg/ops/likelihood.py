@@ -45,14 +45,14 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Tensor, full: bool, ep
     """
     if var.shape != input.shape and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
-    # the clamp is not differentiated
+    # the clamp is not differentiated, as in torch's function
     var = var + (torch.where(var < 0, math.nan, var).clamp(min=eps) - var).detach()
     loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
     return reduce(loss + 0.5 * math.log(2 * math.pi) if full else loss, reduction)
 
 
 def one_for_all(var: Tensor | float, args: Mapping[str, Any]) -> Any:
-    """One variance as a tensor; of what is none, or no input to go by, the op says what it expected."""
+    """One variance for all, as a tensor. Anything else is passed on, so that the op's error says what it expected."""
     input = args.get("input")
     return torch.full_like(input, var) if isinstance(var, (int, float)) and isinstance(input, Tensor) else var
 

@@ -71,7 +71,7 @@ def linear_cross_entropy(
     return loss.unflatten(0, leading) if reduction == "none" and len(leading) > 1 else loss
 
 
-# older versions of torch have none
+# older versions of torch do not have it
 IN_TORCH = hasattr(F, "linear_cross_entropy")
 
 
@@ -85,7 +85,7 @@ def native(
     **options: Any,
 ) -> Tensor:
     probabilities, leading = target.is_floating_point(), input.shape[:-1]
-    if len(leading) > 1:  # which the native function does not know
+    if len(leading) > 1:  # which torch's function does not take
         input, target = input.flatten(0, -2), target.flatten(0, len(leading) - 1)
     result: Tensor = F.linear_cross_entropy(
         input,
@@ -121,7 +121,7 @@ def shape(op: str, args: Arguments) -> Sequence[int]:
             raise fail(op, expected, shape_text(bias))
         require_dtype_of_input(op, args, "linear_bias")
     if len(leading) > 1:
-        # the row kernels know no more than one dimension before the classes
+        # the row kernels take no more than one dimension before the classes
         probabilities = t.is_floating_point()
         expected_shape = (*leading, w.shape[0]) if probabilities else leading
         if not same_shape(t.shape, expected_shape):
@@ -146,10 +146,10 @@ def require_dtype_of_input(op: str, args: Arguments, name: str) -> None:
 
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The gradients that the forward pass keeps, flat, and the mean's denominator."""
+    """The gradients that the forward pass keeps, one after the other, and the mean's denominator."""
     x: Tensor = args["input"]
     w, mask = args["linear_weight"], args["output_mask"]
-    # numbers: torch 2.11 multiplies no symbolic size by a bool
+    # as numbers: torch 2.11 does not multiply a symbolic size by a bool
     in_input, in_weight, _, in_bias, _ = map(int, mask)
     size = 1
     if keeps_gradients(args):
@@ -166,7 +166,7 @@ def keeps_gradients(args: Arguments) -> bool:
 
 
 def flops(args: Arguments, result: Any) -> int:
-    """Of the scores, and of the gradients where the forward pass computes those too."""
+    """Operations of the scores, and of the gradients where the forward pass computes those too."""
     scores = flops_of_scores(args)
     mask = args.get("output_mask")
     return scores * (1 + mask[0] + mask[1]) if mask and keeps_gradients(args) else scores

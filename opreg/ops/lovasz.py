@@ -17,20 +17,23 @@ from .segmentation import SHAPES, class_workload, one_hot, region_errors
 
 
 def jaccard_extension(errors: Tensor, hits: Tensor, valid: Tensor) -> Tensor:
-    """Errors sorted downwards, dot the steps of the Jaccard loss 1 − |hits left| / |hits or seen|, last dimension."""
+    """The errors of the last dimension, sorted downwards, times the steps of the Jaccard loss, summed.
+
+    The Jaccard loss 1 − |hits left| / |hits or seen| makes one step as each pixel turns wrong.
+    """
     order = torch.where(valid, errors, -1.0).detach().sort(dim=-1, descending=True, stable=True).indices
     hits = hits.gather(-1, order)
     before = hits.cumsum(-1) - hits
     left = hits.sum(-1, keepdim=True) - before
     joined = left + torch.arange(hits.shape[-1], device=hits.device)
-    # the steps written out: differences of the Jaccard loss lose their digits
+    # each step in closed form: a difference of two Jaccard losses would lose its digits
     steps = torch.where(hits > 0, 1.0, left / (joined + 1)) / joined.clamp(min=1)
     steps = torch.where(joined == 0, 1.0, steps)
     return (torch.where(valid, errors, 0.0).gather(-1, order) * steps).sum(-1)
 
 
 def mean_of_regions(losses: Tensor) -> Tensor:
-    """Over the first dimension; 0 where there are none."""
+    """The mean over the first dimension, the regions; 0 where there is none."""
     mean: Tensor = losses.sum(0) / torch.sym_max(losses.shape[0], 1)
     return mean
 
@@ -172,7 +175,7 @@ def hinge_errors(make: Maker) -> Iterator[ErrorSample]:
 
 
 def scalar(rule: ShapeFunction) -> ShapeFunction:
-    """The checks of a rule, and one value."""
+    """The checks of a rule, for an op whose result is one number."""
 
     def checked(op: str, args: Arguments) -> Sequence[int]:
         rule(op, args)
@@ -188,7 +191,7 @@ def images(op: str, args: Arguments) -> Sequence[int]:
 
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The gradient in the errors, and a number a region; float64 where the arithmetic is."""
+    """The gradient with respect to the errors, and a number a region; float64 where the op computes in it."""
     input = args["input"]
     dtypes = (promoted([input, args["target"]]), result_dtype(args))
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32

@@ -37,7 +37,7 @@ def soft_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
         >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # signs, not 0 and 1
         >>> opreg.functional.soft_margin_loss(input, target).backward()
     """
-    # native overflows where −target·input is large
+    # written out: torch's function overflows where −target·input is large
     return reduce(-F.logsigmoid(target * input), reduction)
 
 
@@ -65,7 +65,7 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float, reduction
         >>> target = torch.tensor([1.0, -1.0, -1.0, 1.0])  # 1: similar
         >>> opreg.functional.hinge_embedding_loss(distance, target).backward()
     """
-    # written out, as the next: native clamps in place, which run_decompositions refuses
+    # written out, as is the next one: torch's function clamps in place, which run_decompositions refuses
     similar = torch.where(target != -1, input, 0.0)
     dissimilar = torch.where(target != 1, (margin - input).clamp(min=0), 0.0)
     return reduce(similar + dissimilar, reduction)

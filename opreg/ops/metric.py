@@ -112,7 +112,7 @@ def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin
         >>> target = torch.tensor([1, -1, 1])  # not 0 and 1
         >>> loss = opreg.functional.cosine_embedding_loss(torch.randn(3, 128), torch.randn(3, 128), target)
     """
-    # each vector's own length before it broadcasts, as torch takes it; its 1e-12 is a float32
+    # as in torch, each vector's length is taken before the two broadcast, and 1e-12 is the float32 nearest to it
     eps = 9.999999960041972e-13
     squares = ((input1 * input1).sum(-1) + eps) * ((input2 * input2).sum(-1) + eps)
     cosine = (input1 * input2).sum(-1) / squares.sqrt()
@@ -139,7 +139,7 @@ def triplet_samples(make: Maker) -> Iterator[Sample]:
     yield Sample(vectors(make, 4), name="one vector")
     yield Sample(vectors(make), {"swap": True}, "numbers")
     yield Sample(vectors(make, 0, 3), {"reduction": "sum"}, "empty")
-    # margin met exactly; a distance of 0, also with the eps; two equal distances; ties of |d|
+    # the margin met exactly, distances of 0, two equal distances, equal differences within a vector
     a = make.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
     p = make.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [3.0, 4.0], [2.0, 0.0]])
     n = make.tensor([[0.0, 2.0], [1.0, 1.0], [1.0, 1.0], [3.5, 4.0], [1.0, 1.0]])

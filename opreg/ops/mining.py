@@ -47,7 +47,7 @@ def ohem_cross_entropy(
     nll = cross_entropy(input, target, None, ignore_index, "none", 0.0)
     valid = target.reshape(nll.shape) != ignore_index
     p = torch.exp(-nll.detach())
-    # a NaN is kept, and seen; what is ignored comes last
+    # NaN comes first, so that the loss shows it; ignored positions come last
     p = torch.where(valid, torch.where(p.isnan(), -1.0, p), 2.0)
     hard = valid & (p <= thresh)
     least = nll.numel() // 16 if n_min < 0 else n_min
@@ -63,7 +63,7 @@ def samples(make: Maker) -> Iterator[Sample]:
     yield from row_samples(make, make.normal, n_min=1)
     x, t = make.normal(2, 3, 2, 5, scale=3), make.index(3, 2, 2, 5, ignore=-100)
     for reduction in REDUCTIONS:
-        # none is hard; some are, but too few; enough are
+        # none is hard; some are, but fewer than n_min; enough are
         for thresh, n_min in ((0.0, 7), (0.3, 12), (0.3, 2)):
             yield Sample((x, t), {"thresh": thresh, "n_min": n_min, "reduction": reduction}, "n_min")
     yield Sample((x, t), {"thresh": 0.0, "n_min": 1000, "reduction": "sum"}, "fewer than n_min")

@@ -129,7 +129,7 @@ def multi_margin_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(), make.index(1)), name="no dimension")
     yield Sample((make.normal(3, 140), make.index(140, 3)), name="many classes")
     yield Sample((make.normal(0, 4), make.index(4, 0)), {"reduction": "sum"}, "empty")
-    # margin - x_y + x_c = 0
+    # at the hinge: margin − x_y + x_c = 0
     x, t = make.tensor([[2.0, 1.0, 3.0], [0.0, 0.0, 1.0]]), torch.tensor([2, 2], device=make.device)
     yield Sample((x, t), name="kinks", smooth=False)
     x = make.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
@@ -221,7 +221,7 @@ SHAPES = {"small": (4, 16), "usual": (2**11, 128), "large": (2**15, 128), "huge"
 
 
 def multilabel_margin_workload(make: Maker, size: str) -> Iterator[Sample]:
-    """Four classes are the row's: every class is held against every target."""
+    """Each row lists four classes only, because the loss compares every class with every listed one."""
     rows, classes = SHAPES[size]
     lists = torch.full((rows, classes), -1, device=make.device)
     lists[:, :4] = make.index(classes, rows, 4)

@@ -34,7 +34,7 @@ def samples(make: Maker, **options: float) -> Iterator[Sample]:
     for option, value in options.items():
         for other in (0.3, 2.5):
             yield Sample((make.normal(7), make.normal(7)), {option: other * value})
-    # the kinks of all of them: 0, ±1; and extremes
+    # the kinks of all four losses, at 0 and ±1, and extremes
     x = make.tensor([0.0, 1.0, -1.0, 2.0, 1e4, -1e4])
     yield Sample((x, make.constant(torch.zeros_like(x))), {"reduction": "none", **options}, name="kinks", smooth=False)
 

@@ -17,7 +17,7 @@ from ._common import REDUCTIONS, outside, reduce, refused
 def one_hot(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Whether each pixel is valid, (N, 1, d1 … dk); and a 1 for its class, of the shape of ``input``.
 
-    NaN for a class that is none, as on a GPU: where this runs in the kernel's place nothing can raise.
+    A class index out of range gives NaN, as it does on a GPU: where this runs in the kernel's place nothing can raise.
     """
     target, count = target.unsqueeze(1), input.shape[1]
     valid = target != ignore_index

@@ -89,7 +89,7 @@ def ctc_loss(
     log_likelihood = log_add(alpha.gather(1, last), label)
     log_likelihood = torch.where(target_lengths > count, -torch.inf, log_likelihood).squeeze(1)
 
-    # nothing to the value, and to the gradient what a normalisation of log_probs would add
+    # this adds nothing to the value; to the gradient it adds what normalising log_probs would
     mass = torch.where(valid, log_probs.exp(), 0.0).sum((0, 2))
     loss = mass - mass.detach() - log_likelihood
     infinite = log_likelihood == -torch.inf
@@ -100,7 +100,7 @@ def ctc_loss(
 
 
 def log_add(*terms: Tensor) -> Tensor:
-    """log Σ exp, −inf and without gradient where all terms are."""
+    """log Σ exp of the terms; where all are −inf it is −inf, without a gradient."""
     top = torch.stack(terms).amax(0).detach()
     top = torch.where(top == -torch.inf, 0.0, top)
     total = torch.stack([(x - top).exp() for x in terms]).sum(0)
@@ -156,7 +156,7 @@ def samples(make: Maker) -> Iterator[Sample]:
     yield Sample((scores(4, 2, 3), whole([], []), whole(4, 0), whole(0, 0)), {"reduction": "sum"}, "no labels")
     yield Sample((scores(4, 1, 3), whole([0, 1]), whole(4), whole(2)), name="blank among the labels")
     for reduction, zero in (("none", False), ("mean", False), ("mean", True)):
-        # too long, no step, no room for the blank between equal labels; and one that fits
+        # a target that is too long, no step at all, no room for the blank between equal labels; and one that fits
         rows, lengths = whole([1, 2, 1], [1, 0, 0], [2, 2, 0], [2, 1, 0]), whole(2, 0, 2, 2)
         args = scores(2, 4, 3), rows, lengths, whole(3, 1, 2, 2)
         yield Sample(args, {"reduction": reduction, "zero_infinity": zero}, "infinite", smooth=False)

@@ -79,11 +79,11 @@ def large_margin_softmax_loss(input: Tensor, target: Tensor, lam: float, ignore_
     valid = target != ignore_index
     every = torch.arange(classes, device=input.device).view([-1 if d == axis else 1 for d in range(input.dim())])
     hit = every == target.unsqueeze(axis)
-    # an ignored position may hold anything; a class that is none gives NaN, as on a GPU
+    # an ignored position may hold anything; a class index out of range gives NaN, as it does on a GPU
     x = torch.where(valid.unsqueeze(axis), input, 0.0)
     x = x * torch.where(valid & ((target < 0) | (target >= classes)), torch.nan, 1.0).unsqueeze(axis)
     others = torch.where(hit, -torch.inf, x)
-    # nothing changes with the origin but the digits
+    # the loss does not depend on the scores' origin, but its digits do
     highest = others.detach().amax(axis, keepdim=True)
     x, others = x - highest, others - highest
     distance = torch.where(hit, 0.0, x)

@@ -17,7 +17,7 @@ from torch import Tensor
 import opreg
 from conftest import DEVICE
 from opreg.faces.modules import OpModule
-from opreg.nn._state import WideBuffers
+from opreg.nn._wide_buffers import WideBuffers
 
 
 def near(got: Tensor, want: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""State that small steps add up to: float32 at least.
+"""Buffers to which small steps are added: float32 at least.
 
 In bfloat16 a hundredth of a difference of 0.2 is rounded away, and the state stays where it is.
 """
@@ -29,7 +29,7 @@ class WideBuffers(torch.nn.Module):
         for name, before in kept.items():
             after = self._buffers[name]
             if before is not None and after is not None and after.dtype != wide(after.dtype):
-                # the values from before: those of after are rounded
+                # from the values before: those after are rounded
                 self._buffers[name] = before.to(after.device, wide(before.dtype))
         return self
 
@@ -37,5 +37,5 @@ class WideBuffers(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         for name in self.wide_buffers:
             t = self._buffers[name]
-            if t is not None:  # may have been assigned
+            if t is not None:  # an assignment may have brought another dtype
                 self._buffers[name] = t.to(wide(t.dtype))
