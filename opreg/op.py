@@ -67,7 +67,7 @@ class Op:
             and gives the shape of the result before reduction.
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
-        source: the paper or the native op that defines it.
+        source: the paper or the native op that defines it; the public docstring gets it from here.
         indices: arguments that are class indices when they are integral, and are not to be converted to floating point.
         state: ``state(shape, args)`` gives an empty tensor like the one that ``NAME_forward`` keeps for the backward
             pass, from the result's shape before reduction and the arguments; None: no such op.

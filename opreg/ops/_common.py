@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..op import ErrorSample, Op
+from ..op import ErrorSample, Op, Sample
 from ..testing import Maker
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -85,8 +85,32 @@ def outside(op: str, args: tuple[Tensor, ...], domain: str, option: str, *values
         yield ErrorSample(args, f"{op}: expected {domain}, got -?{value:g}", {option: value}, values=True)
 
 
+def index_errors(op: str, x: Tensor, t: Tensor, *extra: Tensor) -> Iterator[ErrorSample]:
+    """What is refused of class indices ``t`` among three classes: another dtype, and what is no class."""
+    message = f"{op}: expected target of dtype int64, int32 or uint8, got bool"
+    yield ErrorSample((x, t.bool(), *extra), message)
+    message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
+    yield ErrorSample((x, t + 7, *extra), f"{message} [789]", values=True)
+    yield ErrorSample((x, t - 7, *extra), f"{message} -[567]", values=True)
+
+
 def loss_errors(op: str, make: Maker, *extra: Tensor, input: str = "input") -> Iterator[ErrorSample]:
     """What every pointwise loss of an input and a target refuses; ``extra`` are further required tensors."""
     x, t = make.uniform(2, 3), make.uniform(2, 3)
     yield from refused(op, x, t, *extra, input=input)
     yield ErrorSample((x, make.uniform(2, 4), *extra), f"{op}: expected .*, got \\[2, 3\\] and \\[2, 4\\]")
+
+
+# (N, C, H, W)
+IMAGES = {
+    "small": (1, 4, 4, 4),
+    "usual": (2, 19, 128, 128),
+    "large": (8, 19, 512, 512),
+    "huge": (16, 19, 1024, 1024),
+}
+
+
+def image_workload(make: Maker, size: str) -> Iterator[Sample]:
+    """Scores of each class at each pixel, and the pixels' classes."""
+    n, classes, *pixels = IMAGES[size]
+    yield Sample((make.normal(n, classes, *pixels), make.index(classes, n, *pixels)))

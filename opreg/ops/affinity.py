@@ -11,7 +11,7 @@ from ..meta.rules import Arguments
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import outside, refused
+from ._common import image_workload, outside, refused
 
 
 def windows_holding(size: int, kernel_size: int, shift: int, device: torch.device) -> Tensor:
@@ -196,19 +196,6 @@ def field_errors(make: Maker) -> Iterator[ErrorSample]:
         yield from outside("affinity_field_loss", (x, t), f"{name} >= 0", name, -0.5)
 
 
-IMAGES = {
-    "small": (1, 4, 4, 4),
-    "usual": (2, 19, 128, 128),
-    "large": (8, 19, 512, 512),
-    "huge": (16, 19, 1024, 1024),
-}
-
-
-def workload(make: Maker, size: str) -> Iterator[Sample]:
-    n, classes, height, width = IMAGES[size]
-    yield Sample((make.normal(n, classes, height, width), make.index(classes, n, height, width)))
-
-
 register(
     Op(
         "affinity_loss",
@@ -219,7 +206,7 @@ register(
         source="Yu et al., arXiv 2004.01547, made local",
         indices=("target",),
         state=number_of_pairs,
-        workload=workload,
+        workload=image_workload,
     )
 )
 register(
@@ -232,6 +219,6 @@ register(
         source="Ke et al., arXiv 1803.10335",
         indices=("target",),
         state=lse_plane,
-        workload=workload,
+        workload=image_workload,
     )
 )

@@ -12,8 +12,8 @@ from ..meta.sizes import fail
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import refused
-from .segmentation import SHAPES, class_workload, one_hot, region_errors
+from ._common import IMAGES, image_workload, refused
+from .segmentation import one_hot, region_errors
 
 
 def jaccard_extension(errors: Tensor, hits: Tensor, valid: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def state(shape: Sequence[int], args: Arguments) -> Tensor:
 
 
 def hinge_workload(make: Maker, size: str) -> Iterator[Sample]:
-    n, _, *pixels = SHAPES[size]
+    n, _, *pixels = IMAGES[size]
     yield Sample((make.normal(n, *pixels), make.index(2, n, *pixels)))
 
 
@@ -214,7 +214,7 @@ register(
         source="Berman, Triki, Blaschko, arXiv 1705.08790",
         indices=("target",),
         state=state,
-        workload=class_workload,
+        workload=image_workload,
     )
 )
 register(

@@ -11,7 +11,7 @@ from ..meta.rules import Arguments
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, outside, reduce, refused
+from ._common import REDUCTIONS, image_workload, index_errors, outside, reduce, refused
 
 
 def one_hot(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -178,11 +178,8 @@ def region_errors(op: str, make: Maker, reduces: bool = True) -> Iterator[ErrorS
     yield ErrorSample((x[0, 0], t), f"{op}: expected input of shape \\(N, C, ...\\), got \\[4\\]")
     message = f"{op}: expected target of shape \\[2, 4\\] for input of shape \\[2, 3, 4\\], got \\[2, 3\\]"
     yield ErrorSample((x, t[:, :3]), message)
-    yield ErrorSample((x, t.bool()), f"{op}: expected target of dtype int64, int32 or uint8, got bool")
     yield ErrorSample((x[:, :0], t), f"{op}: expected input of at least one class, got \\[2, 0, 4\\]")
-    message = f"{op}: expected a class index in \\[0, 3\\) or ignore_index -100, got"
-    yield ErrorSample((x, t + 7), f"{message} [789]", values=True)
-    yield ErrorSample((x, t - 7), f"{message} -[567]", values=True)
+    yield from index_errors(op, x, t)
 
 
 def dice_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -218,15 +215,6 @@ def generalized_dice_state(shape: Sequence[int], args: Arguments) -> Tensor:
     return state
 
 
-# of (N, C, H, W), or without C
-SHAPES = {"small": (1, 4, 4, 4), "usual": (2, 19, 128, 128), "large": (8, 19, 512, 512), "huge": (16, 19, 1024, 1024)}
-
-
-def class_workload(make: Maker, size: str) -> Iterator[Sample]:
-    n, classes, *pixels = SHAPES[size]
-    yield Sample((make.normal(n, classes, *pixels), make.index(classes, n, *pixels)))
-
-
 register(
     Op(
         "dice_loss",
@@ -239,7 +227,7 @@ register(
         constants=lambda args: () if args["target"].is_floating_point() else ("target",),
         state=dice_state,
         batch_dims={"weight": None},
-        workload=class_workload,
+        workload=image_workload,
     )
 )
 register(
@@ -252,6 +240,6 @@ register(
         source="Sudre et al., arXiv 1707.03237",
         indices=("target",),
         state=generalized_dice_state,
-        workload=class_workload,
+        workload=image_workload,
     )
 )
