@@ -12,7 +12,8 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import outside
-from .categorical import along_classes, class_axis, cross_entropy, row_errors, row_samples
+from ._rows import row_errors, row_samples
+from .categorical import along_classes, class_axis, cross_entropy
 
 
 def with_target(cosine: Tensor, target: Tensor, own: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, outside
-from .categorical import cross_entropy, extreme_rows, row_errors, row_samples
+from ._rows import extreme_rows, row_errors, row_samples
+from .categorical import cross_entropy
 
 
 def ohem_cross_entropy(

@@ -12,7 +12,7 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, outside, reduce, refused
-from .categorical import row_errors, row_samples
+from ._rows import row_errors, row_samples
 
 
 def distillation_loss(input: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
