@@ -55,12 +55,12 @@ def swish(x: Tensor, *, slope: float) -> Tensor:
     return result
 
 
-def condition(arguments: Mapping[str, Any]) -> str:
+def objection(arguments: Mapping[str, Any]) -> str:
     """Why the rule does not hold, or nothing. Equal for any slope; somebody may want it for positive ones alone."""
     return "" if arguments["slope"] > 0 else "the slope is not positive"
 
 
-RULE = opreg.Rule("swish, written with tanh", tanh_gate, swish, condition)
+RULE = opreg.Rule("swish, written with tanh", tanh_gate, swish, objection)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from ._onnx import onnx_translations as onnx_translations  # noqa: E402
 from .op import ErrorSample as ErrorSample  # noqa: E402
 from .op import Op as Op  # noqa: E402
 from .op import Sample as Sample  # noqa: E402
+from .passes import NearMiss as NearMiss  # noqa: E402
 from .passes import Report as Report  # noqa: E402
 from .passes import Rule as Rule  # noqa: E402
 from .passes import fuse as fuse  # noqa: E402

@@ -72,6 +72,11 @@ def has_kernel(name: str, key: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))
 
 
+def has_kernel_for(name: str, device_type: str) -> bool:
+    """Is a kernel registered for this type of device?"""
+    return has_kernel(name, torch._C._dispatch_key_for_device(device_type))
+
+
 def names_in(namespace: str) -> list[str]:
     """The ops that the dispatcher knows in a namespace."""
     prefix = namespace + "::"

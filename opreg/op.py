@@ -61,7 +61,7 @@ class Op:
     The mathematics:
         name: ``focal_loss`` (in opreg's own namespace), or ``mylib::my_loss``.
         reference: the definition in plain torch, of the schema's arguments without ``dtype``: the tests' oracle, the
-            decomposition, the second derivative, what vmap and forward mode run, the pattern that a rewrite looks for.
+            decomposition, the second derivative, what vmap and forward mode run, and the pattern of ``Rule.of(op)``.
             Of an op that writes to its arguments: what it writes, one tensor for each that is written to.
         shape: the rule of ``opreg.meta``, or a function of the op's name and its arguments by name, that checks these
             and gives the shape of the result before reduction.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ def with_target(cosine: Tensor, target: Tensor, own: Tensor) -> Tensor:
     target = target.reshape(()) if cosine.dim() == 1 else target
     classes = torch.arange(cosine.shape[axis], device=cosine.device)
     return torch.where(target.unsqueeze(axis) == along_classes(classes, cosine), own, cosine)
+
+
+def with_margin(cosine: Tensor, sine: Tensor, margin: float, cos_margin: Any, sin_margin: Any) -> Tensor:
+    """The cosine of an angle and its margin together, and a straight line where that would rise again."""
+    hard = cosine * cos_margin - sine * sin_margin
+    easy = cosine - margin * sin_margin
+    return torch.where(cosine > -cos_margin, hard, easy)
 
 
 def arcface_loss(
@@ -55,9 +63,7 @@ def arcface_loss(
         >>> loss = opreg.functional.arcface_loss(cosine, torch.randint(0, 1000, (32,)))
     """
     sine = ((1 - cosine) * (1 + cosine)).clamp(min=1e-7).sqrt()
-    hard = cosine * math.cos(margin) - sine * math.sin(margin)
-    easy = cosine - margin * math.sin(margin)
-    own = torch.where(cosine > -math.cos(margin), hard, easy)
+    own = with_margin(cosine, sine, margin, math.cos(margin), math.sin(margin))
     return cross_entropy(scale * with_target(cosine, target, own), target, None, ignore_index, reduction, 0.0)
 
 

@@ -81,11 +81,14 @@ def angle(w: Tensor, h: Tensor) -> Tensor:
     return torch.where(point, 0.0, torch.atan2(w, torch.where(point, 1.0, h)))
 
 
-def ciou_loss(input: Tensor, target: Tensor, reduction: str, eps: float) -> Tensor:
-    x, y = axes(input, target)
+def complete_iou(x: Axis, y: Axis, eps: float, angle: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     v = 4 / math.pi**2 * (angle(x.target_size, y.target_size) - angle(x.size, y.size)) ** 2
     alpha = ratio(v, 1 - iou(x, y, eps) + v, eps).detach()
-    return reduce(distance_iou(x, y, eps) + alpha * v, reduction)
+    return distance_iou(x, y, eps) + alpha * v
+
+
+def ciou_loss(input: Tensor, target: Tensor, reduction: str, eps: float) -> Tensor:
+    return reduce(complete_iou(*axes(input, target), eps, angle), reduction)
 
 
 def efficient_iou(x: Axis, y: Axis, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from .. import _private
 from ._report import Report
 from ._rewrite import Rewriter
-from ._rule import Rule
+from ._rule import NearMiss, Rule
 from .modules.exchange import fuse_modules
 from .rules import RULES
 
@@ -22,7 +22,7 @@ def fuse(
     program: Program,
     *,
     activations: bool = True,
-    rules: Sequence[Rule] = (),
+    rules: Sequence[Rule | NearMiss] = (),
     example_inputs: Sequence[Any] | None = None,
 ) -> tuple[Program, Report]:
     """Puts ops in the place of native and hand-written losses and activations.
@@ -111,7 +111,7 @@ def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
 
 
 def _fuse_exported(
-    program: ExportedProgram, rules: Sequence[Rule], report: Report, activations: bool
+    program: ExportedProgram, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
 ) -> ExportedProgram:
     module = copy_sharing(program.graph_module)
     Rewriter(module, rules, report, activations=activations).run()

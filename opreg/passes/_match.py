@@ -1,22 +1,27 @@
-"""How rules are looked for in a graph: by normal form, not by spelling."""
+"""How formulas are looked for in a graph: by normal form, not by spelling.
+
+A node may be the root of a formula. It is evaluated down to leaves, in several ways, since nobody knows which of the
+nodes before it the formula starts from; what comes out is compared with the normal form that each pattern has over the
+same leaves and with the numbers of the program.
+"""
 
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor, fx
 
-from ._rule import Argument, Rule
-from .graph.calls import value_of
+from ._rule import Argument, Formula
+from .graph.calls import sizes, value_of
 from .graph.view import GraphView
 from .normal_form import algebra
 from .normal_form.evaluate import Evaluator, TooMany, handlers
-from .normal_form.values import Value, leaf, over_all, sizes
+from .normal_form.values import Value, leaf, over_all
 
-# calls, is where an expression starts.
+# Calls that patterns hold. A formula starts from the first argument of one of them, or from what that argument is made
+# of by calls of one tensor.
 # fmt: off
 _ANCHORS = frozenset({
     "sigmoid", "exp", "tanh", "softplus", "log_sigmoid", "clamp", "clamp_min", "relu", "relu6", "hardsigmoid",
@@ -24,33 +29,38 @@ _ANCHORS = frozenset({
     "where", "scatter", "one_hot",
 })
 # fmt: on
+# Calls that nearly every formula holds: they say nothing of where one starts.
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square"})
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
-# The nodes that are looked at behind one that may be replaced, and those that its value is made of, with their depth.
-_CONE = 48
-_REACH, _DEPTH = 200, 40
-# The formulas and patterns that are evaluated for one place, and for each node of a graph on average.
+# How many calls before a root are looked at for starts, and how many are evaluated; and how far apart they may be.
+_MOST_FOR_STARTS, _MOST_EVALUATED, _DEEPEST = 48, 200, 40
+# How many formulas and patterns are evaluated: for one root; for one graph; and, on average, for each of its nodes.
 _FOR_A_PLACE, _FOR_A_GRAPH, _FOR_A_NODE = 1000, 4000, 20
-_PERMUTED = 3
+# How many numbers of a program are tried, and how many tensors are put into a pattern in every order.
+_MOST_NUMBERS, _MOST_TENSORS = 12, 3
+
+
+F = TypeVar("F", bound=Formula)
 
 
 @dataclass(frozen=True)
-class Match:
-    """A rule's pattern, found."""
+class Match(Generic[F]):
+    """A formula, found in a graph."""
 
-    rule: Rule
+    formula: F
     root: fx.Node
     tensors: dict[str, fx.Node]
     numbers: dict[str, float]
+    # the other nodes that compute it
     interior: tuple[fx.Node, ...]
     evaluator: Evaluator
-    # what the root is of the pattern's value: itself (""), the mean or the sum of its elements
+    # the root is the pattern's value itself (""), or the mean or the sum of its elements
     reduction: str
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What conditions are asked with."""
+        """The tensors and numbers as an objection gets them."""
         return {**{n: self.argument(t) for n, t in self.tensors.items()}, **self.numbers}
 
     def argument(self, node: fx.Node) -> Argument:
@@ -61,20 +71,66 @@ class Match:
         return Argument(None if alike is None else (alike,), None, None, requires_grad)
 
 
-def cone(view: GraphView, root: fx.Node, most: int = _CONE) -> list[fx.Node]:
-    """The calls that a node is made of, nearest first."""
+class OutOfWork(Exception):
+    """More formulas and patterns than are evaluated for one root, or for one graph."""
+
+
+def matches(formulas: Iterable[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
+    """The formulas that a node computes. A node that takes too much work to tell is among those given up."""
+    try:
+        yield from _matches(list(formulas), view, root)
+    except OutOfWork:
+        view.work.given_up.add(root)
+
+
+def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
+    limit = min(view.work.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position))
+
+    def work() -> None:
+        if view.work.done >= limit:
+            raise OutOfWork
+        view.work.done += 1
+
+    nodes = calls_before(view, root, _MOST_FOR_STARTS)
+    anchors = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
+    if not any((c := view.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
+        return
+    seen: set[Any] = set()
+    for start in (*starts(view, nodes, anchors), None):
+        if start is root:
+            continue
+        for value, evaluator in readings(view, root, start):
+            work()
+            if not isinstance(value, Value) or value.poly in seen:
+                continue
+            seen.add(value.poly)
+            leaves = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
+            if forgets(evaluator, leaves):
+                continue
+            written = numbers_in(view, evaluator.interior)
+            for formula in formulas:
+                match = matched(formula, root, value, leaves, written, evaluator, work)
+                if match is not None:
+                    yield match
+
+
+# where a formula may start
+
+
+def calls_before(view: GraphView, root: fx.Node, most: int) -> list[fx.Node]:
+    """The nodes that a node is made of by calls with a meaning, itself among them, nearest first."""
     found: dict[fx.Node, int] = {root: 0}
-    for node in found_so_far(found):
+    for node in growing(found):
         call, depth = view.calls.get(node), found[node]
-        if call is None or call.name not in handlers or len(found) > most or depth > _DEPTH:
+        if call is None or call.name not in handlers or len(found) > most or depth > _DEEPEST:
             continue
         for n in call.inputs():
             found.setdefault(view.current(n, node), depth + 1)
     return list(found)
 
 
-def found_so_far(found: Mapping[fx.Node, Any]) -> Iterator[fx.Node]:
-    """The keys in order, those added meanwhile too."""
+def growing(found: Mapping[fx.Node, Any]) -> Iterator[fx.Node]:
+    """The keys in order, with those that are added meanwhile."""
     i = 0
     while i < len(found):
         yield next(itertools.islice(found, i, None))
@@ -82,7 +138,7 @@ def found_so_far(found: Mapping[fx.Node, Any]) -> Iterator[fx.Node]:
 
 
 def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -> list[fx.Node]:
-    """Where expressions may start."""
+    """The nodes that a formula may start from."""
     found: dict[fx.Node, None] = {}
     for node in nodes:
         call = view.calls.get(node)
@@ -102,81 +158,15 @@ def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -
     return list(found)
 
 
-def matches(rules: Iterable[Rule], view: GraphView, root: fx.Node, module: torch.nn.Module | None) -> Iterator[Match]:
-    """The rules whose pattern a node computes; a node that takes too much work to tell is among those given up."""
-    try:
-        yield from _matches(rules, view, root, module)
-    except OutOfWork:
-        view.work.given_up.add(root)
+def readings(view: GraphView, root: fx.Node, start: fx.Node | None) -> Iterator[tuple[Any, Evaluator]]:
+    """The root's value as a formula of the start.
 
-
-class OutOfWork(Exception):
-    """More formulas and patterns than are evaluated for one place, or for one graph."""
-
-
-def _matches(rules: Iterable[Rule], view: GraphView, root: fx.Node, module: torch.nn.Module | None) -> Iterator[Match]:
-    rules = list(rules)
-    limit = min(view.work.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position))
-
-    def work() -> None:
-        if view.work.done >= limit:
-            raise OutOfWork
-        view.work.done += 1
-
-    nodes = cone(view, root)
-    anchors = _ANCHORS.union(*(rule.call_names for rule in rules)) - _ARITHMETIC
-    if not any((c := view.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
-        return
-    seen: set[Any] = set()
-    for start in (*starts(view, nodes, anchors), None):
-        if start is root:
-            continue
-        for value, evaluator in cuts(view, root, start, module):
-            work()
-            if not isinstance(value, Value) or value.poly in seen:
-                continue
-            seen.add(value.poly)
-            found = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
-            if forgotten(evaluator, found):
-                continue
-            literals = numbers_in(view, evaluator.interior)
-            for rule in rules:
-                match = matched(rule, root, value, found, literals, evaluator, work)
-                if match is not None:
-                    yield match
-
-
-# Calls that read the shape or the dtype of a tensor, not its elements.
-_SHAPE_ONLY = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "reshape_as", "expand_as", "type_as"})
-_OF_SHAPE = frozenset({"size", "dim", "numel", "sym_size", "getattr"})
-
-
-def forgotten(evaluator: Evaluator, found: list[fx.Node]) -> bool:
-    """Has a normal form lost a tensor that the program reads, as ``x + 0 · y`` does?
-
-    That may be NaN or infinite, and its gradient is zero and not absent.
+    What is computed without the start is read in three ways: as leaves, as formulas of whatever it is made of, and as
+    formulas of one of these leaves, or of one that such a leaf is made of directly.
     """
-    for node in evaluator.values:
-        if node in evaluator.interior or node in found:
-            continue
-        value, call = value_of(node), evaluator.view.calls.get(node)
-        name = call.name if call is not None else getattr(node.target, "__name__", str(node.target))
-        if name.split(".")[0] in _OF_SHAPE or (value is not None and not isinstance(value, Tensor)):
-            continue
-        readers = [evaluator.view.calls.get(u) for u in node.users if u in evaluator.interior]
-        if any(call is None or call.name not in _SHAPE_ONLY for call in readers):
-            return True
-    return False
-
-
-def cuts(
-    view: GraphView, root: fx.Node, start: fx.Node | None, module: torch.nn.Module | None
-) -> Iterator[tuple[Any, Evaluator]]:
-    """The root's value over the start and what is made without it, seen as leaves, as formulas, and as formulas of one
-    of these."""
     first = {} if start is None else {start: leaf(start)}
     boundary: dict[fx.Node, None] = {}
-    near = set(cone(view, root, _REACH))
+    near = set(calls_before(view, root, _MOST_EVALUATED))
     depends: dict[fx.Node, bool] = dict.fromkeys(first, True)
 
     def dependent(node: fx.Node) -> bool:
@@ -194,7 +184,7 @@ def cuts(
         return True
 
     def value(leaves: dict[fx.Node, Any], closed: Callable[[fx.Node], bool]) -> Iterator[tuple[Any, Evaluator]]:
-        evaluator = Evaluator(view, leaves, module, open_ended=True, closed=lambda n: n not in near or closed(n))
+        evaluator = Evaluator(view, leaves, open_ended=True, closed=lambda n: n not in near or closed(n))
         with contextlib.suppress(TooMany):
             yield evaluator.value(root), evaluator
 
@@ -210,8 +200,32 @@ def cuts(
                     yield from value({**first, candidate: leaf(candidate)}, lambda node: False)
 
 
+# Calls that read the shape or the dtype of a tensor, not its elements.
+_OF_SHAPE_ALONE = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "reshape_as", "expand_as", "type_as"})
+# Nodes whose value is a shape or a part of one.
+_SHAPES = frozenset({"size", "dim", "numel", "sym_size", "getattr"})
+
+
+def forgets(evaluator: Evaluator, leaves: list[fx.Node]) -> bool:
+    """Has a normal form lost a tensor that the program reads, as ``x + 0 · y`` loses y?
+
+    That tensor may hold NaN or infinities, and its gradient is zero and not absent.
+    """
+    for node in evaluator.values:
+        if node in evaluator.interior or node in leaves:
+            continue
+        value, call = value_of(node), evaluator.view.calls.get(node)
+        name = call.name if call is not None else getattr(node.target, "__name__", str(node.target))
+        if name.split(".")[0] in _SHAPES or (value is not None and not isinstance(value, Tensor)):
+            continue
+        readers = [evaluator.view.calls.get(u) for u in node.users if u in evaluator.interior]
+        if any(call is None or call.name not in _OF_SHAPE_ALONE for call in readers):
+            return True
+    return False
+
+
 def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
-    """The numbers that calls hold, each once, and 1, which need not be written."""
+    """The numbers that calls hold, and 1, which need not be written. Whole ones come last, since most are indices."""
     found: dict[float, None] = {}
 
     def visit(a: Any) -> None:
@@ -226,67 +240,65 @@ def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
         if call is not None:
             visit((*call.args, *call.kwargs.values()))
     found[1.0] = None
-    return sorted(found, key=float.is_integer)[:12]  # indices last
+    return sorted(found, key=float.is_integer)[:_MOST_NUMBERS]
+
+
+# the comparison
 
 
 def matched(
-    rule: Rule,
+    formula: F,
     root: fx.Node,
     value: Value,
-    found: list[fx.Node],
-    literals: list[float],
+    leaves: list[fx.Node],
+    written: list[float],
     evaluator: Evaluator,
     work: Callable[[], None],
-) -> Match | None:
-    names, number_names = rule.parameters
-    if len(found) != len(names) or len(found) > _PERMUTED:
+) -> Match[F] | None:
+    """The formula, where its pattern over the leaves of a value, in some order, and with numbers of the program is that
+    value."""
+    names, number_names = formula.parameters
+    if len(leaves) != len(names) or len(leaves) > _MOST_TENSORS or not algebra.names(value.poly) >= formula.functions:
         return None
-    functions, forms = algebra.names(value.poly), evaluator.view.work.forms
-    if not functions >= rule.functions:
-        return None
-    for tensors in itertools.permutations(found):
-        choices = [candidates(rule, n, literals) for n in number_names]
-        for given in itertools.product(*choices):
-            key = (id(rule), tensors, given)
+    forms = evaluator.view.work.forms
+    choices = [candidates(formula, n, written) for n in number_names]
+    for tensors in itertools.permutations(leaves):
+        for numbers in itertools.product(*choices):
+            key = (id(formula), tensors, numbers)
             if key not in forms:
                 work()
-                forms[key] = rule.normal_form(tensors, given)
+                forms[key] = formula.normal_form(tensors, numbers)
             form = forms[key]
-            if form is None:
-                continue
-            reduction = found_as(form, value)
+            reduction = None if form is None else found_as(form, value)
             if reduction is not None:
-                view = evaluator.view
-                interior = used(root, tuple(n for n in evaluator.interior if n is not root), view)
                 return Match(
-                    rule,
+                    formula,
                     root,
                     dict(zip(names, tensors, strict=True)),
-                    {n: int(c) if n in rule.whole else c for n, c in zip(number_names, given, strict=True)},
-                    interior,
+                    {n: int(c) if n in formula.integers else c for n, c in zip(number_names, numbers, strict=True)},
+                    used(root, evaluator),
                     evaluator,
                     reduction,
                 )
     return None
 
 
-def candidates(rule: Rule, name: str, literals: list[float]) -> list[float]:
-    made = rule.numbers.get(name)
+def candidates(formula: Formula, name: str, written: list[float]) -> list[float]:
+    """What a number of the pattern may be, by the numbers that the program holds."""
+    if name in formula.defaults:
+        written = [*written, formula.defaults[name]]
+    if name in formula.integers:
+        written = [c for c in written if c == int(c)]
+    made = formula.numbers.get(name, float)
     result: dict[float, None] = {}
-    if name in rule.unwritten:
-        literals = [*literals, rule.unwritten[name]]
-    if name in rule.whole:
-        literals = [c for c in literals if c == int(c)]
-    for c in literals:
-        try:
-            result[c if made is None else made(c)] = None
-        except (ValueError, ZeroDivisionError, OverflowError):
-            continue
+    for c in written:
+        with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
+            result[made(c)] = None
     return list(result)
 
 
 def found_as(form: Value, value: Value) -> str | None:
-    """What a value is of the pattern's: itself, its mean, its sum, or (None) something else."""
+    """Is a value the pattern's itself (""), its "mean" or its "sum"? None: it is something else."""
     if form.poly == value.poly and (form.shape is None or value.shape is None or form.shape == value.shape):
         return ""
     if value.shape == () and form.shape != ():
@@ -294,14 +306,14 @@ def found_as(form: Value, value: Value) -> str | None:
     return None
 
 
-def used(root: fx.Node, interior: tuple[fx.Node, ...], view: GraphView) -> tuple[fx.Node, ...]:
-    """The interior nodes that the root is made of."""
-    inside, reached = set(interior), dict.fromkeys([root])
-    for node in found_so_far(reached):
+def used(root: fx.Node, evaluator: Evaluator) -> tuple[fx.Node, ...]:
+    """The nodes of the interior that the root is made of, without the root."""
+    view, reached = evaluator.view, dict.fromkeys([root])
+    for node in growing(reached):
         call = view.calls.get(node)
         if call is not None:
             for n in call.inputs():
                 n = view.current(n, node)
-                if n in inside:
+                if n in evaluator.interior:
                     reached.setdefault(n, None)
     return tuple(n for n in reached if n is not root)

@@ -1,4 +1,4 @@
-"""What a rewriting rule is: a pattern in plain torch, and what may stand in its place."""
+"""What is looked for in programs: formulas that an op computes, and formulas that only look like one."""
 
 import inspect
 import itertools
@@ -10,21 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..op import Op
 from .graph.view import GraphView
 from .normal_form import algebra
 from .normal_form.algebra import TooLarge
 from .normal_form.evaluate import Evaluator, known
 from .normal_form.values import Opaque, Value, leaf, number
 
-# Shapes of tensors that patterns are evaluated for, to see what is in them: boxes or scores, classes, numbers.
+# The shapes and numbers for which patterns are evaluated, to see which functions every program that computes one calls:
+# boxes or scores, class indices, scalars.
 _SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (3,), ())
+_NUMBERS = (0.3, 0.0, 1.0, 2.0)
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 @dataclass(frozen=True)
 class Argument:
     """What a program says of a tensor; None where it does not."""
 
-    # one entry a dimension, a symbolic one as an expression; of unknown ones, equal for those that are the same
+    # one entry a dimension, a symbolic size as an expression; of unknown shapes, equal for those that are the same
     shape: tuple[Any, ...] | None
     dtype: torch.dtype | None
     device: torch.device | None
@@ -32,29 +36,12 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Where a program computes ``pattern``, it may compute ``replacement``.
-
-    The pattern is found in whatever way it is written: order of operands, brackets, functions, methods, modules and
-    ATen calls, casts and views that change nothing. What is compared is the normal form of the formula.
-
-    Args:
-        name: for the report: ``"focal_loss of a sigmoid and its cross entropy"``.
-        pattern: a function of tensors (positional) and numbers (keyword-only), in plain torch, without branches. The
-            numbers are those of the program; a default is one that the program need not write.
-        replacement: a function of the same arguments.
-        condition: ``condition(arguments)`` says why the two are not equal there, or "" where they are: arguments by
-            name, numbers as they are, tensors as ``Argument``: shape, dtype, device and requires_grad, as far as the
-            program says.
-        numbers: what a number of the pattern may be, made of one that the program holds, where that is not the number
-            itself: ``{"margin": math.acos}`` for a program that holds its cosine.
-    """
+class Formula:
+    """A formula that is looked for; its arguments are those of a ``Rule``."""
 
     name: str
     pattern: Callable[..., Tensor]
-    replacement: Callable[..., Tensor]
-    condition: Callable[[Mapping[str, Any]], str] = lambda arguments: ""
-    numbers: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    numbers: Mapping[str, Callable[[float], float]] = field(default_factory=dict, kw_only=True)
 
     @cached_property
     def parameters(self) -> tuple[list[str], list[str]]:
@@ -64,29 +51,23 @@ class Rule:
         return tensors, [p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
     @cached_property
-    def whole(self) -> set[str]:
-        """The numbers that are integers, by their annotation."""
+    def integers(self) -> set[str]:
+        """The names of the numbers that are annotated as integers."""
         kinds = inspect.signature(self.pattern).parameters.values()
         return {p.name for p in kinds if p.annotation in (int, "int")}
 
     @cached_property
-    def unwritten(self) -> dict[str, float]:
-        """The defaults of the numbers: they need not be in the program."""
+    def defaults(self) -> dict[str, float]:
+        """The numbers that a program need not write, by name."""
         kinds = inspect.signature(self.pattern).parameters.values()
         return {p.name: p.default for p in kinds if p.default is not p.empty}
 
     @cached_property
-    def graph(self) -> fx.Graph:
-        """The pattern's calls."""
+    def pattern_graph(self) -> fx.Graph:
         return self._trace(self.pattern)
 
-    @cached_property
-    def calls(self) -> fx.Graph:
-        """The replacement's."""
-        return self._trace(self.replacement)
-
     def _trace(self, function: Callable[..., Tensor]) -> fx.Graph:
-        # by hand: fx would put defaults in the place of keyword-only arguments
+        # by hand, since fx would put their defaults in the place of keyword-only arguments
         tracer = fx.Tracer()
         tracer.graph = fx.Graph()
         tracer.root, tracer.tensor_attrs = torch.nn.Module(), {}
@@ -97,18 +78,19 @@ class Rule:
 
     @cached_property
     def view(self) -> GraphView:
-        return GraphView(self.graph, None)
+        return GraphView(self.pattern_graph, None)
 
     @cached_property
     def call_names(self) -> frozenset[str]:
-        """The functions that the pattern calls. Those that are new to the algebra become atoms of it, if they work
-        elementwise.
+        """The names of the functions that the pattern calls.
+
+        An elementwise function that the algebra does not know yet becomes an atom of it.
 
         Raises:
-            ValueError: a function that does not, so that the pattern would never be found.
+            ValueError: a function that is neither known nor elementwise, so that the pattern would never be found.
         """
         names = {call.name for call in self.view.calls.values() if call is not None}
-        for n in self.graph.nodes:
+        for n in self.pattern_graph.nodes:
             call = self.view.calls[n]
             if n.op in ("call_function", "call_method") and (call is None or not known(call.name)):
                 got = n.target if call is None else call.name
@@ -117,7 +99,10 @@ class Rule:
 
     @cached_property
     def functions(self) -> frozenset[str]:
-        """Functions that are in the pattern's normal form whatever its tensors and numbers are."""
+        """The functions in the pattern's normal form, whatever its tensors and numbers are.
+
+        A value without them is not the pattern's, which is seen at once.
+        """
         names, number_names = self.parameters
         graph = fx.Graph()
         made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in _SHAPES}
@@ -127,20 +112,131 @@ class Rule:
         found: list[frozenset[str]] = []
         for columns in itertools.product(_SHAPES, repeat=len(names)):
             leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
-            for given in (0.3, 0.0, 1.0, 2.0):
+            for given in _NUMBERS:
                 form = self.normal_form(leaves, (given,) * len(number_names))
                 if form is not None:
                     found.append(algebra.names(form.poly))
         return frozenset[str]().union(*found).intersection(*found) - {"sum of", "sum", "mean"}
 
     def normal_form(self, tensors: tuple[fx.Node, ...], given: tuple[float, ...]) -> Value | None:
-        """Of the pattern, over these leaves and with these numbers."""
+        """The pattern's normal form over these leaves and with these numbers; None where it has none."""
         names, number_names = self.parameters
         leaves: dict[str, Any] = {n: leaf(t) for n, t in zip(names, tensors, strict=True)}
         leaves |= {n: number(c) for n, c in zip(number_names, given, strict=True)}
-        bound = {p: leaves[str(p.target)] for p in self.graph.nodes if p.op == "placeholder"}
+        bound = {p: leaves[str(p.target)] for p in self.pattern_graph.nodes if p.op == "placeholder"}
         try:
-            result = Evaluator(self.view, bound, None).value(self.graph.output_node().args[0])  # type: ignore[arg-type]
+            result = Evaluator(self.view, bound).value(self.pattern_graph.output_node().args[0])  # type: ignore[arg-type]
         except (Opaque, TooLarge, ValueError, OverflowError, ZeroDivisionError):
             return None
         return result if isinstance(result, Value) else None
+
+
+class _Number(fx.Proxy):
+    """A number of a program in a definition that branches on it: compared, it is the op's default."""
+
+    def __init__(self, number: fx.Proxy, default: float) -> None:
+        super().__init__(number.node, number.tracer)
+        self.default = default
+
+    def __gt__(self, other: float) -> bool:
+        return self.default > other
+
+    def __ge__(self, other: float) -> bool:
+        return self.default >= other
+
+    def __lt__(self, other: float) -> bool:
+        return self.default < other
+
+    def __le__(self, other: float) -> bool:
+        return self.default <= other
+
+
+def no_objection(arguments: Mapping[str, Any]) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Rule(Formula):
+    """Where a program computes ``pattern``, it may compute ``replacement``.
+
+    The pattern is found in whatever way it is written: order of operands, brackets, functions, methods, modules and
+    ATen calls, casts and views that change nothing. What is compared is the normal form of the formula.
+
+    Args:
+        name: for the report: ``"focal_loss of a sigmoid and its cross entropy"``.
+        pattern: a function of tensors (positional) and numbers (keyword-only), in plain torch, without branches. The
+            numbers are those of the program; a default is one that the program need not write.
+        replacement: a function of the same arguments.
+        objection: ``objection(arguments)`` says why the two are not equal there, or "" where they are. It gets the
+            arguments by name: numbers as they are, tensors as an ``Argument`` with shape, dtype, device and
+            requires_grad, as far as the program says.
+        numbers: how a number of the pattern is made of one that the program holds, where it is not that number itself:
+            ``{"margin": math.acos}`` for a program that holds the cosine of its margin.
+    """
+
+    replacement: Callable[..., Tensor]
+    objection: Callable[[Mapping[str, Any]], str] = no_objection
+
+    @classmethod
+    def of(
+        cls,
+        op: Op,
+        objection: Callable[[Mapping[str, Any]], str] = no_objection,
+        *,
+        definition: Callable[..., Tensor] | None = None,
+        defaults: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> "Rule":
+        """The rule that finds an op's own definition, written out in a program.
+
+        The definition may branch on a number that has a default: the pattern is what it does for that.
+
+        Args:
+            op: its tensors are those of the pattern, its other arguments the numbers.
+            objection: as above.
+            definition: of the op's arguments without ``dtype``; by default the op's reference.
+            defaults: the numbers that a program need not write.
+            options: arguments of the op that are fixed: ``reduction="none"``, ``weight=None``.
+        """
+        names = [n for n in op.arguments if n != "dtype"]
+        tensors, known = op.tensor_arguments, defaults or {}
+        parameters = [inspect.Parameter(n, _POSITIONAL) for n in names if n in tensors and n not in options]
+        parameters += [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=known.get(n, inspect.Parameter.empty))
+            for n in names
+            if n not in tensors and n not in options
+        ]
+        signature = inspect.Signature(parameters)
+
+        def pattern(*args: Any, **kwargs: Any) -> Tensor:
+            given = signature.bind(*args, **kwargs).arguments
+            for n in given.keys() & op.defaults.keys():
+                if isinstance(given[n], fx.Proxy) and n not in tensors:
+                    given[n] = _Number(given[n], op.defaults[n])
+            return (definition or op.reference)(**options, **given)
+
+        def replacement(*args: Any, **kwargs: Any) -> Tensor:
+            given = {**options, **signature.bind(*args, **kwargs).arguments}
+            result: Tensor = op.value(*(given[n] for n in names))
+            return result
+
+        pattern.__signature__ = replacement.__signature__ = signature  # type: ignore[attr-defined]
+        return cls(f"{op.short}, written out", pattern, replacement, objection)
+
+    @cached_property
+    def replacement_graph(self) -> fx.Graph:
+        return self._trace(self.replacement)
+
+
+@dataclass(frozen=True)
+class NearMiss(Formula):
+    """A formula that a reader might take for an op's, and why it is not. It stays, and the report says why.
+
+    Args:
+        name: for the report.
+        pattern: as that of a ``Rule``.
+        why: what differs: ``"its input is a probability, and dice_loss takes logits"``.
+        numbers: as those of a ``Rule``.
+    """
+
+    why: str

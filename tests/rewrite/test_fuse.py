@@ -1097,7 +1097,7 @@ def test_place_in_the_users_source():
 
 
 def test_rule_of_ones_own():
-    """A pattern and a replacement, with a condition, found in another spelling."""
+    """A pattern and a replacement, with an objection, found in another spelling."""
 
     def gelu_like(x: Tensor, *, slope: float) -> Tensor:
         return x * (1 + torch.tanh(slope * x)) / 2
@@ -1107,11 +1107,11 @@ def test_rule_of_ones_own():
 
     limits = []
 
-    def condition(arguments):
+    def objection(arguments):
         limits.append(arguments["slope"])
         return "" if arguments["slope"] > 0 else "a negative slope"
 
-    rule = opreg.Rule("halved tanh", gelu_like, as_swish, condition)
+    rule = opreg.Rule("halved tanh", gelu_like, as_swish, objection)
     for kind in ("symbolic", "exported"):
         function = lambda x: 0.5 * (torch.tanh(x * 0.8) * x + x)  # noqa: E731
         args = (X,)

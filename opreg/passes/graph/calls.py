@@ -6,7 +6,7 @@ the call "silu".
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -264,3 +264,15 @@ def value_of(node: Any) -> Any:
         if key in node.meta:
             return node.meta[key]
     return None
+
+
+# The sizes of a shape, in a form that can be compared without a guard: of a symbolic size its expression.
+Sizes = tuple[Any, ...]
+
+
+def sizes(value: Any) -> Sizes | None:
+    return sizes_of(value.shape) if isinstance(value, Tensor) else None
+
+
+def sizes_of(shape: Sequence[Any]) -> Sizes:
+    return tuple(d if isinstance(d, int) else d.node.expr for d in shape)

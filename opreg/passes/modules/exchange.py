@@ -15,14 +15,16 @@ from ...faces.modules import class_name
 from .._native import Native, by_call, native_call
 from .._report import Left, Report, Swapped
 from .._rewrite import Rewriter
-from .._rule import Rule
+from .._rule import NearMiss, Rule
 from ..graph.calls import Attribute, module_call
 from ..graph.writes import FRESH_MODULES
 from .state import State, joined
 from .trace import Untraceable, called, traceable
 
 
-def fuse_modules(module: torch.nn.Module, rules: Sequence[Rule], report: Report, activations: bool) -> torch.nn.Module:
+def fuse_modules(
+    module: torch.nn.Module, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
+) -> torch.nn.Module:
     """The module, changed in place, or another in its place where it is itself a loss or an activation."""
     if is_native(module):
         return exchanged(module, report, activations, type(module).__name__, fresh=False) or module
@@ -90,7 +92,7 @@ def twin(module: torch.nn.Module, native: Native) -> torch.nn.Module:
 
 
 def trace_and_fuse(
-    module: torch.nn.Module, path: str, rules: Sequence[Rule], report: Report, activations: bool
+    module: torch.nn.Module, path: str, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
 ) -> set[str]:
     """Rewrites the calls in the module's own forward, where tracing sees all that it does.
 

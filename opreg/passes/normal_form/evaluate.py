@@ -55,7 +55,6 @@ class Evaluator:
 
     Args:
         leaves: the nodes at which to stop, with their values.
-        module: the owner of the graph, for modules that it calls.
         open_ended: what the algebra does not know becomes a leaf; else it raises ``Opaque``.
         closed: the nodes that are leaves too, should they come up.
 
@@ -69,12 +68,11 @@ class Evaluator:
         self,
         view: GraphView,
         leaves: Mapping[fx.Node, Any],
-        module: torch.nn.Module | None,
         *,
         open_ended: bool = False,
         closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.view, self.module, self.open_ended, self.closed = view, module, open_ended, closed
+        self.view, self.open_ended, self.closed = view, open_ended, closed
         self.found = len(leaves)
         self.values: dict[fx.Node, Any] = dict(leaves)
         self.interior: dict[fx.Node, None] = {}

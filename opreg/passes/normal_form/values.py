@@ -1,12 +1,12 @@
 """Values of tensor expressions: a normal form, and the shapes it is seen in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from ..graph.calls import value_of
+from ..graph.calls import Sizes, sizes, value_of
 from . import algebra
 from .algebra import Poly, atom, constant
 
@@ -16,9 +16,6 @@ NEVER = -(2**31)
 
 class Opaque(Exception):
     """A node that the algebra does not know."""
-
-
-Sizes = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,6 @@ class Masked:
 
     value: Value
     mask: Value
-
-
-def sizes(value: Any) -> Sizes | None:
-    """Sizes that can be compared without a guard: of a symbolic one its expression."""
-    return sizes_of(value.shape) if isinstance(value, Tensor) else None
-
-
-def sizes_of(shape: Sequence[Any]) -> Sizes:
-    return tuple(d if isinstance(d, int) else d.node.expr for d in shape)
 
 
 def number(x: float) -> Value:

@@ -4,8 +4,13 @@ A pattern is written once, in the shortest form; it is found in any that is alge
 value an element, a row, a sample or a pair; a mean or a sum that follows becomes the op's reduction.
 """
 
+from .._rule import NearMiss, Rule
 from . import activation, binary, box, categorical, segmentation
 
-RULES = (*activation.RULES, *binary.RULES, *categorical.RULES, *segmentation.RULES, *box.RULES)
-
-__all__ = ["RULES"]
+RULES: tuple[Rule | NearMiss, ...] = (
+    *activation.RULES,
+    *binary.RULES,
+    *categorical.RULES,
+    *segmentation.RULES,
+    *box.RULES,
+)

@@ -1,28 +1,19 @@
-"""Conditions of rules: why a pattern and its replacement are not the same, or nothing."""
+"""Objections of rules: why a pattern and its replacement are not the same for some arguments, or nothing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Condition = Callable[[Mapping[str, Any]], str]
+Objection = Callable[[Mapping[str, Any]], str]
 
 
-def always(arguments: Mapping[str, Any]) -> str:
-    return ""
+def first_of(*objections: Objection) -> Objection:
+    return lambda arguments: next((why for objection in objections if (why := objection(arguments))), "")
 
 
-def never(why: str) -> Condition:
-    """For what a reader might take for the same, and is not: the report gives the reason."""
-    return lambda arguments: why
+def unless_same_shape(*names: str) -> Objection:
+    """Of tensors of one shape, none is broadcast."""
 
-
-def every(*conditions: Condition) -> Condition:
-    return lambda arguments: next((why for c in conditions if (why := c(arguments))), "")
-
-
-def same_shape(*names: str) -> Condition:
-    """Tensors of one shape, so that none is broadcast."""
-
-    def condition(arguments: Mapping[str, Any]) -> str:
+    def objection(arguments: Mapping[str, Any]) -> str:
         shapes = [arguments[n].shape for n in names]
         if None in shapes:
             return f"the shapes of {' and '.join(names)} are not known: give example_inputs"
@@ -30,32 +21,30 @@ def same_shape(*names: str) -> Condition:
             return f"{' and '.join(names)} are of different shapes: {', '.join(str(list(s)) for s in shapes)}"
         return ""
 
-    return condition
+    return objection
 
 
-def floating(name: str) -> Condition:
-    def condition(arguments: Mapping[str, Any]) -> str:
+def unless_floating(name: str) -> Objection:
+    """A target of another dtype holds class indices for the op."""
+
+    def objection(arguments: Mapping[str, Any]) -> str:
         dtype = arguments[name].dtype
         if dtype is None or not dtype.is_floating_point:
             return f"{name} is of dtype {dtype or 'unknown'}, and the op takes it for class indices"
         return ""
 
-    return condition
+    return objection
 
 
-def above(least: float, *names: str) -> Condition:
-    """Numbers in the op's domain, or where it is no other op's."""
+def unless_above(least: float, name: str) -> Objection:
+    def objection(arguments: Mapping[str, Any]) -> str:
+        return f"{name} is {arguments[name]}, not above {least}" if arguments[name] <= least else ""
 
-    def condition(arguments: Mapping[str, Any]) -> str:
-        return next((f"{n} is {arguments[n]}, not above {least}" for n in names if arguments[n] <= least), "")
-
-    return condition
+    return objection
 
 
-def at_least(least: float, *names: str) -> Condition:
-    """Numbers in the op's domain."""
+def unless_at_least(least: float, name: str) -> Objection:
+    def objection(arguments: Mapping[str, Any]) -> str:
+        return f"{name} is {arguments[name]}, less than {least}" if arguments[name] < least else ""
 
-    def condition(arguments: Mapping[str, Any]) -> str:
-        return next((f"{n} is {arguments[n]}, less than {least}" for n in names if arguments[n] < least), "")
-
-    return condition
+    return objection

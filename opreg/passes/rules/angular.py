@@ -1,6 +1,6 @@
-"""Logits with a margin at the target's class: what cross_entropy gets of them is an op of its own.
+"""Logits with a margin at the target's class: an op computes them together with the cross_entropy that follows.
 
-The replacements are made where cross_entropy is replaced; these rules tell the logits.
+That op is put in the place of the cross_entropy (chains.py), so these formulas have no replacement of their own.
 """
 
 import math
@@ -11,44 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._rule import Rule
-from ._objections import Condition, always, never
+from ...ops.angular import with_margin
+from .._rule import Formula
 
 
 # In a pattern, one_hot has the classes of the tensor that stands in the place of their number, and the cosine of a
 # number is a number.
-def additive(cosine: Tensor, target: Tensor, *, margin: float, scale: float) -> Tensor:
+def amsoftmax(cosine: Tensor, target: Tensor, *, margin: float, scale: float) -> Tensor:
     onehot = F.one_hot(target, cosine)  # type: ignore[arg-type]
     return scale * (cosine - margin * onehot)
 
 
-def angular(sine: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+def arcface(floor: Callable[[Tensor], Tensor]) -> Formula:
     def pattern(cosine: Tensor, target: Tensor, *, margin: Any, scale: float) -> Tensor:
-        turned = cosine * torch.cos(margin) - sine(cosine) * torch.sin(margin)
-        beyond = cosine - margin * torch.sin(margin)
-        phi = torch.where(cosine > -torch.cos(margin), turned, beyond)
+        sine = torch.sqrt(floor(1 - cosine**2))
+        own = with_margin(cosine, sine, margin, torch.cos(margin), torch.sin(margin))
         onehot = F.one_hot(target, cosine)  # type: ignore[arg-type]
-        return scale * (cosine + onehot * (phi - cosine))
+        return scale * (cosine + onehot * (own - cosine))
 
-    return pattern
-
-
-# Rounding takes a cosine to 1 and beyond: 0 or NaN there in the first forms, which the op does not give.
-FLOOR = never("arcface_loss takes sin^2 no less than 1e-7: write .clamp(min=1e-7) for the same")
+    return Formula("arcface_loss, its margin written out", pattern, numbers={"margin": math.acos})
 
 
-def arcface(sine: Callable[[Tensor], Tensor], condition: Condition) -> Rule:
-    pattern = angular(sine)
-    return Rule("arcface_loss, its margin written out", pattern, pattern, condition, {"margin": math.acos})
-
-
-RULES = {
-    "amsoftmax_loss": (Rule("amsoftmax_loss, its margin written out", additive, additive),),
-    "arcface_loss": (
-        arcface(lambda c: torch.sqrt(1 - c**2), FLOOR),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(0, 1)), FLOOR),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(min=0)), FLOOR),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(min=1e-7)), always),
-        arcface(lambda c: torch.sqrt((1 - c**2).clamp(1e-7, 1)), always),
-    ),
+FORMULAS = {
+    "amsoftmax_loss": (Formula("amsoftmax_loss, its margin written out", amsoftmax),),
+    # Without the op's floor it is another function: rounding takes a cosine to 1 and beyond, and the root is 0 or NaN.
+    "arcface_loss": (arcface(lambda x: x.clamp(min=1e-7)), arcface(lambda x: x.clamp(1e-7, 1))),
 }

@@ -1,15 +1,20 @@
 """Binary cross entropy and focal loss, one value an element."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._rule import Rule
-from ._objections import above, every, never, same_shape
+from ...registry import get
+from .._rule import NearMiss, Rule
+from ._objections import first_of, unless_above, unless_same_shape
 
-lossreg = torch.ops.lossreg
+focal_loss = get("focal_loss").value
 
 
+# As people write it. The op's reference guards the power where it has no slope.
 def cross_entropy(input: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(input, target, reduction="none")
 
@@ -37,41 +42,27 @@ def hard_focal(input: Tensor, target: Tensor, *, alpha: float, gamma: float) -> 
     return weight(target, alpha) * unweighted_hard_focal(input, target, gamma=gamma)
 
 
-SAME = same_shape("input", "target")
-SOFT = never("exp(-cross entropy) is p_t for targets 0 and 1 only, and the target may be in between")
-
-
-def unweighted_replacement(input, target, *, gamma):  # type: ignore[no-untyped-def]
-    return lossreg.focal_loss(input, target, -1.0, gamma, "none")
-
-
-def replacement(input, target, *, alpha, gamma):  # type: ignore[no-untyped-def]
-    return lossreg.focal_loss(input, target, alpha, gamma, "none")
-
-
-def alpha_in_domain(arguments):  # type: ignore[no-untyped-def]
+def unless_alpha_in_unit(arguments: Mapping[str, Any]) -> str:
     return "" if 0 <= arguments["alpha"] <= 1 else f"alpha is {arguments['alpha']}, outside of [0, 1]"
 
 
+SAME_SHAPE = unless_same_shape("input", "target")
+HARD = "exp(-cross entropy) is p_t for targets 0 and 1 only, and the target may be in between"
+
 RULES = (
-    Rule(
-        "binary_cross_entropy_with_logits, written out",
-        lambda input, target: F.softplus(input) - input * target,
-        lambda input, target: lossreg.binary_cross_entropy_with_logits(input, target, None, None, "none"),
-        SAME,
-    ),
+    Rule.of(get("binary_cross_entropy_with_logits"), SAME_SHAPE, weight=None, pos_weight=None, reduction="none"),
     Rule(
         "focal_loss, alpha and p_t written out",
         focal,
-        replacement,
-        every(above(0, "gamma"), alpha_in_domain, SAME),
+        lambda input, target, *, alpha, gamma: focal_loss(input, target, alpha, gamma, "none"),
+        first_of(unless_above(0, "gamma"), unless_alpha_in_unit, SAME_SHAPE),
     ),
     Rule(
         "focal_loss without alpha, p_t written out",
         unweighted_focal,
-        unweighted_replacement,
-        every(above(0, "gamma"), SAME),
+        lambda input, target, *, gamma: focal_loss(input, target, -1.0, gamma, "none"),
+        first_of(unless_above(0, "gamma"), SAME_SHAPE),
     ),
-    Rule("focal_loss, p_t = exp(-cross entropy)", unweighted_hard_focal, unweighted_replacement, SOFT),
-    Rule("focal_loss with alpha, p_t = exp(-cross entropy)", hard_focal, replacement, SOFT),
+    NearMiss("focal_loss, p_t = exp(-cross entropy)", unweighted_hard_focal, HARD),
+    NearMiss("focal_loss with alpha, p_t = exp(-cross entropy)", hard_focal, HARD),
 )

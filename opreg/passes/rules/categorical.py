@@ -4,13 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._rule import Rule
+from ...registry import get
+from .._rule import NearMiss, Rule
 from ..normal_form.values import NEVER
-from ._objections import above, every, floating, never, same_shape
+from ._objections import first_of, unless_above, unless_floating, unless_same_shape
 
-lossreg = torch.ops.lossreg
+cross_entropy_loss, softmax_focal_loss = get("cross_entropy").value, get("softmax_focal_loss").value
 
 
+# The references take scores of any rank, which a pattern has no branches for: these are of one row a sample.
 def cross_entropy(input: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return F.cross_entropy(input, target, ignore_index=ignore_index, reduction="none")
 
@@ -33,40 +35,40 @@ def of_probabilities(input: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(input, 1)).sum(1)
 
 
-def focal_replacement(input, target, *, gamma, ignore_index):  # type: ignore[no-untyped-def]
-    return lossreg.softmax_focal_loss(input, target, None, gamma, ignore_index, "none")
+def focal_loss(input: Tensor, target: Tensor, *, gamma: float, ignore_index: int) -> Tensor:
+    result: Tensor = softmax_focal_loss(input, target, None, gamma, ignore_index, "none")
+    return result
 
 
-def scaled_focal_replacement(input, target, *, factor, gamma, ignore_index):  # type: ignore[no-untyped-def]
-    return focal_replacement(input, target, gamma=gamma, ignore_index=ignore_index) * factor  # type: ignore[no-untyped-call]
+def scaled_focal_loss(input: Tensor, target: Tensor, *, factor: float, gamma: float, ignore_index: int) -> Tensor:
+    return focal_loss(input, target, gamma=gamma, ignore_index=ignore_index) * factor
 
 
-def smoothed_replacement(input, target, *, smoothing):  # type: ignore[no-untyped-def]
-    return lossreg.cross_entropy(input, target, None, NEVER, "none", smoothing)
-
-
-PADDED = never("a target of ignore_index keeps its smoothing here, in cross_entropy it has none")
-GAMMA = above(0, "gamma")
+GAMMA = unless_above(0, "gamma")
 
 RULES = (
-    Rule("softmax_focal_loss, p = exp(-cross entropy)", focal, focal_replacement, GAMMA),
-    Rule("softmax_focal_loss and a factor, p = exp(-cross entropy)", scaled_focal, scaled_focal_replacement, GAMMA),
+    Rule("softmax_focal_loss, p = exp(-cross entropy)", focal, focal_loss, GAMMA),
+    Rule("softmax_focal_loss and a factor, p = exp(-cross entropy)", scaled_focal, scaled_focal_loss, GAMMA),
     Rule(
         "cross_entropy, log_softmax and gather",
         lambda input, target: cross_entropy(input, target, NEVER),
-        lambda input, target: lossreg.cross_entropy(input, target, None, NEVER, "none"),
+        lambda input, target: cross_entropy_loss(input, target, None, NEVER, "none"),
     ),
     Rule(
         "cross_entropy of probabilities, written out",
         of_probabilities,
-        lambda input, target: lossreg.cross_entropy(input, target, None, NEVER, "none"),
-        every(same_shape("input", "target"), floating("target")),
+        lambda input, target: cross_entropy_loss(input, target, None, NEVER, "none"),
+        first_of(unless_same_shape("input", "target"), unless_floating("target")),
     ),
     Rule(
         "cross_entropy with label smoothing, written out",
         # of gathered log-probabilities: every target counts
         lambda input, target, *, smoothing: smoothed(input, target, smoothing=smoothing, ignore_index=NEVER),
-        smoothed_replacement,
+        lambda input, target, *, smoothing: cross_entropy_loss(input, target, None, NEVER, "none", smoothing),
     ),
-    Rule("cross_entropy with label smoothing, written out over nll_loss", smoothed, focal_replacement, PADDED),
+    NearMiss(
+        "cross_entropy with label smoothing, written out over nll_loss",
+        smoothed,
+        "a target of ignore_index keeps its smoothing here, in cross_entropy it has none",
+    ),
 )

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...op import Op
-from ...registry import registered
+from ...registry import get
 from .._match import matches
 from .._native import Native
 from ..graph.calls import Call, value_of
 from ..graph.view import GraphView
 from ..normal_form.algebra import rounded
-from .angular import RULES as MARGINS
+from . import angular
 
 # What computes a call's argument may belong to the op too: log_softmax before nll_loss makes cross_entropy.
 Absorber = Callable[[Native, GraphView], Native | None]
@@ -60,7 +59,7 @@ def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
     x = given(call, 0, "input", "self")
     if not over_classes(given(call, 1, "dim"), x, rank_free=True):
         return None
-    return Native(_op("cross_entropy"), {**native.arguments, "input": x}, interior=(inner,))
+    return Native(get("cross_entropy"), {**native.arguments, "input": x}, interior=(inner,))
 
 
 def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
@@ -72,7 +71,7 @@ def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | 
     if not in_unit(view, native.arguments.get("target")):  # of another target, which is an error, logits know nothing
         return None
     arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
-    return Native(_op("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
+    return Native(get("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
 
 
 # Calls whose results lie in [0, 1], and calls that keep their first argument's elements or choose among them.
@@ -148,7 +147,7 @@ def distillation(native: Native, view: GraphView) -> Native | None:
         return None
     reduction = "sum" if arguments["reduction"] == "sum" else "mean"
     call_of = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
-    return Native(_op("distillation_loss"), call_of, interior=tuple(interior), factor=factor**2)
+    return Native(get("distillation_loss"), call_of, interior=tuple(interior), factor=factor**2)
 
 
 def batch_mean(native: Native, view: GraphView) -> Native | None:
@@ -170,12 +169,12 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     root = arguments.get("input")
     if not isinstance(root, fx.Node):
         return None
-    for name, rules in MARGINS.items():
-        for match in matches(rules, view, root, view.module):
-            if match.tensors["target"] is arguments["target"] and not match.rule.condition(match.arguments):
+    for name, formulas in angular.FORMULAS.items():
+        for match in matches(formulas, view, root):
+            if match.tensors["target"] is arguments["target"]:
                 options: dict[str, Any] = {n: a for n, a in arguments.items() if n in ("ignore_index", "reduction")}
                 call: dict[str, Any] = {**match.tensors, **match.numbers, **options}
-                return Native(_op(name), call, interior=(*match.interior, root))
+                return Native(get(name), call, interior=(*match.interior, root))
     return None
 
 
@@ -186,7 +185,3 @@ ABSORBERS: tuple[Absorber, ...] = (
     batch_mean,
     margin_loss,
 )
-
-
-def _op(short: str) -> Op:
-    return next(op for op in registered() if op.qualname == f"lossreg::{short}")

@@ -1,17 +1,19 @@
 """Overlap of regions, one value a sample or one of the batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._rule import Rule
-from ._objections import at_least, every, floating, never, same_shape
+from ...registry import get
+from .._rule import NearMiss, Rule
+from ._objections import first_of, unless_at_least, unless_floating, unless_same_shape
 
-lossreg = torch.ops.lossreg
+Overlap = Callable[[Tensor, Tensor, float], Tensor]
 
 
+# As people write it. The op's reference takes class indices too, and has a value where both regions are empty.
 def ratio(overlap: Tensor, both: Tensor, smooth: float) -> Tensor:
     return 1 - (2 * overlap + smooth) / (both + smooth)
 
@@ -39,45 +41,48 @@ def squared_of_batch(p: Tensor, target: Tensor, smooth: float) -> Tensor:
     return ratio((p * target).sum(), (p**2).sum() + (target**2).sum(), smooth)
 
 
-def rows_and_classes(arguments: Mapping[str, Any]) -> str:
+def of_logits(overlap: Overlap) -> Callable[..., Tensor]:
+    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
+        return overlap(torch.sigmoid(input), target, smooth)
+
+    return pattern
+
+
+def of_probabilities(overlap: Overlap) -> Callable[..., Tensor]:
+    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
+        return overlap(input, target, smooth)
+
+    return pattern
+
+
+def unless_rows_and_classes(arguments: Mapping[str, Any]) -> str:
     shape = arguments["input"].shape
     return "" if shape is not None and len(shape) >= 2 else "input has one dimension, and dice_loss takes (N, C, ...)"
 
 
-DICE = every(at_least(0, "smooth"), same_shape("input", "target"), rows_and_classes, floating("target"))
-PROBABILITIES = never("its input is a probability, and dice_loss takes logits")
-CHANNELS = never("one value a channel, and dice_loss has one a sample")
-
-
-def dice(formula: Any, power: float, batch: bool) -> tuple[Any, Any]:
-    """Pattern and replacement."""
-
-    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        result: Tensor = formula(torch.sigmoid(input), target, smooth)
-        return result
-
+def rule(name: str, overlap: Overlap, power: float, *, batch: bool) -> Rule:
     def replacement(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        result: Tensor = lossreg.dice_loss(input, target, power, smooth, None, -100, batch, "none")
+        result: Tensor = get("dice_loss").value(input, target, power, smooth, None, -100, batch, "none")
         return result
 
-    return pattern, replacement
+    objection = first_of(
+        unless_at_least(0, "smooth"),
+        unless_same_shape("input", "target"),
+        unless_rows_and_classes,
+        unless_floating("target"),
+    )
+    return Rule(name, of_logits(overlap), replacement, objection)
 
 
-def of_probabilities(formula: Any) -> tuple[Any, Any]:
-    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        result: Tensor = formula(input, target, smooth)
-        return result
-
-    return pattern, pattern
-
+PROBABILITIES = "its input is a probability, and dice_loss takes logits"
 
 RULES = (
-    Rule("dice_loss by sample, written out", *dice(by_sample, 1.0, False), DICE),
-    Rule("dice_loss by sample with squares, written out", *dice(squared_by_sample, 2.0, False), DICE),
-    Rule("dice_loss of the batch, written out", *dice(of_batch, 1.0, True), DICE),
-    Rule("dice_loss of the batch with squares, written out", *dice(squared_of_batch, 2.0, True), DICE),
-    Rule("dice_loss by channel", *dice(by_channel, 1.0, False), CHANNELS),
-    Rule("dice_loss by sample of probabilities", *of_probabilities(by_sample), PROBABILITIES),
-    Rule("dice_loss of the batch of probabilities", *of_probabilities(of_batch), PROBABILITIES),
-    Rule("dice_loss by channel of probabilities", *of_probabilities(by_channel), PROBABILITIES),
+    rule("dice_loss by sample, written out", by_sample, 1.0, batch=False),
+    rule("dice_loss by sample with squares, written out", squared_by_sample, 2.0, batch=False),
+    rule("dice_loss of the batch, written out", of_batch, 1.0, batch=True),
+    rule("dice_loss of the batch with squares, written out", squared_of_batch, 2.0, batch=True),
+    NearMiss("dice_loss by channel", of_logits(by_channel), "one value a channel, and dice_loss has one a sample"),
+    NearMiss("dice_loss by sample of probabilities", of_probabilities(by_sample), PROBABILITIES),
+    NearMiss("dice_loss of the batch of probabilities", of_probabilities(of_batch), PROBABILITIES),
+    NearMiss("dice_loss by channel of probabilities", of_probabilities(by_channel), PROBABILITIES),
 )

@@ -8,21 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph.calls import value_of
+from ...graph.calls import Sizes, sizes, value_of
 from .. import algebra
 from ..algebra import atom, constant
 from ..evaluate import Evaluator, handles
-from ..values import (
-    NEVER,
-    Opaque,
-    Sizes,
-    Value,
-    combine,
-    number,
-    plain,
-    sizes,
-    whole,
-)
+from ..values import NEVER, Opaque, Value, combine, number, plain, whole
 
 
 @handles("one_hot")

@@ -7,20 +7,11 @@ from typing import Any
 
 from torch import fx
 
-from ...graph.calls import value_of
+from ...graph.calls import sizes, value_of
 from .. import algebra
 from ..algebra import Poly, atom, constant
 from ..evaluate import Evaluator, handlers, handles
-from ..values import (
-    Opaque,
-    Value,
-    bound,
-    combine,
-    detached,
-    number,
-    plain,
-    sizes,
-)
+from ..values import Opaque, Value, bound, combine, detached, number, plain
 
 
 def unary(name: str, f: Callable[[Poly], Poly]) -> None:

@@ -7,19 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph.calls import value_of
+from ...graph.calls import Sizes, sizes, value_of
 from ..algebra import atom
 from ..evaluate import Evaluator, handlers, handles
-from ..values import (
-    Opaque,
-    Sizes,
-    Value,
-    Vector,
-    atom_of_each,
-    combine,
-    sizes,
-    whole,
-)
+from ..values import Opaque, Value, Vector, atom_of_each, combine, whole
 
 
 @handles("contiguous", "clone", "alias", "lift_fresh_copy", "detach_copy")

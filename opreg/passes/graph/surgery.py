@@ -1,0 +1,272 @@
+"""Nodes of a graph in the place of others, and the checks that they fit there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ... import _private
+from ...op import Op
+from ...registry import registered
+from .calls import Attribute, Call, sizes, value_of
+from .view import GraphView
+
+
+class Refused(Exception):
+    """A place that is left as it is, and why."""
+
+
+class Surgery:
+    """Exchanges nodes of a module's graph.
+
+    Args:
+        module: the owner of the graph.
+        pure: has a call no effect but its result? Such a call is erased when nobody uses it any more.
+    """
+
+    def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool]) -> None:
+        self.module, self.graph, self.pure = module, module.graph, pure
+        self.view = GraphView(self.graph, module)
+
+    # new nodes
+
+    def call(self, op: Op, arguments: Mapping[str, Any]) -> fx.Node:
+        """A call of an op. Arguments are positional as far as they are given without a gap; defaults are left out."""
+        args, names = [], list(op.value._schema.arguments)
+        rest = dict(arguments)
+        for a in names:
+            if a.kwarg_only or a.name not in rest:
+                break
+            args.append(rest.pop(a.name))
+        defaults = op.defaults
+        while args and len(args) > 1 and not isinstance(args[-1], fx.Node) and names[len(args) - 1].name in defaults:
+            if args[-1] != defaults[names[len(args) - 1].name]:
+                break
+            args.pop()
+        rest = {n: a for n, a in rest.items() if isinstance(a, fx.Node) or n not in defaults or a != defaults[n]}
+        return self.graph.call_function(op.value, tuple(args), rest)
+
+    def attribute(self, a: Attribute) -> fx.Node | None:
+        """A read of a module's tensor; None where the module holds None there."""
+        return None if self.held(a.path) is None else self.graph.get_attr(a.path)
+
+    def held(self, path: str) -> Any:
+        """What the module holds at a path."""
+        owner: Any = self.module
+        for step in path.split("."):
+            owner = getattr(owner, step)
+        return owner
+
+    def in_dialect(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A call in the graph's own dialect: an ATen overload where the graph holds nothing else."""
+        only_aten = any("val" in n.meta for n in self.graph.nodes)
+        if only_aten and not isinstance(target, torch._ops.OpOverload):
+            name = target if isinstance(target, str) else target.__name__.replace("truediv", "div")
+            packet = getattr(torch.ops.aten, name)
+            second = args[1] if len(args) > 1 else None
+            overloads = packet.overloads()
+            preferred = "Tensor" if isinstance(second, fx.Node) or "Scalar" not in overloads else "Scalar"
+            target = getattr(packet, preferred if preferred in overloads else overloads[0])
+            op = "call_function"
+        return self.graph.create_node(op, target, args, kwargs)
+
+    def copied(self, traced: fx.Graph, given: Mapping[str, Any]) -> list[fx.Node]:
+        """The calls of another graph, of the arguments that are given for its placeholders."""
+        new: list[fx.Node] = []
+        values: dict[fx.Node, Any] = {}
+        for n in traced.nodes:
+            if n.op == "placeholder":
+                values[n] = given[str(n.target)]
+            elif n.op != "output":
+                target = n.target.default if isinstance(n.target, torch._ops.OpOverloadPacket) else n.target
+                args, kwargs = fx.node.map_aggregate(
+                    (n.args, n.kwargs), lambda a: values[a] if isinstance(a, fx.Node) else a
+                )
+                values[n] = self.in_dialect(n.op, target, args, dict(kwargs))
+                new.append(values[n])
+        return new
+
+    # the exchange
+
+    def exchange(self, root: fx.Node, make: Callable[[], list[fx.Node]]) -> list[fx.Node]:
+        """Puts the nodes that ``make`` makes in the place of one; the last of them has its value.
+
+        Raises:
+            Refused: they do not fit there. Then the graph is what it was.
+        """
+        call = self.view.calls[root]
+        assert call is not None
+        written = call.written
+        if call.in_place and (
+            not isinstance(written, fx.Node) or self.view.tensor[root] is root or self.view.aliased(written, root)
+        ):
+            raise Refused("it writes in place to a tensor that others may see")
+        with self.graph.inserting_before(root):
+            new = make()
+        last = new[-1]
+        try:
+            self._keeps_what_it_reads(new, written, root)
+            self._annotate(new, root)
+            self._fits(last, root)
+        except Refused:
+            for n in reversed(new):
+                self.graph.erase_node(n)
+            raise
+        if isinstance(written, fx.Node):
+            for same in self.view.names[self.view.tensor[written]]:
+                for u in list(same.users):
+                    if self.view.position.get(u, -1) > self.view.position[root]:
+                        u.replace_input_with(same, last)
+        self.supersede(root, last)
+        self.refresh()
+        return new
+
+    def supersede(self, old: fx.Node, new: fx.Node) -> None:
+        """Gives all users of a node another one, which takes its name."""
+        old.replace_all_uses_with(new)
+        name = old.name
+        self.graph.erase_node(old)
+        new.name = name
+
+    def refresh(self) -> None:
+        """Looks at the graph anew, after nodes have changed."""
+        self.view = GraphView(self.graph, self.module, self.view)
+
+    def sweep(self) -> None:
+        """Erases what nobody uses any more, in-place calls on tensors of their own too."""
+        changed, writing = True, {w.node: w for w in self.view.writes}
+        while changed:
+            changed = False
+            for node in reversed(list(self.graph.nodes)):
+                call = self.view.calls.get(node)
+                if node.users or call is None or call.name == "setitem":
+                    continue
+                if call.in_place:
+                    written = call.written
+                    if (
+                        not isinstance(written, fx.Node)
+                        or set(written.users) != {node}
+                        or len(writing[node].tensors) > 1
+                        or self.view.aliased(written, node)
+                    ):
+                        continue
+                elif not self.pure(call) or node in writing:
+                    continue
+                self.graph.erase_node(node)
+                changed = True
+        self.refresh()
+
+    # the checks
+
+    def _keeps_what_it_reads(self, new: Sequence[fx.Node], written: Any, root: fx.Node) -> None:
+        """Refuses an op that would keep a tensor for its backward pass that a later call writes to.
+
+        What torch's own call keeps may be another tensor, its result perhaps, and then the program is without an error.
+        """
+        inputs = {n for made in new for n in made.all_input_nodes if n in self.view.position}
+        if any(map(self.view.reshaped, inputs)):
+            raise Refused("one of its tensors gets another shape in place")
+        inputs.discard(written)
+        if all(self.view.requires_grad(n) is False for n in inputs):
+            return
+        if self.view.written_later(inputs, root):
+            raise Refused("one of its tensors is written to later, and the op keeps it for the backward pass")
+
+    def _annotate(self, new: Sequence[fx.Node], root: fx.Node) -> None:
+        """Gives new nodes the old one's metadata, and the values of a fake run."""
+        known = value_of(root) is not None
+        key = "val" if "val" in root.meta else "example_value"
+        for n in new:
+            n.meta = {k: v for k, v in root.meta.items() if k not in ("val", "example_value", "tensor_meta")}
+            if known:
+                n.meta[key] = self._fake(n)
+                if "tensor_meta" in root.meta and isinstance(n.meta[key], Tensor):
+                    n.meta["tensor_meta"] = _private.tensor_metadata(n.meta[key])
+
+    def _fake(self, n: fx.Node) -> Any:
+        """What a node gives for the fake values of its inputs; None where one of these is not known."""
+        if n.op == "get_attr":
+            return self.held(str(n.target))
+        args, kwargs = _with_values((n.args, n.kwargs))
+        if any(a is None for a in pytree.tree_leaves([value_of(i) for i in n.all_input_nodes])):
+            return None
+        try:
+            if isinstance(n.target, str):
+                return getattr(args[0], n.target)(*args[1:], **kwargs)
+            return n.target(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise Refused(str(error).splitlines()[0]) from None
+
+    def _fits(self, new: fx.Node, root: fx.Node) -> None:
+        """Shape, dtype and device are those of the old value; the op has a kernel there, and takes the options."""
+        before, after = value_of(root), value_of(new)
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return
+        op, device = op_of(new), before.device.type
+        if device == "meta":
+            raise Refused("there is no kernel for meta")
+        if op is not None and not _private.has_kernel_for(op.qualname, device):
+            raise Refused(f"{op.short} has no kernel for {device} in this library")
+        if before.dtype != after.dtype and op is not None and self._misreported(root, before.dtype):
+            before = before.to(after.dtype)
+        if before.dtype != after.dtype and op is not None and op.is_loss:
+            new.kwargs = {**new.kwargs, "dtype": before.dtype}
+            after = self._fake(new)
+            new.meta["val" if "val" in new.meta else "example_value"] = after
+        if (sizes(before), before.dtype, before.device) != (sizes(after), after.dtype, after.device):
+            was, would = (f"{t.dtype} of shape {list(t.shape)}" for t in (before, after))
+            raise Refused(f"the op would give {would}, not {was}")
+        if op is not None:
+            _rehearse(op, new)
+
+    def _misreported(self, root: fx.Node, dtype: torch.dtype) -> bool:
+        """Is the graph's dtype for a native loss of tensors of several dtypes only what torch's fakes say of it?
+
+        Some of them promote, and the kernels do not. The op gives what the kernel gives, and so do programs that are
+        not rewritten. Under autocast, the graph knows better than a fake run here.
+        """
+        call = self.view.calls[root]
+        inputs = [value_of(n) for n in root.all_input_nodes]
+        floating = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
+        if call is None or call.target is None or len(floating) < 2:
+            return False
+        args, kwargs = _with_values((call.args, dict(call.kwargs)))
+        try:
+            given = call.target(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return isinstance(given, Tensor) and given.dtype == dtype
+
+
+def _with_values(arguments: Any) -> Any:
+    """Arguments of a call with the values of nodes in their place."""
+    return fx.node.map_aggregate(arguments, lambda a: value_of(a) if isinstance(a, fx.Node) else a)
+
+
+def _rehearse(op: Op, new: fx.Node) -> None:
+    """Refuses options that the kernel does not take. Fakes do not look at them, so the kernel gets a few elements."""
+    if op.kernels is not None:
+        return
+
+    def small(a: Any) -> Any:
+        t = value_of(a) if isinstance(a, fx.Node) else a
+        if not isinstance(t, Tensor):
+            return t if isinstance(t, bool | int | float | str | torch.dtype | list | tuple | None) else 1
+        shape = [min(d, 4) if isinstance(d, int) else 2 for d in t.shape]
+        return torch.full(shape, 0.5 if t.is_floating_point() else 0, dtype=t.dtype)
+
+    with _private.without_fake_mode(), torch.no_grad():
+        args, kwargs = fx.node.map_aggregate((new.args, new.kwargs), small)
+        try:
+            new.target(*args, **kwargs)  # type: ignore[operator]
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+            if text.startswith(f"{op.short}: expected"):
+                raise Refused(text) from None
+
+
+def op_of(node: fx.Node) -> Op | None:
+    """The op that a node calls, if it is one."""
+    return next((op for op in registered() if node.target is op.value), None)
