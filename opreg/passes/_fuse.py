@@ -1,4 +1,4 @@
-"""``fuse``: the rewrite of a whole program, of any of the kinds that torch has."""
+"""``fuse``: the rewrite of a program, of each kind that torch has."""
 
 import copy
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def fuse(
         'swish'
     """
     for rule in rules:
-        rule.call_names  # noqa: B018  what the algebra does not know is an error here
+        rule.call_names  # noqa: B018  raises the error of a pattern that can't be found
     report = Report()
     every = (*rules, *RULES)
     if isinstance(program, ExportedProgram):
@@ -78,28 +78,28 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def copy_sharing(module: Module) -> Module:
-    """A copy with the same parameters and buffers: an optimizer of the old one trains the new one."""
+    """A copy that has the same parameters and buffers, so that an optimizer of the old module trains the new one."""
     tensors = [*module.parameters(), *module.buffers()]
-    for m in module.modules():  # what a graph holds without being a buffer
+    for m in module.modules():  # tensors that a graph holds, and that are no buffers
         tensors.extend(t for t in vars(m).values() if isinstance(t, torch.Tensor))
     new = copy.deepcopy(module, {id(t): t for t in tensors})
     for before, after in zip(module.modules(), new.modules(), strict=True):
         if isinstance(before, fx.GraphModule) and isinstance(after, fx.GraphModule):
-            # a copied graph renames what is called like a builtin, and an exported program knows its inputs by name
+            # a copied graph renames inputs that are called like a builtin; an exported program knows them by name
             for old, node in zip(before.graph.nodes, after.graph.nodes, strict=True):
                 node.name = old.name
     return new
 
 
 def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
-    """Shapes and dtypes for every node that a run on fake tensors reaches."""
+    """Notes shapes and dtypes on every node that a run on fake tensors reaches."""
     mode = _private.fake_mode()
 
     class Run(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             try:
                 result = super().run_node(n)
-            except Exception:  # a value that depends on data: this node stays unknown, and what is made of it
+            except Exception:  # its value depends on data: this node stays unknown, and all that use it
                 return None
             if isinstance(result, torch.Tensor | tuple | list | int | float):
                 n.meta["example_value"] = result

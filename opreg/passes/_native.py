@@ -20,21 +20,22 @@ _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 
 @dataclass(frozen=True)
 class Native:
-    """A call of torch that an op can take over: its arguments, by the op's names."""
+    """A call of torch as a call of an op: the arguments are by the op's names."""
 
     op: Op
     arguments: dict[str, Any]
+    # why the op can't take the call over; empty: it can
     reason: str = ""
-    # the calls beside the replaced one that the op does too
+    # other calls that the op computes too
     interior: tuple[fx.Node, ...] = ()
-    # what the op's result is multiplied with
+    # the call's value is the op's times this number
     factor: float = 1.0
-    # the division that must follow, and that the op does itself
+    # the op computes the call's value divided by this number, so that a division by it must follow
     divided_by: Any = None
 
 
 def by_call() -> dict[str, Op]:
-    """The ops by the names of the calls that compute the same."""
+    """The op for each call that computes the same, by the name of the call."""
     found = {}
     for op in registered():
         for spelling in op.spellings:
@@ -46,7 +47,7 @@ def by_call() -> dict[str, Op]:
 
 @cache
 def signature(target: Any, name: str) -> tuple[tuple[str, ...], Mapping[str, Any]] | None:
-    """The parameters of a function of torch, in order, and their defaults."""
+    """The parameters of a function of torch, in order, and their defaults; None where torch does not tell."""
     if not isinstance(target, torch._ops.OpOverload):
         try:
             parameters = inspect.signature(target).parameters.values()
@@ -61,7 +62,7 @@ def signature(target: Any, name: str) -> tuple[tuple[str, ...], Mapping[str, Any
 
 
 def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
-    """The op that a call can be replaced by, or why it can't."""
+    """A call of torch as a call of the op that computes the same, or why it can't be one; None: there is no such op."""
     op = ops.get(call.name)
     if op is None:
         return None
@@ -83,7 +84,7 @@ def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
     arguments = {}
     for name, value in given.items():
         if name in op.arguments:
-            if value is not None or op.defaults.get(name) is None:  # None: the default
+            if value is not None or op.defaults.get(name) is None:  # None stands for another default
                 arguments[name] = value
         elif value is not None and value is not False and value != defaults.get(name):
             return Native(op, {}, f"{op.short} has no argument {name}")
@@ -91,18 +92,18 @@ def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
 
 
 def at(native: Native, node: fx.Node, view: GraphView) -> Native:
-    """The same with the arguments as they are at this place: after what wrote to them in place."""
+    """The same call with the values that its arguments have at this node, after what was written to them in place."""
     arguments = {n: view.current(a, node) if isinstance(a, fx.Node) else a for n, a in native.arguments.items()}
     return replace(native, arguments=arguments)
 
 
 def constants_with_grad(native: Native, view: GraphView) -> str:
-    """An argument that the op does not differentiate, and that may require grad."""
+    """Why an op may not give all gradients of a call: one of its constants may require grad. Empty: none does."""
     op, arguments = native.op, native.arguments
     bound: dict[str, Any] = dict.fromkeys(op.arguments)
     bound |= {n: value_of(a) for n, a in arguments.items() if isinstance(a, fx.Node)}
     known = all(bound[n] is not None for n in op.tensor_arguments if isinstance(arguments.get(n), fx.Node))
-    # an unknown target may be class indices, beside which weights are constants
+    # a target of unknown dtype may hold class indices, beside which weights are constants
     differentiable = op.differentiable_in(bound) if known else [op.arguments[0]]
     for name in op.tensor_arguments:
         a = arguments.get(name)

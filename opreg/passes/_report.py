@@ -11,7 +11,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Swapped:
-    """A place where an op computes now what the program computed before."""
+    """A place where an op computes what the program computed before."""
 
     op: str
     rule: str
@@ -29,7 +29,7 @@ class Left:
 
 @dataclass
 class Report:
-    """``swapped`` and ``left``; printed, a table."""
+    """What was ``swapped`` and what was ``left``. Printed, it is two tables."""
 
     swapped: list[Swapped] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
@@ -54,7 +54,7 @@ _NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__fi
 
 
 def where(node: fx.Node) -> str:
-    """The user's line that a node comes from, and the module: as much as tracing kept."""
+    """The line of the user's source that a node comes from, and the module's path, as far as tracing kept them."""
     modules = node.meta.get("nn_module_stack") or {}
     path = next((str(path) for path, _ in reversed(list(modules.values()))), "")
     path = re.sub(r"^L\['\w+'\]\.?|_modules\['(\w+)'\]", r"\1", path)

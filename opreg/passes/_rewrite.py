@@ -1,4 +1,4 @@
-"""One graph, rewritten in place."""
+"""The rewrite of one graph, in place: first hand-written formulas, then torch's own calls."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -20,17 +20,17 @@ from .graph.view import GraphView
 from .normal_form.algebra import rounded
 from .normal_form.evaluate import handlers
 from .normal_form.values import NEVER
-from .rules.chains import ABSORBERS, scaled
+from .rules.chains import CHAINS, scaled
 
-# Calls that a hand-written formula ends in.
+# The last call of a hand-written formula is one of these.
 _LAST = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow"})
-# Calls whose results are taken apart.
+# Calls with several results. They are no functions of elements, so the algebra does not know them.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rewriter:
-    """Rewrites the graph of one module in place; what it did is in the report."""
+    """Rewrites the graph of one module, and the graphs of the modules in it; the report gets what was done."""
 
     def __init__(
         self, module: fx.GraphModule, rules: Sequence[Rule | NearMiss], report: Report, *, activations: bool = True
@@ -39,7 +39,7 @@ class Rewriter:
         self.activations = activations
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
-        # by the names of their nodes, so that the report has each place once
+        # by the name of the node, so that the report has each place once
         self.refused: dict[str, Left] = {}
 
     @property
@@ -47,7 +47,7 @@ class Rewriter:
         return self.surgery.view
 
     def pure(self, call: Call) -> bool:
-        """Has a call no effect but its result? Of torch's, all that a rewrite can have orphaned."""
+        """Has a call no effect but its result? Known of all calls that a swap can leave without a user."""
         return call.name in handlers or call.name in self.native_ops or call.name in _MANY_RESULTS
 
     def run(self) -> None:
@@ -62,7 +62,7 @@ class Rewriter:
             self.graph.lint()
             self.module.recompile()
 
-    # compositions: hand-written formulas
+    # hand-written formulas
 
     def compositions(self) -> None:
         for root in reversed(list(self.graph.nodes)):
@@ -97,7 +97,7 @@ class Rewriter:
         self.swap(root, make, rule.name)
 
     def mixed(self, match: Match[Any]) -> str:
-        """Why rounding or casts in between might matter."""
+        """Why the dtypes of a formula forbid a swap: rounding in between may matter. Empty: they don't."""
         root = value_of(match.root)
         if not isinstance(root, Tensor):
             return "it is of a complex dtype" if self.view.complex(match.root) else ""
@@ -134,18 +134,21 @@ class Rewriter:
         if value_of(node) is None and any(map(self.view.complex, node.all_input_nodes)):
             raise Refused("it is of a complex dtype")
         native = at(native, node, self.view)
-        for absorb in ABSORBERS:
-            wider = absorb(native, self.view)
+        for name, chain in CHAINS.items():
+            wider = chain(native, self.view)
             if wider is not None:
                 try:
-                    if self.absorbed(wider, node, absorb.__doc__ or ""):
+                    if self.replace_chain(wider, node, name):
                         return
-                except Refused:  # what it would absorb stays; the call itself may yet be taken over
+                except Refused:  # the chain stays, but the call alone may still be taken over
                     continue
         self.replace(native, node, f"torch's {self.view.calls[node].name}")  # type: ignore[union-attr]
 
-    def absorbed(self, wider: Native, node: fx.Node, rule: str) -> bool:
-        """Replaces a call and its interior, and the product or quotient that follows it if the op computes that."""
+    def replace_chain(self, wider: Native, node: fx.Node, rule: str) -> bool:
+        """Replaces a chain of calls, and the product or quotient that follows it if the op computes that too.
+
+        False: something else needs a part of the chain, or may change it.
+        """
         users = list(node.users)
         follower = users[0] if len(users) == 1 else None
         if wider.divided_by is not None:
@@ -218,7 +221,7 @@ class Rewriter:
     # reductions
 
     def reduced(self, new: list[fx.Node], reduction: str) -> list[fx.Node]:
-        """The same nodes with the mean or the sum of the last one's elements, by the op itself where it has that."""
+        """The nodes with the mean or the sum of the last one's elements, which is the op's own where it can be."""
         if not reduction:
             return new
         last = new[-1]
@@ -230,7 +233,7 @@ class Rewriter:
         return [*new[:-1], self.surgery.call(op, {**arguments, "reduction": reduction})]
 
     def fold_reduction(self, new: fx.Node) -> None:
-        """The mean or the sum that follows, where the op can do it in its one pass."""
+        """Makes the mean or the sum that follows an op its reduction, so that both are one pass over memory."""
         op, users = op_of(new), list(new.users)
         if op is None or len(users) != 1:
             return
@@ -252,8 +255,10 @@ class Rewriter:
         self.graph.erase_node(new)
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
-        """Is this reduction of the op's elements the op's own? Its mean may be that of what is not ignored alone."""
-        # of an op from elsewhere nobody knows what its mean divides by
+        """Is the mean or the sum of an op's elements what the op gives for that reduction?
+
+        Its mean may be one over what is not ignored. What an op from elsewhere divides by, nobody knows.
+        """
         if op not in of_namespace() or not op.reduces:
             return False
         arguments = given(op, node)
@@ -262,7 +267,7 @@ class Rewriter:
         if reduction == "sum" or not {"ignore_index", "target_lengths"} & set(op.arguments):
             return True
         if op.short == "dice_loss" and arguments.get("batch") is not True:
-            return True  # its mean is that of all samples
+            return True  # nothing ignores a whole sample
         return bool(arguments.get("ignore_index") == NEVER and arguments.get("weight") is None)
 
     def leave(self, what: str, why: str, node: fx.Node) -> None:
@@ -270,19 +275,19 @@ class Rewriter:
 
 
 def saves(interior: Iterable[fx.Node], root: fx.Node) -> bool:
-    """Does something of the interior go, when the root does?"""
+    """Has a node of the interior no user outside, so that it goes together with the root?"""
     inside = {*interior, root}
     return any(set(n.users) <= inside for n in interior)
 
 
 def multiplies_by(view: GraphView, follower: fx.Node, node: fx.Node, number: float) -> bool:
-    """Is the user of a node its product with this number?"""
+    """Is the user of a node its product with a number?"""
     of, factor, _ = scaled(view, follower)
     return of is node and rounded(factor) == rounded(number)
 
 
 def divides_by(view: GraphView, follower: fx.Node, node: fx.Node, count: Any) -> bool:
-    """Is the user of a node its quotient by this number, a size perhaps?"""
+    """Is the user of a node its quotient by a number, which may be a symbolic size?"""
     call = view.calls.get(follower)
     if call is None or call.name != "div" or call.in_place or len(call.args) != 2 or call.kwargs:
         return False
@@ -294,5 +299,5 @@ def divides_by(view: GraphView, follower: fx.Node, node: fx.Node, count: Any) ->
 
 
 def given(op: Op, node: fx.Node) -> dict[str, Any]:
-    """The arguments of an op's call, by name; those that it leaves out are missing."""
+    """The arguments that a node gives to an op, by name."""
     return dict(zip(op.arguments, node.args, strict=False)) | dict(node.kwargs)

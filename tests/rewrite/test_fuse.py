@@ -1123,6 +1123,24 @@ def test_rule_of_ones_own():
     assert limits == [0.8, 0.8]
 
 
+def test_rule_of_an_op():
+    """An op's own definition is the pattern, on the branch that is taken for a positive eps."""
+
+    def eiou(a, b):
+        (x1, y1, x2, y2), (u1, v1, u2, v2) = a.unbind(-1), b.unbind(-1)
+        width, height = torch.max(x2, u2) - torch.min(x1, u1), torch.max(y2, v2) - torch.min(y1, v1)
+        overlap = (torch.min(x2, u2) - torch.max(x1, u1)).clamp(0) * (torch.min(y2, v2) - torch.max(y1, v1)).clamp(0)
+        union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap
+        apart = ((x1 + x2 - u1 - u2) ** 2 + (y1 + y2 - v1 - v2) ** 2) / 4
+        sizes = (x2 - x1 - u2 + u1) ** 2 / (width**2 + 0.1) + (y2 - y1 - v2 + v1) ** 2 / (height**2 + 0.1)
+        return (1 - overlap / (union + 0.1) + apart / (width**2 + height**2 + 0.1) + sizes).mean()
+
+    rule = opreg.Rule.of(opreg.get("eiou_loss"), reduction="none")
+    new, report = opreg.fuse(fx.symbolic_trace(eiou), rules=[rule], example_inputs=(BOXES, BOXES))
+    assert [s.rule for s in report.swapped] == ["eiou_loss, written out"]
+    torch.testing.assert_close(new(BOXES, BOXES.flip(0)), eiou(BOXES, BOXES.flip(0)))
+
+
 def test_rule_over_functions_that_are_new():
     """Elementwise ones are found like the others; others are an error, not a rule that is never found."""
     smooth = opreg.Rule(

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ... import _private
 
-# Where functions with the meaning of their name live.
+# The places of functions that are what their name says.
 _NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, Tensor)
 _OPERATORS = {
     operator.truediv: "div",
@@ -35,7 +35,7 @@ _OPERATORS = {
     operator.matmul: "matmul",
     operator.and_: "logical_and",
 }
-# a tensor has no operator.imatmul: ``a @= b`` makes a new one
+# Without operator.imatmul, which a tensor does not have: ``a @= b`` makes a new one.
 IN_PLACE_OPERATORS = {
     operator.iadd: "add",
     operator.isub: "sub",
@@ -54,9 +54,10 @@ IN_PLACE_OPERATORS = {
 
 
 def _of_anything(operate: Any) -> Any:
-    """An in-place operator that a trace may record of a number too.
+    """An in-place operator for the trace of a program in which the operand may be a number.
 
-    The code of a graph writes ``a += b`` for torch's own nodes of these, and then a number of that name is another one.
+    A graph's code has ``a += b`` for a node of the operator itself. Where a is a number, whoever reads it later under
+    that name would then read the sum.
     """
 
     def function(a: Any, b: Any) -> Any:
@@ -69,9 +70,9 @@ def _of_anything(operate: Any) -> Any:
 IN_PLACE_OF_ANYTHING = {f: _of_anything(f) for f in IN_PLACE_OPERATORS if f is not operator.setitem}
 _OF_ANYTHING = {made: IN_PLACE_OPERATORS[f] for f, made in IN_PLACE_OF_ANYTHING.items()}
 globals().update({made.__name__: made for made in _OF_ANYTHING})
-# the same as methods
+# The same operators as methods.
 _IN_PLACE_METHODS = {f"__{f.__name__}__": name for f, name in IN_PLACE_OPERATORS.items()}
-# One name for what torch calls by several.
+# One name for functions that torch has under several.
 _ALIASES = {
     "multiply": "mul",
     "subtract": "sub",
@@ -101,25 +102,25 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Attribute:
-    """A tensor of a module, by its path from the root."""
+    """A tensor that a module holds, by its path from the root."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call by the name that torch's documentation has for it; the arguments are as in the graph."""
+    """A call, by the name that torch's documentation has for the function; the arguments are as in the graph."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     in_place: bool = False
-    # the function itself, where the signature of its arguments is to be had from it
+    # the function itself, where its signature says what the arguments are
     target: Any = None
 
     @property
     def written(self) -> Any:
-        """The argument that an in-place call writes to; None of a call that does not, or that does not say."""
+        """The argument that an in-place call writes to; None where there is none, or it is not known."""
         if not self.in_place:
             return None
         return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
@@ -132,7 +133,7 @@ class Call:
 
 
 def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
-    """The call of a node; None where it is no call of a function of torch."""
+    """What a node calls; None where that is no function of torch."""
     if node.op == "call_module":
         assert isinstance(node.target, str)
         return _module_call(node, root)
@@ -147,7 +148,7 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     if target in _OPERATORS:
         return Call(_OPERATORS[target], node.args, node.kwargs)
     if target in IN_PLACE_OPERATORS:
-        of = value_of(node.args[0])  # a number is not written to
+        of = value_of(node.args[0])  # of a number, these operators make another number
         return Call(IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=of is None or isinstance(of, Tensor))
     if target in _OF_ANYTHING:
         return Call(_OF_ANYTHING[target], node.args, node.kwargs, in_place=True)
@@ -161,7 +162,7 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
 
 
 def _first_result(args: tuple[Any, ...]) -> Call | None:
-    """nll_loss in a graph of core ATen: the first result of a call that gives the sum of the weights too."""
+    """The call of nll_loss whose first result is read: in core ATen, a second one is the sum of the weights."""
     of, index = args
     if index != 0 or not isinstance(of, fx.Node) or of.target not in _FORWARDS:
         return None
@@ -173,7 +174,7 @@ _FORWARDS = (torch.ops.aten.nll_loss_forward.default, torch.ops.aten.nll_loss2d_
 
 @cache
 def _inplace_index(target: Any) -> int | None:
-    """The place of the parameter ``inplace`` of a function in torch.nn.functional."""
+    """The position of the parameter ``inplace`` of a function in torch.nn.functional."""
     if getattr(target, "__module__", None) != "torch.nn.functional":
         return None
     names = list(inspect.signature(target).parameters)
@@ -202,7 +203,7 @@ def _module_call(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
 def module_call(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, prefix: str = ""
 ) -> Call | None:
-    """The call of a function that a module of torch.nn is, by its own forward; None where it is not one."""
+    """The one call of a function that the forward of a module of torch.nn makes; None where it does something else."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     kind = type(module)
     if hooks or not kind.__module__.startswith("torch.nn.modules.") or "forward" in vars(module):
@@ -234,17 +235,17 @@ def _trace(module: torch.nn.Module) -> fx.Graph | None:
     with _private.without_fake_mode():
         try:
             return fx.Tracer().trace(module)
-        except Exception:  # whatever its forward does: it is opaque then
+        except Exception:  # a forward may do anything to a proxy; this one can't be traced
             return None
 
 
 def writes_perhaps(node: fx.Node) -> bool:
-    """Is a node an operator that writes to a tensor, and makes another number of a number?"""
+    """Is a node an operator that writes to its operand if that is a tensor, but makes another number of a number?"""
     return node.target in IN_PLACE_OPERATORS or node.target in _OF_ANYTHING
 
 
 def assigns(node: Any) -> bool:
-    """Is a node an assignment to items of a tensor?"""
+    """Is a node an assignment to items of a tensor, ``x[i] = y``?"""
     return isinstance(node, fx.Node) and bool(node.args) and node.target in _ASSIGNMENTS
 
 
@@ -254,7 +255,7 @@ _ASSIGNMENTS = (operator.setitem, "__setitem__", Tensor.__setitem__)
 def value_of(node: Any) -> Any:
     """The fake tensor (or number) that tracing left on a node; None where there is none.
 
-    Of an assignment to items, which returns nothing, that of the tensor that it writes to.
+    An assignment to items returns nothing; its value is that of the tensor that it writes to.
     """
     while assigns(node):
         node = node.args[0]
@@ -266,11 +267,12 @@ def value_of(node: Any) -> Any:
     return None
 
 
-# The sizes of a shape, in a form that can be compared without a guard: of a symbolic size its expression.
+# A shape whose sizes can be compared without a guard: a symbolic size is its expression.
 Sizes = tuple[Any, ...]
 
 
 def sizes(value: Any) -> Sizes | None:
+    """The shape of a tensor; None of anything else."""
     return sizes_of(value.shape) if isinstance(value, Tensor) else None
 
 

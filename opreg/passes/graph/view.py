@@ -21,7 +21,7 @@ from .writes import (
     written_by_schema,
 )
 
-# What makes complex numbers, and what makes real ones of them.
+# Functions that return complex tensors of real ones, and functions that return real tensors of complex ones.
 _COMPLEX = frozenset({"complex", "polar", "view_as_complex", "cfloat", "cdouble", "chalf", "stft"})
 _REAL = frozenset({"real", "imag", "abs", "angle", "view_as_real", "isfinite", "isnan", "eq", "fft_irfft", "fft_hfft"})
 
@@ -30,26 +30,37 @@ _REAL = frozenset({"real", "imag", "abs", "angle", "view_as_real", "isfinite", "
 class Work:
     """What stays true of a graph's nodes while calls are replaced, and how much was tried."""
 
-    # does a call of what is none of torch's tensor functions write to its arguments?
+    # whether a call of a module, or of a function that is none of torch's, writes to its arguments; None: nobody knows
     opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
-    # normal forms of patterns over nodes
+    # the normal forms of patterns, by pattern, nodes and numbers
     forms: dict[Any, Any] = field(default_factory=dict)
-    # the formulas and the patterns that were evaluated
+    # how many formulas and patterns were evaluated
     done: int = 0
-    # the nodes that were given up, since there were too many of these
+    # the nodes at which this was too much
     given_up: set[fx.Node] = field(default_factory=set)
 
 
 class GraphView:
-    """The order of a graph's calls, and what in-place calls make of it.
+    """A graph's calls in order, and what in-place calls make of them.
 
-    An in-place call's result is the tensor that it writes to; ``tensor`` gives the node that made that. A node stands
-    for the value that the tensor has after it; ``holder`` gives a node to read that value from, since assignments to
-    items return nothing.
+    A tensor that is written to in place has one value after the other, and several nodes: the one that made it, and the
+    in-place calls, whose result is the same tensor. A node stands for the value that its tensor has after it.
+
+    Args:
+        graph: is read once; a graph that has changed needs a new view.
+        module: its owner.
+        before: the view of the same graph before a few nodes changed; what is still true is taken from it.
+
+    Attributes:
+        position: the place of a node in the graph.
+        calls: what a node calls, None where that is no function of torch.
+        tensor: the node that made the tensor that is a node's result.
+        names: the nodes whose result is a tensor, by the node that made it.
+        versions: the nodes that wrote to a tensor, in order, by the node that made it.
+        writes: the calls that write to tensors, or may.
     """
 
     def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "GraphView | None" = None) -> None:
-        """``before`` is the order of the same graph before a few nodes changed."""
         self.position = {n: i for i, n in enumerate(graph.nodes)}
         self.module = module
         known = before.resolved if before is not None else {}
@@ -73,15 +84,14 @@ class GraphView:
         for n, t in self.tensor.items():
             self.names.setdefault(t, []).append(n)
         self.work: Work = before.work if before is not None else Work()
-        # what is written to, and where
         self.writes: list[Write] = [w for n in graph.nodes for w in self._writes(n)]
-        # the values that a tensor has one after the other, by the nodes that wrote them
         self.versions: dict[fx.Node, list[fx.Node]] = {}
         for w in self.writes:
             if self.tensor[w.node] is not w.node:
                 self.versions.setdefault(self.tensor[w.node], []).append(w.node)
-        # calls after which the same text means something else
+        # the places where autocast or the like is switched, after which the same call may give another dtype
         self.switches = [i for n, i in self.position.items() if n.op == "call_function" and _switches(n.target)]
+        # the places where gradients are switched, and whether on or off
         self.gradients = [
             (i, bool(n.args[0]))
             for n, i in self.position.items()
@@ -89,7 +99,7 @@ class GraphView:
         ]
 
     def _writes(self, n: fx.Node) -> Iterator[Write]:
-        """What a call writes to."""
+        """The writes of a call: one, or none."""
         call, opinions = self.calls[n], self.work.opinions
         if self.tensor[n] is not n and n.op != "get_attr":
             assert call is not None
@@ -116,7 +126,7 @@ class GraphView:
                 yield Write(n, tensors, certain=bool(opinions[n]))
 
     def _function_writes(self, n: fx.Node) -> bool | None:
-        """Does a function write to its arguments that is none of torch's tensor functions? None: nobody knows."""
+        """Does a function write to its arguments? It is none of torch's tensor functions. None: nobody knows."""
         target: Any = n.target
         if isinstance(target, torch._ops.OpOverload):
             return bool(target._schema.is_mutable)
@@ -132,14 +142,14 @@ class GraphView:
         return False if home in ("torch", "builtins", "_operator", "operator", "math", "opreg") else None
 
     def _attribute(self, node: fx.Node) -> Any:
-        """The value of a read of an attribute."""
+        """What a node reads from the module; None where it reads nothing there."""
         owner: Any = self.module if node.op == "get_attr" else None
         for step in str(node.target).split(".") if node.op == "get_attr" else ():
             owner = getattr(owner, step, None)
         return owner
 
     def aliased(self, node: fx.Node, write: fx.Node) -> bool:
-        """May others see what a call writes to this one: the caller, or a view that was made before?"""
+        """May somebody else see what a call writes to a node: the graph's caller, or a view that was made before?"""
         tensor = self.tensor[node]
         if not self._fresh(tensor):
             return True
@@ -147,7 +157,7 @@ class GraphView:
         return any(self.tensor[u] is not tensor and u.op != "output" and not self._fresh(u) for u in users)
 
     def _fresh(self, node: fx.Node) -> bool:
-        """Is a node's value a tensor of its own?"""
+        """Is a node's result a tensor that shares no memory with others?"""
         call = self.calls[node]
         if call is not None:
             return not call.in_place and "out" not in call.kwargs and fresh(call.name)
@@ -172,7 +182,7 @@ class GraphView:
 
     @cached_property
     def _gradient(self) -> dict[fx.Node, bool | None]:
-        """Of every node, ``requires_grad`` but for writes through other names."""
+        """What ``requires_grad`` is of each node, without the gradients that are written to its memory elsewhere."""
         found: dict[fx.Node, bool | None] = {}
         self._gradient_written: dict[fx.Node, bool | None] = {}
         writes = {w.node: w for w in self.writes if w.certain}
@@ -222,18 +232,20 @@ class GraphView:
         return found
 
     def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
-        """The node whose value a user of ``node`` sees: the last one that wrote to it before."""
+        """The node whose value a user of ``node`` reads: the last one that wrote to its tensor before the user."""
         tensor, place = self.tensor[node], self.position[user]
         return next((w for w in reversed(self.versions.get(tensor, ())) if self.position[w] < place), tensor)
 
     def holder(self, node: fx.Node) -> fx.Node:
-        """A node whose result is the tensor that has the value of this one, as long as nothing writes to it again."""
+        """A node to read a node's value from, as long as nothing writes to it again: not an assignment to items, which
+        returns nothing."""
         while assigns(node) and self.tensor[node] is not node:
             node = self.current(node.args[0], node)  # type: ignore[arg-type]
         return node
 
     def disturbed(self, parts: Sequence[fx.Node], leaves: Iterable[Any], root: fx.Node) -> str:
-        """Why what the parts compute of the leaves may be something else at the root's place; empty: it is not."""
+        """Why the value that the parts compute of the leaves may be another one if it is computed at the root's place;
+        empty: it is the same."""
         read = [n for n in leaves if isinstance(n, fx.Node)]
         low, high = min(self.position[n] for n in (*parts, root)), self.position[root]
         if any(low < i < high for i in self.switches):
@@ -255,13 +267,13 @@ class GraphView:
         return ""
 
     def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:
-        """Is one of these tensors, or a view of one, written to behind a place?"""
+        """Is one of these tensors, or memory that it shares, written to after the root?"""
         kept, place = {self._memory[n] for n in nodes}, self.position[root]
         later = (w for w in self.writes if w.certain and self.position[w.node] > place)
         return any(self._memory[t] in kept for w in later for t in w.tensors)
 
     def reshaped(self, node: fx.Node) -> bool:
-        """Does a tensor get another shape in place, so that tracing says of it what is not so everywhere?"""
+        """Does a tensor get another shape in place? Then what tracing noted of it does not hold everywhere."""
         return self._memory[node] in self._reshaped
 
     @cached_property
@@ -270,7 +282,7 @@ class GraphView:
 
     @cached_property
     def _memory(self) -> dict[fx.Node, fx.Node]:
-        """Of every node the first one whose memory its value may share."""
+        """The first node with which each node may share memory: two that share it have the same first one."""
         found: dict[fx.Node, fx.Node] = {}
 
         def first(n: fx.Node) -> fx.Node:

@@ -1,4 +1,4 @@
-"""What single calls do to memory: which write to a tensor, and which return one of their own."""
+"""What single calls do to memory: which of them write to a tensor, and which return a tensor of their own."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from ...faces.modules import OpModule
 from .calls import assigns, writes_perhaps
 
-# What these return is a tensor of its own.
+# Modules whose result shares no memory with their input.
 FRESH_MODULES = (
     torch.nn.Linear,
     torch.nn.modules.conv._ConvNd,
@@ -23,9 +23,10 @@ FRESH_MODULES = (
 
 @cache
 def fresh(name: str) -> bool:
-    """Does a call return a tensor of its own, whatever its arguments? What torch's schemas say of a view or an alias.
+    """Does a function return a tensor that shares no memory with its arguments, whatever these are?
 
-    Composite calls may return their argument without saying so: dropout with nothing to do, a cast to the same dtype.
+    Torch's schemas say so of a function that has a kernel. Composite functions may return their argument although their
+    schema does not say it: dropout with nothing to do, a cast to the same dtype.
     """
     packet = getattr(torch.ops.aten, name, None)
     if packet is None or "dropout" in name or name in _MAY_RETURN_ARGUMENT:
@@ -34,7 +35,7 @@ def fresh(name: str) -> bool:
     return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)
 
 
-# Composite functions that give their argument, or a view of it, where there is nothing to do.
+# Composite functions that return their argument, or a view of it, where there is nothing to do.
 # fmt: off
 _MAY_RETURN_ARGUMENT = frozenset({
     "reshape", "flatten", "contiguous", "to", "type_as", "ravel", "getitem", "expand_as", "atleast_1d", "atleast_2d",
@@ -42,12 +43,12 @@ _MAY_RETURN_ARGUMENT = frozenset({
     "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "unflatten_dense_tensors", "pin_memory",
     "cartesian_prod", "histogramdd",
 })
-# What writes to more than its schema says: running statistics, the noise that was drawn, rows above a norm.
+# Functions that write to more than their schema says: running statistics, or the noise that they drew.
 WRITES_SILENTLY = frozenset({
     "batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "rrelu_with_noise",
 })
 # fmt: on
-# In-place functions after which a tensor may be of another shape, or share other memory.
+# In-place functions after which a tensor may have another shape, or share other memory.
 _RESHAPES = frozenset({"resize", "resize_as", "set", "rename"})
 
 
@@ -58,20 +59,21 @@ class Write:
     node: fx.Node
     # the arguments that it writes to
     tensors: tuple[fx.Node, ...]
-    # False: it may write to them, as a function or a module that nobody knows may to its arguments
+    # False: it may write to them, as any function or module that is not known may write to its arguments
     certain: bool
-    # nobody sees it but by ``GraphView.current``
+    # True: all who read the tensor later read it through a node that ``GraphView.current`` finds
     followed: bool = False
 
 
 def nodes_in(arguments: Any) -> tuple[fx.Node, ...]:
+    """The nodes among the arguments of a call, in lists and dictionaries too."""
     found: list[fx.Node] = []
     fx.node.map_arg(arguments, found.append)
     return tuple(found)
 
 
 def _schema(node: fx.Node) -> Any:
-    """The schema of a call that may write, where there is one."""
+    """The schema of a call that may write to its arguments; None where torch has none."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         return target._schema
@@ -81,7 +83,7 @@ def _schema(node: fx.Node) -> Any:
 
 
 def written_by_schema(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The nodes that a call writes to, as torch's schema says."""
+    """The nodes that a call writes to by its schema."""
     schema = _schema(node)
     if schema is None or not schema.is_mutable:
         return ()
@@ -93,7 +95,7 @@ def written_by_schema(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def reshapes(node: fx.Node) -> bool:
-    """May a tensor be of another shape after a call, or of other memory?"""
+    """May the tensor that a call writes to have another shape after it, or share other memory?"""
     target: Any = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "").split(".")[0]
     if not name.endswith("_") or name.endswith("__"):
@@ -105,7 +107,8 @@ def reshapes(node: fx.Node) -> bool:
 
 
 def has_result(node: fx.Node) -> bool:
-    """Is an in-place call known to give the tensor that it writes to, or an assignment, of which ``holder`` knows?"""
+    """Does an in-place call return the tensor that it writes to? An assignment to items counts: it returns nothing, but
+    ``GraphView.holder`` finds its tensor."""
     if assigns(node):
         return True
     value = node.meta.get("example_value", node.meta.get("val", ...))
@@ -114,7 +117,7 @@ def has_result(node: fx.Node) -> bool:
 
 
 def keeps_its_arguments(root: torch.nn.Module | None, path: str) -> bool:
-    """Is a module known not to write to what it is given? Those of torch, unless they are to work in place."""
+    """Is a module known not to write to its arguments? Those of torch do not, unless they have ``inplace=True``."""
     if root is None:
         return False
     for m in root.get_submodule(path).modules():

@@ -25,10 +25,10 @@ from .trace import Untraceable, called, traceable
 def fuse_modules(
     module: torch.nn.Module, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
 ) -> torch.nn.Module:
-    """The module, changed in place, or another in its place where it is itself a loss or an activation."""
+    """Rewrites a module in place, and returns it; where it is itself a loss or an activation, returns another one."""
     if is_native(module):
         return exchanged(module, report, activations, type(module).__name__, fresh=False) or module
-    left = Report()  # in-place activations, which tracing may yet find to be harmless
+    left = Report()  # in-place activations, of which a trace of their caller may show that they do no harm
     for path, parent in list(module.named_modules()):
         before: torch.nn.Module | None = None
         for name, child in list(parent._modules.items()):
@@ -60,7 +60,7 @@ def is_native(module: torch.nn.Module) -> bool:
 def exchanged(
     module: torch.nn.Module, report: Report, activations: bool, where: str, *, fresh: bool
 ) -> torch.nn.Module | None:
-    """Our module for one of torch's; None where it stays."""
+    """The module over an op for one of torch's; None where that stays. ``fresh``: its input is nobody else's."""
     call = module_call(module)
     native = native_call(call, by_call()) if call is not None else None
     if call is None or native is None or (native.op.inline and not activations):
@@ -78,7 +78,7 @@ def exchanged(
 
 
 def twin(module: torch.nn.Module, native: Native) -> torch.nn.Module:
-    """The module over the op, with the options and the buffers of this one."""
+    """The module over an op that has the options and the buffers of one of torch's."""
     new: torch.nn.Module
     same_name = getattr(nn, type(module).__name__, None)
     if same_name is not None and issubclass(same_name, type(module)):
@@ -94,13 +94,14 @@ def twin(module: torch.nn.Module, native: Native) -> torch.nn.Module:
 def trace_and_fuse(
     module: torch.nn.Module, path: str, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
 ) -> set[str]:
-    """Rewrites the calls in the module's own forward, where tracing sees all that it does.
+    """Rewrites the calls in a module's own forward, where tracing sees all that it does.
 
-    Returns the modules that it no longer calls.
+    Returns:
+        The paths of the modules that it no longer calls.
     """
     candidates = mentioned(module)
     before_this = vars(module).get("forward")
-    if hasattr(before_this, "_of_opreg_fuse"):  # fused before: what has changed since counts now
+    if hasattr(before_this, "_of_opreg_fuse"):  # fused before: it is traced anew, since it may have changed
         del vars(module)["forward"]
     try:
         traced, state = traceable(module)
@@ -124,7 +125,7 @@ def trace_and_fuse(
 
 
 def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: State, name: str) -> Callable[..., Any]:
-    """The rewritten forward while all is as it was when it was traced, else the module's own."""
+    """A forward that is the rewritten one while all is as it was when it was traced, and the module's own later."""
     told = False
 
     @functools.wraps(original)
@@ -149,7 +150,7 @@ def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: 
 
 
 def mentioned(module: torch.nn.Module) -> list[str]:
-    """The native losses and activations that the text of its forward names."""
+    """The native losses and activations that the source of a module's forward names."""
     try:
         text = inspect.getsource(type(module).forward)
     except (OSError, TypeError):

@@ -13,18 +13,18 @@ PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, tor
 
 
 class Unwatched(Exception):
-    """What a forward reads or does that can't be watched."""
+    """A forward reads or does something that can't be watched, and what that is."""
 
 
 class Same:
-    """An object that is compared by identity."""
+    """An object of which a later one is compared by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 def frozen(value: Any, what: str) -> Any:
-    """A copy of a value, to compare another one with by ``unchanged``."""
+    """A copy of a value, with which ``unchanged`` compares a later one."""
     if isinstance(value, Tensor):
         raise Unwatched(f"its forward reads the tensor {what}")
     if isinstance(value, enum.Enum) or type(value) in PLAIN:
@@ -50,7 +50,7 @@ def unchanged(value: Any, seen: Any) -> bool:
         return len(value) == len(seen) and all(unchanged(a, b) for a, b in zip(value, seen, strict=True))
     if type(seen) is dict:
         return list(value) == list(seen) and all(unchanged(value[k], seen[k]) for k in seen)
-    if type(seen) is float:  # NaN is what it was, and -0.0 is not 0.0
+    if type(seen) is float:  # NaN equals NaN here, and -0.0 differs from 0.0
         if value != value or seen != seen:
             return bool(value != value and seen != seen)
         return bool(value == seen) and math.copysign(1.0, value) == math.copysign(1.0, seen)
@@ -58,7 +58,7 @@ def unchanged(value: Any, seen: Any) -> bool:
 
 
 def at_path(module: torch.nn.Module, path: str) -> Any:
-    """The module below this one; None where there is none now."""
+    """The module at a path below another one; None where there is none."""
     found: Any = module
     for step in path.split(".") if path else ():
         found = getattr(found, step, None)
@@ -69,29 +69,36 @@ ABSENT = Same(object())
 
 
 class State:
-    """What a forward read, and whether it is still the same. Relative to a module, so that its copies have it too."""
+    """What a forward read, and whether it is still the same.
+
+    Everything is known by paths relative to a module, so that a copy of the module can be asked too.
+    """
 
     def __init__(self) -> None:
-        # by path and name: plain values; tensors and whether they require grad; modules by their paths; methods
+        # attributes by the path of their module and their name: plain values, tensors (do they require grad?), modules
+        # (their path), methods
         self.values: dict[tuple[str, str], Any] = {}
         self.tensors: dict[tuple[str, str], bool] = {}
         self.modules: dict[tuple[str, str], str] = {}
         self.methods: dict[tuple[str, str], Any] = {}
-        self.flags: dict[str, None] = {}  # of the modules whose `training` was read
-        self.members: dict[str, tuple[str, ...]] = {}  # the names of what a module holds
-        self.options: dict[str, tuple[type, Any]] = {}  # of modules whose call is part of what was rewritten
-        # what closures hold, with the functions; not for Dynamo, which guards it in its own way
+        # the paths of the modules whose ``training`` was read
+        self.flags: dict[str, None] = {}
+        # the names of all that a module holds, by its path
+        self.members: dict[str, tuple[str, ...]] = {}
+        # type and options of the modules whose call may have become part of an op, by their paths
+        self.options: dict[str, tuple[type, Any]] = {}
+        # the variables of closures, by name and place: how to read them, and what they were. Dynamo guards them itself.
         self.cells: dict[tuple[str, int], tuple[Callable[[], Any], Any]] = {}
         # globals and defaults, by name and place: how to read them, and what they were
         self.outside: dict[tuple[str, int], tuple[Callable[[], Any], Any]] = {}
 
     def add(self, other: "State") -> None:
-        """What another trace of the same forward read."""
+        """Takes in what another trace of the same forward read."""
         for name, found in vars(other).items():
             vars(self)[name].update(found)
 
     def changed(self, module: torch.nn.Module) -> str:
-        """What is not what it was; empty if all is."""
+        """The name of something that is not what it was; empty: everything is."""
         for (path, name), seen in self.values.items():
             if not unchanged(getattr(at_path(module, path), name, ABSENT.value), seen):
                 return joined(path, name)
@@ -130,6 +137,7 @@ def joined(path: str, name: str) -> str:
 
 
 def members(module: Any) -> tuple[str, ...]:
+    """The names of the modules, parameters and buffers that a module holds."""
     if not isinstance(module, torch.nn.Module):
         return ()
     return (*module._modules, *module._parameters, *module._buffers)
@@ -141,5 +149,5 @@ def hooked(module: torch.nn.Module) -> bool:
 
 
 def options_of(module: torch.nn.Module) -> dict[str, Any]:
-    """What a module of torch.nn was constructed with."""
+    """The options that a module of torch.nn was constructed with."""
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("training", "forward")}

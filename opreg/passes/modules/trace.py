@@ -14,15 +14,16 @@ from .watch import Watch
 
 
 def called(module: fx.GraphModule) -> set[str]:
+    """The paths of the modules that a graph calls."""
     return {str(n.target) for n in module.graph.nodes if n.op == "call_module"}
 
 
 class Untraceable(Exception):
-    pass
+    """A forward that a trace does not show, and why."""
 
 
 def modes() -> tuple[bool, ...]:
-    """What a context manager may switch, and a graph does not record."""
+    """Switches that a context manager sets, and that a graph does not record."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -31,7 +32,7 @@ def modes() -> tuple[bool, ...]:
 
 
 class _Written(fx.Proxy):
-    """A value in a trace that can be written to: that of torch makes another one of ``x *= 2``."""
+    """A value in a trace that records ``x *= 2`` as a write to x. Torch's own proxy records ``x = x * 2``."""
 
 
 def _recorded(function: Any) -> Any:
@@ -46,7 +47,7 @@ for _f, _target in {**IN_PLACE_OF_ANYTHING, operator.setitem: operator.setitem}.
 
 
 class _OneLevel(fx.Tracer):
-    """The forward of one module: those below it stay calls."""
+    """Traces the forward of one module; the modules below it stay calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,11 +67,12 @@ class _OneLevel(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Tensor) and not any(a is t for t in owned(self.root)):
-            raise Untraceable("its forward makes tensors of its own")  # random ones, perhaps
+            raise Untraceable("its forward makes tensors of its own")  # they may be random
         return super().create_arg(a)
 
 
 def owned(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Every tensor that a module holds, or one below it."""
     yield from module.parameters()
     yield from module.buffers()
     for m in module.modules():
@@ -78,8 +80,11 @@ def owned(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def traceable(module: torch.nn.Module) -> tuple[fx.GraphModule, State]:
-    """The graph of the module's forward, if it is the same in training and evaluation and for any tensors, and what
-    it is made of beside these."""
+    """The graph of a module's forward, and what the forward read beside its arguments.
+
+    Raises:
+        Untraceable: the graph is not the same in training and evaluation, or for all tensors.
+    """
     parameters = list(inspect.signature(module.forward).parameters.values())
     if any(p.default is not p.empty or p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters):
         raise Untraceable("its forward has optional arguments")
@@ -100,13 +105,13 @@ def traceable(module: torch.nn.Module) -> tuple[fx.GraphModule, State]:
             found.append(fx.GraphModule(module, graph))
         for path in called(found[0]):
             inner = module.get_submodule(path)
-            if module_call(inner) is not None and not hooked(inner):  # its call may become part of an op's
+            if module_call(inner) is not None and not hooked(inner):  # an op may compute what it does
                 state.options[path] = (type(inner), frozen(options_of(inner), f"the options of {path}"))
     except Untraceable:
         raise
     except Unwatched as reason:
         raise Untraceable(str(reason)) from None
-    except Exception as error:  # whatever a forward does with a proxy
+    except Exception as error:  # a forward may do anything to a proxy
         raise Untraceable(f"its forward can't be traced ({type(error).__name__})") from None
     finally:
         for m, training in flags.items():

@@ -1,8 +1,8 @@
-"""What a module's forward reads beside its arguments, watched while it is traced.
+"""Watches what a module's forward reads beside its arguments, while it is traced.
 
-A trace holds what Python decided when it was made: the numbers, the branches, the lengths of loops. ``Watch`` records
-where these came from (attributes of the module and of those below it, globals, closures) so that a call can tell
-whether they are still what they were, and finds what it can't follow: then the forward is not to be replaced.
+A trace holds what Python decided when it was made: numbers, branches, lengths of loops. ``Watch`` records where these
+came from (attributes of the module and of those below it, globals, closures), so that a later call can tell whether
+they are still what they were. A forward that does something ``Watch`` can't follow is not replaced.
 """
 
 import builtins
@@ -28,7 +28,7 @@ from .state import ABSENT, PLAIN, State, Unwatched, frozen, joined, members, unc
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OPREG = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
-# Files of torch whose functions compute with their arguments alone, so that proxies go through them.
+# Files of torch whose functions compute from their arguments alone, so that a trace shows all that they do.
 _TRANSPARENT = tuple(
     os.path.join(_TORCH, *path.split("/"))
     for path in (
@@ -51,7 +51,7 @@ _PURE_MODULES = (math, operator, itertools)
 
 @cache
 def ignored() -> frozenset[Any]:
-    """Functions of torch that no argument is traced through: those that make tensors, or read a switch."""
+    """Functions of torch that a trace does not see: those that make tensors, or read a switch."""
     return frozenset(get_ignored_functions())
 
 
@@ -61,7 +61,11 @@ def own(code: types.CodeType) -> bool:
 
 
 class Watch(TorchFunctionMode):
-    """Watches the trace of one module's forward."""
+    """Watches the trace of one module's forward.
+
+    It sees reads of attributes in ``torch.nn.Module.__getattribute__``, which it replaces meanwhile, calls through
+    Python's profiler, and the names that a function takes from outside in its bytecode.
+    """
 
     def __init__(self, module: torch.nn.Module, tracer: fx.Tracer) -> None:
         super().__init__()
@@ -72,7 +76,8 @@ class Watch(TorchFunctionMode):
         self.proxies: dict[str, Any] = {}
         self.raw: dict[tuple[str, str], Tensor] = {}
         self.copies: list[tuple[Any, Any, str]] = []
-        self.known: set[types.CodeType] = set()  # that a function seen before has, or one inside of it
+        # the code of the functions that may run, and of those inside them; and the code that has run
+        self.known: set[types.CodeType] = set()
         self.looked_at: set[types.CodeType] = set()
         self.entry: Any = None
         self.root = module
@@ -84,7 +89,7 @@ class Watch(TorchFunctionMode):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Everything that the thread does in between."""
+        """Watches everything that this thread does inside the context."""
         before, thread = sys.getprofile(), _thread()
         get, put = torch.nn.Module.__getattribute__, torch.nn.Module.__setattr__
 
@@ -115,7 +120,7 @@ class Watch(TorchFunctionMode):
         """What was read.
 
         Raises:
-            Unwatched: something that can't be watched.
+            Unwatched: the forward did something that can't be watched.
         """
         for given, seen, what in self.copies:
             if not unchanged(given, seen):
@@ -176,7 +181,7 @@ class Watch(TorchFunctionMode):
         except Unwatched as reason:
             self.complain(str(reason))
             return value
-        if type(value) in (list, dict, set):  # so that what is written to it is not written to the module's
+        if type(value) in (list, dict, set):  # a copy, so that a write to it is found, and does not reach the module
             value = copy.copy(value) if all(type(v) in PLAIN for v in value) else copy.deepcopy(value)
             self.copies.append((value, seen, what))
         return value
@@ -189,7 +194,7 @@ class Watch(TorchFunctionMode):
         return ABSENT.value
 
     def judged(self, value: Any, what: str) -> Any:
-        """The value, frozen; the functions in it are looked into when they are called."""
+        """The value, frozen. The functions in it may run, and are looked at when they do."""
         for item in pytree.tree_leaves(value):
             if isinstance(item, types.FunctionType):
                 self.function(item, what)
@@ -212,7 +217,7 @@ class Watch(TorchFunctionMode):
             self.of_c(arg)
 
     def enter(self, frame: types.FrameType) -> None:
-        """What is called by the forward, or by a function that it calls; not what torch calls in its turn."""
+        """Looks at a call that the forward makes, or a function that it calls; not at what torch calls in its turn."""
         code, caller = frame.f_code, frame.f_back
         if code in self.known:
             if code not in self.looked_at:
@@ -255,7 +260,7 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def function(self, function: Any, what: str) -> None:
-        """Marks the code of a function as one that may run, and watches what it holds."""
+        """Marks a function's code as known, and notes the closure and the defaults that the function holds."""
         if not isinstance(function, types.FunctionType) or own(function.__code__):
             return
         code = function.__code__
@@ -310,7 +315,7 @@ class Watch(TorchFunctionMode):
             self.complain(str(reason))
 
     def look_at(self, code: types.CodeType, names: Mapping[str, Any]) -> None:
-        """Every name that code takes from outside, and what it does to others."""
+        """Notes every name that code takes from outside, and complains of what it does to others."""
         instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "PUSH_NULL", "EXTENDED_ARG")]
         for k, i in enumerate(instructions):
             if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"):

@@ -1,9 +1,8 @@
-"""Tensor expressions in a normal form: polynomials, fully multiplied out, over atoms.
+"""Expressions of elements in a normal form: polynomials, fully multiplied out, over atoms.
 
-Two programs that come to the same polynomial compute the same function over the reals, whatever the order of their
-operands, their brackets, and where they put a constant. Atoms are the leaves, and functions of polynomials:
-sigmoid(x), a power, a sum over dimensions. A handful of identities makes atoms unique too:
-sigmoid(−x) = 1 − sigmoid(x).
+Two programs with the same polynomial compute the same function over the reals, whatever the order of their operands,
+their brackets, and the place of their constants. Atoms are leaves and functions of polynomials: sigmoid(x), a power, a
+sum over dimensions. A few identities, such as sigmoid(−x) = 1 − sigmoid(x), make atoms unique too.
 """
 
 import hashlib
@@ -13,37 +12,37 @@ from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
-# (name, parts …): parts are polynomials and options
+# The name of a function and its parts, which are polynomials and options; or "leaf" and what stands for the leaf.
 Atom = tuple[Any, ...]
-# atoms with their exponents
+# Atoms with their exponents.
 Monomial = frozenset[tuple[Atom, float]]
 ONE: Monomial = frozenset()
 
-# Products with more terms are not multiplied out: the expression is none that a rule would know.
+# The most terms of a polynomial: no pattern has more.
 LARGEST = 80
 
 
 class TooLarge(Exception):
-    """An expression that grows beyond what any rule has."""
+    """An expression has no normal form: it has more terms than any pattern, or no value."""
 
 
 class NotFinite(TooLarge):
-    """A constant that is no real number, or the product of 0 and a tensor, which is NaN where that is infinite."""
+    """A constant is no real number, or a tensor is multiplied by 0, which gives NaN where it is infinite."""
 
 
 @lru_cache(2**12)
 def rounded(x: float) -> float:
-    """Twelve digits: 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not."""
+    """A number of twelve digits: so 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not."""
     if x == 0 or not math.isfinite(x):
         return float(x)
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
 class Poly:
-    """A sum of monomials with coefficients.
+    """A sum of monomials with coefficients. Equal ones are one object.
 
-    Equal ones are one object. Expressions share their parts, and grow without bound where they are looked at as trees:
-    nothing here goes into a part twice.
+    Expressions share their parts: written out as a tree, one may be exponentially larger than it is as a graph. So
+    nothing here looks into a part twice.
     """
 
     _known: ClassVar["WeakValueDictionary[frozenset[tuple[Monomial, float]], Poly]"] = WeakValueDictionary()
@@ -82,14 +81,14 @@ class Poly:
 
     @property
     def number(self) -> float | None:
-        """The value, where it is a constant."""
+        """The value of a constant; None of anything else."""
         if not self.terms:
             return 0.0
         ((monomial, coefficient),) = self.terms if len(self.terms) == 1 else ((None, 0.0),)
         return coefficient if monomial == ONE else None
 
     def sign(self) -> int:
-        """Of a coefficient that the polynomial and its negative agree on: one of the two is the unique form."""
+        """1 or −1, and the opposite for the negative polynomial: the sign of the first monomial's coefficient."""
         if not self.terms:
             return 1
         _, coefficient = min(self.terms, key=lambda term: repr_key(term[0]))
@@ -97,7 +96,7 @@ class Poly:
 
     @cached_property
     def key(self) -> str:
-        """A text that is one for equal polynomials, and short."""
+        """A text by which polynomials are ordered: equal for equal ones, and short."""
         text = "+".join(sorted(f"{c}{repr_key(m)}" for m, c in self.terms))
         return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
@@ -152,14 +151,14 @@ def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
 
 
 class Narrowed(TooLarge):
-    """An identity that does not hold where one of its sides has no value: x / x is 1, but not at 0."""
+    """An identity does not hold everywhere: x / x is 1, but not at 0."""
 
 
 def product(a: Monomial, b: Monomial) -> Monomial:
     exponents = dict(a)
     for atom, e in b:
         before = exponents.get(atom, 0)
-        if before * e < 0 or (whole(before + e) and not whole(e)):  # x · x⁻¹, √x · √x
+        if before * e < 0 or (whole(before + e) and not whole(e)):  # as x · x⁻¹, or √x · √x
             raise Narrowed
         exponents[atom] = before + e
     return frozenset((atom, e) for atom, e in exponents.items() if e != 0)
@@ -174,7 +173,7 @@ def atom(name: str, *parts: Any) -> Poly:
 
 
 def single(p: Poly) -> tuple[Atom, float] | None:
-    """The atom and the coefficient of ``c · atom``."""
+    """The atom a and the coefficient c of a polynomial c·a; None of any other polynomial."""
     if len(p.terms) != 1:
         return None
     ((monomial, coefficient),) = p.terms
@@ -210,12 +209,12 @@ def power(p: Poly, exponent: float) -> Poly:
     if len(p.terms) == 1:
         ((monomial, coefficient),) = p.terms
         if integral:
-            if any(whole(e * exponent) and not whole(e) for _, e in monomial):  # (√x)⁻²
+            if any(whole(e * exponent) and not whole(e) for _, e in monomial):  # as (√x)⁻²
                 raise Narrowed
             return Poly(
                 frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))})
             )
-    # one sign and scale for the base, so that (2a + 2b)^-1 is half of (a + b)^-1
+    # the base gets the coefficient 1, so that (2a + 2b)^-1 is half of (a + b)^-1
     _, scale = min(p.terms, key=lambda term: repr_key(term[0]))
     if scale < 0 and not integral:
         scale = -scale
@@ -224,13 +223,13 @@ def power(p: Poly, exponent: float) -> Poly:
         ((monomial, coefficient),) = base.terms
         if coefficient == 1 and len(monomial) == 1:
             ((found, e),) = monomial
-            if e == 1:  # (x²)^½ is not x: other exponents stay inside
+            if e == 1:  # another exponent stays inside, since (x²)^½ is not x
                 return Poly(frozenset({(frozenset({(found, exponent)}), rounded(scale**exponent))}))
     return Poly(frozenset({(frozenset({(("sum of", base), exponent)}), rounded(scale**exponent))}))
 
 
 def exponential_plus_one(p: Poly) -> Poly | None:
-    """z where the polynomial is 1 + exp(z)."""
+    """z of a polynomial 1 + exp(z); None of any other."""
     rest = p - constant(1)
     found = single(rest)
     if found is not None and found[0][0] == "exp" and found[1] == 1:
@@ -287,18 +286,19 @@ def odd(name: str) -> Callable[[Poly], Poly]:
 
 
 def mask(p: Poly) -> bool:
-    """Is it one comparison, or several at once: 0 or 1 everywhere?"""
+    """Is it one comparison, or a product of several, so that it is 0 or 1 everywhere?"""
     if len(p.terms) != 1:
         return False
     ((monomial, coefficient),) = p.terms
     return bool(monomial) and coefficient == 1 and all(found[0] in ("gt", "ge") for found, _ in monomial)
 
 
+# Functions that have a value wherever their arguments have one.
 _TOTAL = frozenset({"leaf", "component", "maximum", "minimum", "abs", "sigmoid", "softplus", "tanh", "atan", "clamp"})
 
 
 def total(part: Any) -> bool:
-    """Has a polynomial a value, and no NaN, wherever its leaves have one? Not one with a root or a quotient in it."""
+    """Has a polynomial a value that is not NaN wherever its leaves have one? One with a root or a quotient has not."""
     if isinstance(part, Poly):
         return all(whole(e) and e > 0 and total(a) for monomial, _ in part.terms for a, e in monomial)
     if isinstance(part, frozenset):

@@ -11,7 +11,7 @@ from ..graph.view import GraphView
 from . import algebra
 from .values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
 
-# name -> handler(evaluator, node, *args, **kwargs), the arguments evaluated
+# What calls mean, by their name: handler(evaluator, node, *args, **kwargs) gets the values of the call's arguments.
 handlers: dict[str, Callable[..., Any]] = {}
 
 
@@ -24,7 +24,7 @@ def handles(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def known(name: str) -> bool:
-    """Has a call a meaning here? A function that works elementwise gets that of an atom, when it is asked for."""
+    """Has a call a meaning here? An elementwise function without one becomes an atom's, when it is asked for."""
     if name not in handlers and pointwise(name):
 
         def handler(e: Evaluator, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -39,6 +39,7 @@ def known(name: str) -> bool:
 
 
 def pointwise(name: str) -> bool:
+    """Does a function work elementwise, and give the same result each time, as torch's tags say?"""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return False
@@ -47,7 +48,7 @@ def pointwise(name: str) -> bool:
 
 
 class TooMany(Exception):
-    """An expression of more tensors than any rule has."""
+    """An expression has more leaves than any pattern has tensors."""
 
 
 class Evaluator:
@@ -55,11 +56,11 @@ class Evaluator:
 
     Args:
         leaves: the nodes at which to stop, with their values.
-        open_ended: what the algebra does not know becomes a leaf; else it raises ``Opaque``.
-        closed: the nodes that are leaves too, should they come up.
+        open_ended: a node that the algebra does not know becomes a leaf; otherwise it raises ``Opaque``.
+        closed: says of other nodes whether they are to be treated as not known.
 
     Raises:
-        TooMany: more leaves than any rule has tensors.
+        TooMany: an open-ended evaluation found more than ``LEAVES`` leaves.
     """
 
     LEAVES = 4
@@ -76,7 +77,7 @@ class Evaluator:
         self.found = len(leaves)
         self.values: dict[fx.Node, Any] = dict(leaves)
         self.interior: dict[fx.Node, None] = {}
-        # tensors that a call of torch takes only where they are of one shape
+        # groups of leaves that are of one shape, since torch refuses the call otherwise
         self.alike: list[frozenset[fx.Node]] = []
 
     def value(self, node: fx.Node) -> Any:

@@ -1,4 +1,4 @@
-"""Values of tensor expressions: a normal form, and the shapes it is seen in."""
+"""Values of tensor expressions: the normal form of their elements, and their shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from ..graph.calls import Sizes, sizes, value_of
 from . import algebra
 from .algebra import Poly, atom, constant
 
-# an ignore_index that no target has
+# An ignore_index that no target has: nothing is ignored.
 NEVER = -(2**31)
 
 
 class Opaque(Exception):
-    """A node that the algebra does not know."""
+    """A node computes something that the algebra does not know."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """An elementwise function of leaves that are all of the shape ``base``, seen as of the shape ``shape``.
+    """An elementwise function of leaves of the shape ``base``, whose result is viewed as one of the shape ``shape``.
 
-    Both are None where the shapes are not known.
+    Both are None where they are not known.
     """
 
     poly: Poly
@@ -36,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Vector:
-    """Values beside each other along the last dimension: corners of boxes."""
+    """The values of the entries along the last dimension, as the corners of boxes."""
 
     components: tuple[Value, ...]
 
@@ -59,7 +59,7 @@ def leaf(node: fx.Node) -> Value:
 
 
 def combine(f: Callable[..., Poly], *operands: Any) -> Any:
-    """A function of elements, of operands of one shape; numbers and 0-d tensors broadcast."""
+    """A function of elements of operands that have one shape, or are numbers or 0-d tensors."""
     if any(isinstance(v, Vector) for v in operands):
         count = next(len(v.components) for v in operands if isinstance(v, Vector))
         columns = [v.components if isinstance(v, Vector) else (v,) * count for v in operands]
@@ -85,7 +85,11 @@ def combine(f: Callable[..., Poly], *operands: Any) -> Any:
 
 
 def plain(value: Any) -> float:
-    """The number that a value is."""
+    """The number that a value is.
+
+    Raises:
+        Opaque: it is not constant.
+    """
     if isinstance(value, Value):
         found = value.poly.number
         if found is not None:
@@ -105,10 +109,12 @@ def bound(limit: Any) -> float | None:
 
 
 def detached(p: Poly) -> Poly:
+    """The same values without a gradient: another function, unless it is a number."""
     return p if p.number is not None else atom("constant", p)
 
 
 def components(x: Any) -> Vector:
+    """The corners of boxes."""
     if isinstance(x, Vector):
         return x
     if not isinstance(x, Value) or not x.shape or x.shape != x.base or x.shape[-1] != 4:
@@ -131,7 +137,7 @@ def over_all(value: Value, name: str) -> Value:
 
 
 def atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
-    """A linear reduction: term by term, coefficients outside."""
+    """A linear reduction: each term is reduced by itself, and its coefficient stays outside."""
     result = constant(0)
     for monomial, coefficient in p.terms:
         if monomial == algebra.ONE and name == "mean":

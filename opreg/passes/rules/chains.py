@@ -15,12 +15,12 @@ from ..graph.view import GraphView
 from ..normal_form.algebra import rounded
 from . import angular
 
-# What computes a call's argument may belong to the op too: log_softmax before nll_loss makes cross_entropy.
-Absorber = Callable[[Native, GraphView], Native | None]
+# Makes a call of one op of a native call and those before it (or the division after it), where they are such a chain.
+Chain = Callable[[Native, GraphView], Native | None]
 
 
 def functional_call(view: GraphView, a: Any) -> Call | None:
-    """The call that made an argument, if that writes to nothing; its own arguments as they were there."""
+    """The call that made an argument, if it writes to nothing, with the values that its arguments had there."""
     call = view.calls.get(a) if isinstance(a, fx.Node) else None
     if call is None or call.in_place:
         return None
@@ -29,19 +29,22 @@ def functional_call(view: GraphView, a: Any) -> Call | None:
 
 
 def given(call: Call, index: int, *names: str) -> Any:
-    """An argument, by place or by one of its names."""
+    """An argument of a call, by its position or by one of its names; None where it is not given."""
     if len(call.args) > index:
         return call.args[index]
     return next((call.kwargs[n] for n in names if n in call.kwargs), None)
 
 
 def uncast(call: Call) -> bool:
-    """No dtype is asked for."""
+    """Does a softmax keep its argument's dtype?"""
     return call.kwargs.get("dtype") is None and not any(isinstance(a, torch.dtype) or a is True for a in call.args)
 
 
 def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
-    """Is this the class dimension: 1, or that of a row alone?"""
+    """Is this the dimension of the classes: 1, or the only one of a single row?
+
+    ``rank_free``: dimension 1 counts where the rank is not known.
+    """
     if not isinstance(dim, int):
         return False
     t = value_of(x) if isinstance(x, fx.Node) else None
@@ -51,7 +54,6 @@ def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
 
 
 def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
-    """log_softmax and nll_loss"""
     inner: Any = native.arguments.get("input")
     call = functional_call(view, inner)
     if native.op.short != "nll_loss" or call is None or call.name != "log_softmax" or not uncast(call):
@@ -63,18 +65,18 @@ def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
 
 
 def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
-    """sigmoid and binary_cross_entropy"""
     inner: Any = native.arguments.get("input")
     call = functional_call(view, inner)
     if native.op.short != "binary_cross_entropy" or call is None or call.name != "sigmoid":
         return None
-    if not in_unit(view, native.arguments.get("target")):  # of another target, which is an error, logits know nothing
+    # binary_cross_entropy refuses another target, which an op of logits takes
+    if not in_unit(view, native.arguments.get("target")):
         return None
     arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
     return Native(get("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
 
 
-# Calls whose results lie in [0, 1], and calls that keep their first argument's elements or choose among them.
+# Calls whose results lie in [0, 1]; and calls whose results do if the elements of the first argument do.
 _UNIT = frozenset(
     {"sigmoid", "softmax", "hardsigmoid", "one_hot", "zeros_like", "ones_like"}
     | {"gt", "ge", "lt", "le", "eq", "ne", "isnan", "logical_and", "logical_or", "logical_not"}
@@ -86,7 +88,7 @@ _SAME_ELEMENTS = frozenset(
 
 
 def in_unit(view: GraphView, a: Any) -> bool:
-    """Does the graph itself show that every element lies in [0, 1] (or is NaN)?"""
+    """Does the graph show that every element of an argument lies in [0, 1] (or is NaN)?"""
     for _ in range(8):
         if not isinstance(a, fx.Node):
             return False
@@ -108,7 +110,7 @@ def in_unit(view: GraphView, a: Any) -> bool:
 
 
 def scaled(view: GraphView, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
-    """A node, the number that it is multiplied with to make another one, and the call that does."""
+    """An argument as a product: a node, the number that it is multiplied by, and the call that does it, if any."""
     call = functional_call(view, a)
     if call is None or call.name not in ("div", "mul") or len(call.args) != 2 or call.kwargs:
         return a, 1.0, ()
@@ -121,7 +123,6 @@ def scaled(view: GraphView, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
 
 
 def distillation(native: Native, view: GraphView) -> Native | None:
-    """distillation_loss, softmax and kl_div"""
     arguments = native.arguments
     if native.op.short != "kl_div" or arguments.get("reduction", "mean") not in ("sum", "batchmean"):
         return None
@@ -143,7 +144,7 @@ def distillation(native: Native, view: GraphView) -> Native | None:
     t = value_of(student)
     if factor != same or factor <= 0 or not isinstance(t, Tensor) or view.requires_grad(teacher) is not False:
         return None
-    if t.dim() != 2:  # batchmean divides by the batch, the op's mean by the number of rows
+    if t.dim() != 2:  # batchmean divides by the size of the batch, the op's mean by the number of rows
         return None
     reduction = "sum" if arguments["reduction"] == "sum" else "mean"
     call_of = {"input": student, "target": teacher, "temperature": rounded(1 / factor), "reduction": reduction}
@@ -151,18 +152,16 @@ def distillation(native: Native, view: GraphView) -> Native | None:
 
 
 def batch_mean(native: Native, view: GraphView) -> Native | None:
-    """kl_div and its division by the batch"""
-    # F.kl_div(reduction="batchmean") is two calls in an exported graph
+    """``F.kl_div(reduction="batchmean")``, which is two calls in an exported graph."""
     t = value_of(native.arguments.get("input"))
     if native.op.short != "kl_div" or native.arguments.get("reduction") != "sum" or not isinstance(t, Tensor):
         return None
-    if t.dim() == 0:  # no batch
+    if t.dim() == 0:  # there is no batch
         return None
     return Native(native.op, {**native.arguments, "reduction": "batchmean"}, divided_by=t.shape[0])
 
 
 def margin_loss(native: Native, view: GraphView) -> Native | None:
-    """cross_entropy of logits with a margin"""
     arguments = native.arguments
     if native.op.short != "cross_entropy" or arguments.get("weight") is not None or arguments.get("label_smoothing"):
         return None
@@ -178,10 +177,11 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     return None
 
 
-ABSORBERS: tuple[Absorber, ...] = (
-    cross_entropy_of_logits,
-    binary_cross_entropy_of_logits,
-    distillation,
-    batch_mean,
-    margin_loss,
-)
+# By the name that the report has for each.
+CHAINS: dict[str, Chain] = {
+    "log_softmax and nll_loss": cross_entropy_of_logits,
+    "sigmoid and binary_cross_entropy": binary_cross_entropy_of_logits,
+    "distillation_loss, softmax and kl_div": distillation,
+    "kl_div and its division by the batch": batch_mean,
+    "cross_entropy of logits with a margin": margin_loss,
+}

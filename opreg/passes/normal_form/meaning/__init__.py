@@ -1,4 +1,4 @@
-"""What calls of torch mean, as operations on normal forms: one file a kind."""
+"""What calls of torch mean, as operations on normal forms: a file for each kind."""
 
 from . import indexing as indexing
 from . import losses as losses

@@ -1,4 +1,4 @@
-"""Parts of the last dimension, corners of boxes above all, and elements under a mask."""
+"""Parts of the last dimension, above all the corners of boxes, and the elements where a mask holds."""
 
 from typing import Any
 

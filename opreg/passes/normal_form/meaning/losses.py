@@ -18,7 +18,7 @@ from ..values import NEVER, Opaque, Value, combine, number, plain, whole
 @handles("one_hot")
 def _one_hot(e: Evaluator, node: fx.Node, target: Any, num_classes: Any = None) -> Any:
     shape = sizes(value_of(node))
-    if shape is None and isinstance(num_classes, Value):  # a pattern: as many as that tensor has
+    if shape is None and isinstance(num_classes, Value):  # in a pattern: the shape of a tensor that has the classes
         shape = num_classes.shape
     if not isinstance(target, Value) or shape is None or target.shape != target.base or len(shape) != 2:
         raise Opaque("class indices")
@@ -37,7 +37,7 @@ def _scatter(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, new: Any
 
 
 def class_column(index: Any, shape: Sizes) -> Value:
-    """One class index a row, as a column."""
+    """A value that is a column of one class index for each row of a shape."""
     if not isinstance(index, Value) or index.base != shape[:1] or index.shape != (shape[0], 1):
         raise Opaque("class indices")
     return index
@@ -68,11 +68,11 @@ def _nll_loss(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **
 
 
 def options(given: Mapping[str, Any], **allowed: Any) -> None:
-    """Every option has a value that the algebra knows it by, or its default."""
+    """Raises ``Opaque`` unless every option has the one value that is allowed, or None."""
     for name, value in given.items():
         expected = allowed.get(name)
         if isinstance(value, Value):
-            value = plain(value)  # a tensor is no option that the algebra knows
+            value = plain(value)  # a tensor is Opaque
         if value is not None and value != expected:
             raise Opaque(name)
 
@@ -96,7 +96,7 @@ def _bce_with_logits(
     pos_weight: Any = None,
     **kwargs: Any,
 ) -> Any:
-    if len(others) == 2:  # aten: pos_weight, reduction
+    if len(others) == 2:  # those of ATen: pos_weight, reduction
         pos_weight, reduction = others
     elif others:
         raise Opaque("its legacy arguments")
@@ -105,7 +105,7 @@ def _bce_with_logits(
         raise Opaque("pos_weight")
     options(kwargs)
     sides = [algebra.leaves(side.poly) for side in (x, target)]
-    if all(len(side) == 1 for side in sides):  # of several, one may be broadcast
+    if all(len(side) == 1 for side in sides):  # of several leaves, one may be broadcast
         e.alike.append(frozenset().union(*sides))
     loss = combine(lambda a, t: algebra.softplus(a) - a * t, x, target)
     return loss if weight is None else combine(operator.mul, loss, weight)

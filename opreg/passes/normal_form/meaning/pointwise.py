@@ -158,7 +158,7 @@ for _name, _swapped in {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}.items():
 
 @handles("logical_and", "bitwise_and", "and", "__and__")
 def _and(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
-    if not all(isinstance(v, Value) and algebra.mask(v.poly) for v in (x, other)):  # t & 1 is no product
+    if not all(isinstance(v, Value) and algebra.mask(v.poly) for v in (x, other)):  # t & 1 of integers is no product
         raise Opaque("bits")
     return combine(operator.mul, x, other)
 
@@ -173,7 +173,7 @@ def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     if algebra.mask(condition):
         ((monomial, _),) = condition.terms
         sides = [found[1] for found, _ in monomial]
-        # where makes 0 of a NaN that a root or a quotient gives, and a clamp NaN
+        # where a root or a quotient is NaN, ``where`` chooses 0 and a clamp gives NaN: these are not one function
         if all(map(algebra.total, sides)) and a - b == math.prod(sides[1:], start=sides[0]):
             clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
             return b + math.prod(clipped[1:], start=clipped[0])

@@ -20,7 +20,7 @@ def _same(e: Evaluator, node: fx.Node, x: Any, **kwargs: Any) -> Any:
 
 @handles("to", "float", "double", "half", "bfloat16", "type_as", "type")
 def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Nothing, where dtype and device stay."""
+    """A cast that keeps dtype and device."""
     call = e.view.calls[node]
     before, after = value_of(next(call.inputs())) if call else None, value_of(node)
     kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
@@ -48,7 +48,7 @@ def _reshape(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> 
 
 
 def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
-    """The dimensions of ``base`` that the dimensions ``dims`` of its view ``shape`` are."""
+    """The dimensions of a tensor of the shape ``base`` that are the dimensions ``dims`` of its view ``shape``."""
     found: set[int] = set()
     i = j = 0
     while i < len(base) or j < len(shape):
@@ -80,7 +80,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def _smaller(a: Any, b: Any) -> bool:
-    """Is one size, perhaps symbolic, a proper divisor of the other?"""
+    """Is a size, which may be symbolic, less than another that it divides?"""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
     import sympy
@@ -134,7 +134,7 @@ def _prod(e: Evaluator, node: fx.Node, x: Any, dim: Any = None, keepdim: Any = F
 
 
 def along(name: str) -> None:
-    """softmax and its relatives, over one dimension."""
+    """A function of the entries along one dimension."""
 
     def handler(e: Evaluator, node: fx.Node, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Value) or x.shape is None or x.shape != x.base or dim is None:
