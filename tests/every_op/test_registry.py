@@ -13,6 +13,7 @@ from opreg._private import (
     entry_of,
     fake_mode,
     has_kernel,
+    has_kernel_for,
     has_op,
     has_tangent,
     names_in,
@@ -187,6 +188,8 @@ def test_private_names_and_kernels():
     assert "relu" in names_in("aten")
     assert has_kernel("aten::relu", "CPU")
     assert not has_kernel("lossreg::mish", "MPS")
+    assert has_kernel_for("aten::relu", "cpu")
+    assert not has_kernel_for("lossreg::mish", "mps")
 
 
 def test_private_cache_keys():
