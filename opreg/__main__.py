@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import bench, catalogue
+from ._library import KERNEL_KEYS
 from .bench.files import bench_save
 from .bench.text import bench_text
 from .doctor import diagnosis, gather
@@ -117,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         help="default: each where it tells something; Inductor, whose compilations take long, where a target asks",
     )  # fmt: skip
     c.add_argument("--rounds", type=positive, default=15)
-    c.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    c.add_argument("--device", choices=list(KERNEL_KEYS), default="cpu")
     c.add_argument("--sweep", action="store_true", help="time against size too, for one op of each kind")
     c.add_argument("--steps", action="store_true", help="compiled training steps too")
     c.add_argument("--peers", type=Path, metavar="FILE", help="other libraries' functions: benchmarks/peers.py")

@@ -9,6 +9,12 @@ import torch
 
 _NAME = "liblossreg.so"
 
+# The types of device that the library has kernels for, and the dispatcher's name of each: one line a backend of csrc.
+KERNEL_KEYS = {
+    "cpu": "CPU",
+    "cuda": "CUDA",
+}
+
 
 def library_path() -> Path:
     """The shared library: what a Python-free process gives to ``dlopen`` before it loads a package.

@@ -61,9 +61,10 @@ def below_inplace() -> AbstractContextManager[Any]:
     return guard
 
 
-def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    key = {"cpu": torch._C.DispatchKey.AutocastCPU, "cuda": torch._C.DispatchKey.AutocastCUDA}[device_type]
-    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))
+def without_key(key: str) -> AbstractContextManager[Any]:
+    """The dispatcher passes by what is registered for this key."""
+    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(excluded)
     return guard
 
 

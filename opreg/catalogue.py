@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from . import _private
+from ._library import KERNEL_KEYS
 from ._tables import pairs, table, yes_no
 from .op import Op, Sample
 from .registry import registered
 from .testing import Maker
 
-COVERED = ("CPU", "CUDA", "fake", "autograd", "second derivative", "vmap")
+COVERED = (*KERNEL_KEYS.values(), "fake", "autograd", "second derivative", "vmap")
 
 
 def coverage(op: Op) -> dict[str, bool]:
@@ -31,8 +32,8 @@ def has_second_derivative(op: Op) -> bool:
 def kernels(op: Op) -> dict[str, bool]:
     """What the dispatcher holds for an op, by ``COVERED``: each entry is asked for the op and for its backward op.
 
-    CPU, CUDA and fake also want ``NAME_forward`` where the op keeps state; the second derivative's kernel is the
-    backward op's own for autograd, which is also what refuses one. A kernel for every backend
+    A device's kernels and the fake also want ``NAME_forward`` where the op keeps state; the second derivative's kernel
+    is the backward op's own for autograd, which is also what refuses one. A kernel for every backend
     (CompositeExplicitAutograd) counts for each.
     """
     both = [overload._schema.name for overload in (op.value, op.backward) if overload is not None]
@@ -42,8 +43,7 @@ def kernels(op: Op) -> dict[str, bool]:
         return all(any(_private.has_kernel(name, key) for key in keys) for name in names)
 
     return {
-        "CPU": all_have(every, "CPU", "CompositeExplicitAutograd"),
-        "CUDA": all_have(every, "CUDA", "CompositeExplicitAutograd"),
+        **{key: all_have(every, key, "CompositeExplicitAutograd") for key in KERNEL_KEYS.values()},
         "fake": all_have(every, "Meta"),
         "autograd": all_have(both[:1], "Autograd"),
         "second derivative": all_have(both[1:], "Autograd"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, _private
-from ._library import library_path
+from ._library import KERNEL_KEYS, library_path
 from ._tables import pairs, yes_no
 from .catalogue import COVERED, kernels
 from .op import NAMESPACE
@@ -153,7 +153,7 @@ def diagnosis(facts: Facts) -> tuple[str, int]:
     """The report, and the exit status: 1 when something is wrong."""
     count = {what: sum(has[what] for has in facts.kernels.values()) for what in COVERED}
     missing = []
-    for what in ("CPU", "CUDA"):
+    for what in KERNEL_KEYS.values():
         names = [name for name, has in facts.kernels.items() if not has[what]]
         if names:
             missing.append(f"{what}: {', '.join(names) if count[what] else 'every op'}")
@@ -166,7 +166,7 @@ def diagnosis(facts: Facts) -> tuple[str, int]:
         ("library", f"{facts.library} ({facts.library_mib:.1f} MiB){chosen}" if facts.library else "not found"),
         ("CUDA", f"torch built with {facts.torch_cuda or 'none'}; GPU available: {gpu or yes_no(facts.gpu)}"),
         ("ops", f"{len(facts.kernels)}, of which with " + ", ".join(f"{what} {n}" for what, n in count.items())),
-        ("no kernel for", "; ".join(missing) or "nothing: every op has one for CPU and CUDA"),
+        ("no kernel for", "; ".join(missing) or f"nothing: every op has one for {' and '.join(KERNEL_KEYS.values())}"),
         ("CPU capability", f"{facts.loops}; torch's own kernels {facts.capability}"),
         ("threads", str(facts.threads)),
         ("C++ compiler", facts.compiler or "none: torch.compile needs one on the CPU"),

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from .._autocast import DEVICES
-from .._private import transform_active, without_autocast
+from .._autocast import KEYS
+from .._private import transform_active, without_key
 from ..meta.schema import bind, call
 from ..op import Op
 
@@ -24,10 +24,10 @@ def attach(op: Op, lib: torch.library.Library) -> None:
             bound = op.under_autocast(bind(op.value, args, kwargs), device_type)
             if transform_active():  # the last place where autocast can be seen
                 return op.evaluate_reference(bound, device_type)
-            with without_autocast(device_type):
+            with without_key(KEYS[device_type]):
                 return call(op.value, bound)
 
         return value
 
-    for device_type, key in DEVICES.items():
+    for device_type, key in KEYS.items():
         lib.impl(op.short, for_device(device_type), key)

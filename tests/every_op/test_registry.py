@@ -20,8 +20,8 @@ from opreg._private import (
     set_in_cache_keys,
     tensor_metadata,
     transform_active,
-    without_autocast,
     without_fake_mode,
+    without_key,
     wrap_entries,
 )
 from opreg.catalogue import coverage
@@ -175,11 +175,11 @@ def test_schema_with_options_behind_the_star():
         opreg.register(op)
 
 
-def test_private_without_autocast():
+def test_private_without_key():
     a = torch.ones(2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16
-        with without_autocast("cpu"):
+        with without_key("AutocastCPU"):
             assert (a @ a).dtype == torch.float32
         assert (a @ a).dtype == torch.bfloat16
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..._library import KERNEL_KEYS
 from ..graph.calls import IN_PLACE_OF_ANYTHING, module_call
 from .state import State, Unwatched, frozen, hooked, options_of
 from .watch import Watch
@@ -27,7 +28,7 @@ def modes() -> tuple[bool, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        *map(torch.is_autocast_enabled, ("cpu", "cuda")),
+        *map(torch.is_autocast_enabled, KERNEL_KEYS),
     )
 
 
