@@ -3,10 +3,6 @@
 #include <type_traits>
 
 #include "math.h"
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
 
 namespace lossreg {
 
@@ -61,7 +57,7 @@ HD T widen(BFloat16 s) {
 }
 template <class T>
 HD T widen(Float16 s) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return T(__half2float(__ushort_as_half(s.bits)));
 #else
   // Move exponent and mantissa into a float's place and mend the exponent by an exact product: 255 stays 255, so that
@@ -87,7 +83,7 @@ struct Narrow<BFloat16> {
   HD static BFloat16 from(T x) {
     // Round to nearest, ties to even; a NaN becomes a quiet one.
     const float f = float(x);
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
     // One instruction rounds two neighbours.
     return {__bfloat16_as_ushort(__float2bfloat16_rn(f))};
 #else
@@ -100,7 +96,7 @@ template <>
 struct Narrow<Float16> {
   template <class T>
   HD static Float16 from(T x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
     return {__half_as_ushort(__float2half_rn(float(x)))};
 #else
     uint32_t b = bits<uint32_t>(float(x)), sign = (b >> 16) & 0x8000u, magnitude = b & 0x7fffffffu;

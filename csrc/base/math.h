@@ -1,18 +1,14 @@
 #pragma once
 // Branch-free scalar mathematics for host and device: what the formulas are written in.
 //
-// The float versions compile to straight-line vector code on the CPU (libm calls would not), and call CUDA's own
-// functions on the device. The double versions call libm: float64 is for verification, not for speed. Every bound below
-// is checked on a dense grid by tests/kernels/cpp/math_test.cpp. NaN goes in, NaN comes out.
+// The float versions compile to straight-line vector code on the CPU, which calls of libm would not, and call a GPU's
+// own functions there. The double versions call libm: float64 is for verification, not for speed. Every bound below is
+// checked on a dense grid by tests/kernels/cpp/math_test.cpp. NaN goes in, NaN comes out.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define HD __host__ __device__ __forceinline__
-#else
-#define HD inline __attribute__((always_inline))
-#endif
+#include "compiler.h"
 
 namespace lossreg {
 
@@ -70,7 +66,7 @@ HD float exp_fraction(float r) {
 // e^x. Relative error below 2e-7 on [-86.9, 88.72]; 0 below -87 (the value there is under 2e-38, and denormals are slow
 // to compute with), infinity above.
 HD float exp(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::expf(x);
 #else
   constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -88,7 +84,7 @@ HD float exp(float x) {
 }
 // The same for x <= 0, or above it by a rounding error, with a few steps less; 0 below -87.7.
 HD float exp_negative(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::expf(x);
 #else
   constexpr float round = 12582912.f;
@@ -109,7 +105,7 @@ HD double exp(double x) {
 
 // Natural logarithm. Relative error below 2e-7 for every positive float; -inf at 0, NaN below.
 HD float log(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::logf(x);
 #else
   bool tiny = x < 1.17549435e-38f;
@@ -142,7 +138,7 @@ HD double log(double x) {
 
 // log(1 - x) for x in [0, 1], which keeps its digits near 0; NaN above. Relative error below 3e-7.
 HD float log1m(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return x < 0.f ? NAN : ::log1pf(-x);
 #else
   // the logarithm of 1 - x as it is rounded, and the first term of what the rounding took
@@ -156,7 +152,7 @@ HD double log1m(double x) {
 
 // log(1 + u) for u in [0, 1]. Relative error below 2e-7.
 HD float log1p_unit(float u) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::log1pf(u);
 #else
   // 2 atanh(s), s = u/(2+u) <= 1/3
@@ -177,7 +173,7 @@ HD double log1p_unit(double u) {
 
 // 1 - e^-u for u >= 0, which keeps its digits near 0. Relative error below 1.5e-7.
 HD float one_minus_exp(float u) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return -::expm1f(-u);
 #else
   // as exp(-u) = 2^n (1 + p), but 1 - 2^n is exact and nothing is added to p
@@ -199,7 +195,7 @@ HD double one_minus_exp(double u) {
 // x^y for x in [0, 1], y >= 0, with 0^0 = 1. Relative error below 2e-7 down to results of 1e-37; 0 below.
 // In double, because the error of log x is multiplied by y.
 HD float pow_unit(float x, float y) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::powf(x, y);
 #else
   bool tiny = x < 1.17549435e-38f;
@@ -251,7 +247,7 @@ HD double sqrt(double x) {
 // The angle of the point (x, y), as std::atan2 has it but for the sign of zeros. Relative error below 3e-7 for finite
 // arguments; 0 at the origin.
 HD float atan2(float y, float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(LOSSREG_ON_DEVICE)
   return ::atan2f(y, x);
 #else
   float a = abs(x), b = abs(y);

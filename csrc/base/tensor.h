@@ -154,11 +154,19 @@ void in_compute_type(DType a, DType b, Use use) {
   else use(float(0));
 }
 
+inline int32_t device_type(const Tensor& t) {
+  int32_t type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+// As torch writes it. The stable ABI has no names of devices: each backend's stands here.
+inline std::string device_text(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
+}
 inline void expect_one_device(const char* op, const Tensor& a, const Tensor& b) {
-  if (a.is_cuda() != b.is_cuda() || a.get_device_index() != b.get_device_index()) {
-    auto text = [](const Tensor& t) { return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : "cpu"; };
-    fail(op, "all tensors on one device, got ", text(a), " and ", text(b));
-  }
+  if (device_type(a) != device_type(b) || a.get_device_index() != b.get_device_index())
+    fail(op, "all tensors on one device, got ", device_text(a), " and ", device_text(b));
 }
 
 // torch's own operator aten::NAME.OVERLOAD, with every argument of its schema, in order, defaults too.
@@ -199,11 +207,10 @@ inline Tensor transposed(const Tensor& t) {
 // Uninitialised, of these strides, where `like` is.
 inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape& strides, DType dtype) {
   using torch::stable::detail::from, torch::stable::detail::to;
-  int32_t device, code = to<int32_t>(from(scalar_type(dtype)));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  int32_t code = to<int32_t>(from(scalar_type(dtype)));
   AtenTensorHandle result;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), code,
-                                                         device, like.get_device_index(), &result));
+                                                         device_type(like), like.get_device_index(), &result));
   return Tensor(result);
 }
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {

@@ -60,7 +60,7 @@ struct EmaUpdate {
     DType dtype = dtype_of(name, a, average, false), other = dtype_of(name, p, param, false);
     if (dtype != other) fail(name, p, " of the dtype of ", a, ", got ", name_of(dtype), " and ", name_of(other));
     expect_one_device(name, average, param);
-    if (average.is_cuda() != first.is_cuda()) expect_one_device(name, first, average);
+    if (device_type(average) != device_type(first)) expect_one_device(name, first, average);
     if (!has_distinct_elements(footprint(average)))
       fail(name, a, " whose elements share no memory, got strides ",
            shape_text(Shape(average.strides().begin(), average.strides().end())));

@@ -87,7 +87,7 @@ struct CTCLoss {
     if (t.dim() > 1 || t.numel() != samples)
       fail(name, argument, " of shape ", shape_text({samples}), " for log_probs of shape ",
            shape_text(shape_of(log_probs)), ", got ", shape_text(shape_of(t)));
-    if (log_probs.is_cuda() && t.is_cpu()) t = torch::stable::to(t, log_probs.device(), true);
+    if (!log_probs.is_cpu() && t.is_cpu()) t = torch::stable::to(t, log_probs.device(), true);
     expect_one_device(name, log_probs, t);
     return operand(t, dtype, true);
   }
