@@ -90,4 +90,4 @@ gpu-check:
 	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
 
 clean:
-	rm -rf build dist out $(VENV) opreg/functional.pyi opreg/nn/__init__.pyi
+	rm -rf build dist out $(VENV) opreg/*.pyi opreg/nn/__init__.pyi

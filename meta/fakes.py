@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._private import register_fake
 from .rules import Arguments, ShapeRule
 from .schema import bind, require_tensors
 from .sizes import dtype_text, fail, is_size, same_shape, shape_text
@@ -155,7 +156,7 @@ def register_fakes(name: str, rule: ShapeRule, lib: torch.library.Library, *, st
         full = rule.elements(short, operands) if rule.elements else None
         return backward_fake(bound, full, inputs)
 
-    torch.library.register_fake(name, value, lib=lib)
-    torch.library.register_fake(name + "_backward", backward, lib=lib)
+    register_fake(name, value, lib)
+    register_fake(name + "_backward", backward, lib)
     if state is not None:
-        torch.library.register_fake(name + "_forward", forward, lib=lib)
+        register_fake(name + "_forward", forward, lib)

@@ -1,30 +1,50 @@
 """Losses and activations as custom ops, ``torch.ops.lossreg.NAME``: in eager mode, torch.compile, torch.export, C++."""
 
+import importlib
+from typing import Any
+
 from . import _library
-from ._library import library_path as library_path
+from ._library import library_path
 
 _library.load()
 
+from . import meta, testing  # noqa: E402
+from . import ops as _families  # noqa: E402,F401  registers every op
+from ._onnx import onnx_translations  # noqa: E402
 from .attach import cache_keys as _cache_keys  # noqa: E402
+from .op import ErrorSample, Op, Sample  # noqa: E402
+from .registry import decompositions, get, register, registered  # noqa: E402
+
+__version__ = "0.1.0"
+
+# `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
+__all__ = [
+    "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "decompositions", "functional", "fuse", "get",
+    "library_path", "meta", "nn", "onnx_translations", "passes", "register", "registered", "testing",
+]  # fmt: skip
 
 _cache_keys.tell()
 
-from . import functional as functional  # noqa: E402
-from . import meta as meta  # noqa: E402
-from . import nn as nn  # noqa: E402
-from . import ops as _families  # noqa: E402,F401  registers every op
-from . import testing as testing  # noqa: E402
-from ._onnx import onnx_translations as onnx_translations  # noqa: E402
-from .op import ErrorSample as ErrorSample  # noqa: E402
-from .op import Op as Op  # noqa: E402
-from .op import Sample as Sample  # noqa: E402
-from .passes import NearMiss as NearMiss  # noqa: E402
-from .passes import Report as Report  # noqa: E402
-from .passes import Rule as Rule  # noqa: E402
-from .passes import fuse as fuse  # noqa: E402
-from .registry import decompositions as decompositions  # noqa: E402
-from .registry import get as get  # noqa: E402
-from .registry import register as register  # noqa: E402
-from .registry import registered as registered  # noqa: E402
+# Names that are loaded when they are first asked for, and the modules that have them: who calls ops needs none.
+_LATER = {
+    "NearMiss": "passes",
+    "Report": "passes",
+    "Rule": "passes",
+    "functional": "",
+    "fuse": "passes",
+    "nn": "",
+    "passes": "",
+}
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LATER[name] or name}", __name__)
+    value = getattr(module, name) if _LATER[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,10 +4,21 @@ They come from the registry: an op that is declared is here. ``functional.pyi``,
 same to type checkers and editors.
 """
 
+from typing import Any
+
 from . import ops as _families  # noqa: F401  registers every op
 from .faces.functions import function
-from .registry import of_namespace
+from .registry import get, of_namespace
 
 __all__ = [op.short for op in of_namespace()]
 
-globals().update({op.short: function(op, __name__) for op in of_namespace()})
+
+def __getattr__(name: str) -> Any:
+    """Makes a function when it is first asked for: each has a signature and a docstring of its own."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, function(get(name), __name__))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,15 @@
 """The keys of whatever torch.compile keeps on disk: a cached graph holds what opreg and its ops put into it."""
 
 import hashlib
-import os
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from .. import _private
 from .._fingerprint import fingerprint
+from .._imports import when_imported
 from .._library import library_paths
 from ..op import Op
 
@@ -16,29 +18,36 @@ _CONTRIBUTED = (
     "qualname", "reference", "shape", "indices", "state", "constants", "detached", "lowered", "inline", "schema",
     "kernels", "backward_kernels",
 )  # fmt: skip
-_digest = hashlib.sha1(usedforsecurity=False)
+
+# Of the ops that are declared outside of opreg, and the libraries behind them.
+_of_others = hashlib.sha1(usedforsecurity=False)
 
 
 def tell() -> None:
-    """Makes this text of opreg, and the library that it loads, part of the key of whatever torch.compile keeps on disk.
-
-    A cached graph holds what opreg put into it: inlined formulas, autograd, rewrites.
-    """
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        _digest.update(path.read_bytes())
-    for library in library_paths():
-        _add_file(library)
-    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
+    """Makes this text of opreg, and the library that it loads, part of the keys as soon as somebody can read these:
+    with megabytes to be read, not before."""
+    for reader in _private.CACHE_KEY_READERS:
+        when_imported(reader, _write)
 
 
 def tell_of(op: Op) -> None:
     """The same of an op that is declared outside of opreg."""
-    _digest.update(fingerprint([getattr(op, name) for name in _CONTRIBUTED]).encode())
+    _of_others.update(fingerprint([getattr(op, name) for name in _CONTRIBUTED]).encode())
     if op.kernels is None:  # its kernels come from a library of its own, which one is not known
         for library in sorted(torch.ops.loaded_libraries - {str(path) for path in library_paths()}):
-            _add_file(library)
-    _private.set_in_cache_keys("opreg", _digest.hexdigest()[:16])
+            _of_others.update(Path(library).read_bytes())
+    if any(reader in sys.modules for reader in _private.CACHE_KEY_READERS):
+        _write()
 
 
-def _add_file(path: str | os.PathLike[str]) -> None:
-    _digest.update(Path(path).read_bytes())
+def _write() -> None:
+    whole = hashlib.sha1(_of_opreg() + _of_others.digest(), usedforsecurity=False)
+    _private.set_in_cache_keys("opreg", whole.hexdigest()[:16])
+
+
+@lru_cache(maxsize=1)
+def _of_opreg() -> bytes:
+    digest = hashlib.sha1(usedforsecurity=False)
+    for path in (*sorted(Path(__file__).parents[1].rglob("*.py")), *library_paths()):
+        digest.update(path.read_bytes())
+    return digest.digest()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import increment_version
 
-from .._private import VMAP_KEY, below_autograd, below_inplace, transform_active
+from .._private import VMAP_KEY, below_autograd, below_inplace, register_fake, transform_active
 from ..meta.schema import bind
 from ..op import Op
 
@@ -40,7 +40,7 @@ def attach(op: Op, lib: torch.library.Library) -> None:
             op.value(*args, **kwargs)
         increment_version([t for t in written if not t.is_inference()])
 
-    torch.library.register_fake(op.qualname, fake, lib=lib)
+    register_fake(op.qualname, fake, lib)
     lib.impl(op.short, update, "Autograd")
     lib.impl(op.short, noticed, "ADInplaceOrView")
     lib.impl(op.short, op.write_reference, VMAP_KEY)

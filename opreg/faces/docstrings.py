@@ -7,7 +7,6 @@ in the example.
 """
 
 import ast
-import doctest
 import inspect
 import re
 from collections.abc import Collection
@@ -92,6 +91,8 @@ def module_docstring(op: Op, name: str, options: Collection[str], tensors: Colle
 
 def module_example(op: Op, name: str, options: Collection[str], text: str) -> str:
     """The function's example, its calls ``NAME(x, t, gamma=1.5)`` written as ``Name(gamma=1.5)(x, t)``."""
+    import doctest  # which imports the debugger
+
     result = ""
     for piece in doctest.DocTestParser().parse(text):
         if isinstance(piece, str):

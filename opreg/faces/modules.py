@@ -40,8 +40,8 @@ def derivable(op: Op) -> bool:
     """
     if not op.value._schema.returns:
         return False
-    required = {p.name for p in parameters(op) if p.default is Parameter.empty}
-    return not any(n in required and op.batch_dims.get(n, 0) is None for n in op.differentiable)
+    without_batch = [n for n, dim in op.batch_dims.items() if dim is None]
+    return not any(n in op.differentiable and n not in op.defaults for n in without_batch)
 
 
 def native_class(op: Op) -> type[torch.nn.Module] | None:

@@ -1,11 +1,14 @@
-"""functional.pyi and nn/__init__.pyi: what the registry makes at run time, as text for type checkers and editors."""
+"""The package's .pyi files: what is made or loaded at run time, as text for type checkers and editors."""
 
 import inspect
 import textwrap
 from collections.abc import Iterable, Iterator
 from inspect import Parameter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import opreg
 
 from .. import nn
 from ..registry import of_namespace
@@ -17,12 +20,22 @@ HEADER = "# Made of the declarations in opreg/ops when the package is installed,
 
 
 def write(package: Path) -> list[Path]:
-    """Writes both stubs into a package's folder. Returns their paths."""
-    texts = {package / "functional.pyi": functional_stub(), package / "nn" / "__init__.pyi": nn_stub()}
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return list(texts)
+    """Writes the stubs into a package's folder. Returns their paths."""
+    texts = {"__init__.pyi": package_stub(), "functional.pyi": functional_stub(), "nn/__init__.pyi": nn_stub()}
+    for name, text in texts.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    return [package / name for name in texts]
+
+
+def package_stub() -> str:
+    """Each public name, and the module from which it is."""
+    lines = []
+    for name in opreg.__all__:
+        value = getattr(opreg, name)
+        module = "" if isinstance(value, ModuleType) else value.__module__.removeprefix("opreg.")
+        lines.append(f"from .{module} import {name} as {name}")
+    return HEADER + "\n".join([*sorted(lines), "", "__version__: str", ""])
 
 
 def stub(*pieces: str) -> str:

@@ -3,6 +3,8 @@
 ``__init__.pyi``, which an installation makes, says the same to type checkers and editors.
 """
 
+from typing import Any
+
 from .. import ops as _families  # noqa: F401  registers every op
 from ..faces.modules import class_name, derivable, module_class
 from ..registry import of_namespace
@@ -16,7 +18,16 @@ from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 
 __all__ = ["EMA", "AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "LinearCrossEntropyLoss", "WIoULoss"]
 
-for _op in of_namespace():
-    if derivable(_op) and class_name(_op) not in __all__:
-        globals()[class_name(_op)] = module_class(_op, __name__)
-        __all__.append(class_name(_op))
+_derived = {class_name(op): op for op in of_namespace() if derivable(op) and class_name(op) not in __all__}
+__all__ += [*_derived]
+
+
+def __getattr__(name: str) -> Any:
+    """Makes a class when it is first asked for: each has a constructor and a docstring of its own."""
+    if name not in _derived:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, module_class(_derived[name], __name__))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import doctest
+import importlib
 import inspect
 import io
 import os
@@ -184,6 +185,7 @@ def test_stubs_of_an_installation(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["OPREG_LIBRARY"] = os.environ.get("OPREG_LIBRARY") or str(opreg.library_path())
     subprocess.run([sys.executable, root / "csrc/write_stubs.py", tmp_path], check=True, env=environment)
+    assert (tmp_path / "__init__.pyi").read_text() == stubs.package_stub()
     assert (tmp_path / "functional.pyi").read_text() == stubs.functional_stub()
     assert (tmp_path / "nn/__init__.pyi").read_text() == stubs.nn_stub()
 
@@ -191,9 +193,10 @@ def test_stubs_of_an_installation(tmp_path):
 def test_stubs_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stubs, "PACKAGE", tmp_path)
     assert main(["stubs"]) == 0
+    assert (tmp_path / "__init__.pyi").read_text() == stubs.package_stub()
     assert (tmp_path / "functional.pyi").read_text() == stubs.functional_stub()
     assert (tmp_path / "nn/__init__.pyi").read_text() == stubs.nn_stub()
-    assert capsys.readouterr().out.count("wrote ") == 2
+    assert capsys.readouterr().out.count("wrote ") == 3
 
 
 def test_stubs_say_what_is_there(op):
@@ -205,6 +208,15 @@ def test_stubs_say_what_is_there(op):
     values = [ast.literal_eval(d) for d in (*arguments.defaults, *arguments.kw_defaults)]
     assert values == [d[0] if isinstance(d, list) else d for d in op.defaults.values()]
     assert ast.get_docstring(stub) == inspect.cleandoc(getattr(opreg.functional, op.short).__doc__)
+
+
+def test_stub_of_the_package():
+    """Every public name, out of a module that has it, whether that is loaded by now or not."""
+    imports = [node for node in ast.parse(stubs.package_stub()).body if isinstance(node, ast.ImportFrom)]
+    assert sorted(alias.name for node in imports for alias in node.names) == opreg.__all__
+    for node in imports:
+        module = importlib.import_module(f"opreg.{node.module}" if node.module else "opreg")
+        assert all(getattr(module, alias.name) is getattr(opreg, alias.name) for alias in node.names)
 
 
 def test_package_is_typed():

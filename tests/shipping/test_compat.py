@@ -83,7 +83,9 @@ def test_name_of_the_wheel(wheel: Path) -> None:
 
 def test_stubs_are_in_the_wheel(wheel: Path) -> None:
     """For the type checkers and the editors of who installs it."""
-    assert {"opreg/functional.pyi", "opreg/nn/__init__.pyi", "opreg/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {"opreg/__init__.pyi", "opreg/functional.pyi", "opreg/nn/__init__.pyi", "opreg/py.typed"} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
 
 
 def test_the_wheel_is_what_is_imported(environment: tuple[str, Path]) -> None:
