@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .. import _private
+from .. import _private, meta
 from .._fingerprint import fingerprint
 from .._imports import when_imported
 from .._library import library_paths
@@ -48,6 +48,8 @@ def _write() -> None:
 @lru_cache(maxsize=1)
 def _of_opreg() -> bytes:
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in (*sorted(Path(__file__).parents[1].rglob("*.py")), *library_paths()):
+    package = Path(__file__).resolve().parents[1]
+    elsewhere = Path(str(meta.__file__)).resolve().parent  # in an editable installation
+    for path in (*sorted({*package.rglob("*.py"), *elsewhere.rglob("*.py")}), *library_paths()):
         digest.update(path.read_bytes())
     return digest.digest()

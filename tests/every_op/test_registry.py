@@ -1,11 +1,14 @@
 """Nothing is half registered: every op of the library has a declaration, and every declaration all that follows."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import opreg
 from opreg import registry
 from opreg._private import (
+    CACHE_KEY_READERS,
     apply_function,
     below_autograd,
     below_inplace,
@@ -17,6 +20,7 @@ from opreg._private import (
     has_op,
     has_tangent,
     names_in,
+    register_fake,
     set_in_cache_keys,
     tensor_metadata,
     transform_active,
@@ -199,6 +203,25 @@ def test_private_cache_keys():
         set_in_cache_keys("opreg", "a")
         set_in_cache_keys("opreg", "b")
         assert config.cache_key_tag == "mine other=1 opreg=b"
+
+
+def test_private_readers_of_cache_keys():
+    """Each module of torch that reads the keys of what is kept on disk."""
+    root = Path(torch.__file__).parent
+    texts = [path for part in ("_dynamo", "_functorch", "_inductor") for path in (root / part).rglob("*.py")]
+    found = [path.relative_to(root.parent) for path in texts if b"cache_key_tag" in path.read_bytes()]
+    assert {".".join(path.with_suffix("").parts) for path in found} <= {*CACHE_KEY_READERS}
+
+
+def test_private_register_fake():
+    lib = torch.library.Library("registration", "FRAGMENT")
+    lib.define("with_a_fake(Tensor x) -> Tensor")
+    register_fake("registration::with_a_fake", lambda x: x.new_empty(7), lib)
+    assert torch.ops.registration.with_a_fake(torch.empty(2, device="meta")).shape == (7,)
+    with fake_mode():
+        assert torch.ops.registration.with_a_fake(torch.empty(2)).shape == (7,)
+    destroy_library(lib)
+    assert not has_op("registration::with_a_fake")
 
 
 def test_private_libraries_end():
