@@ -31,7 +31,7 @@ def write(package: Path) -> list[Path]:
 def package_stub() -> str:
     """Each public name, and the module from which it is."""
     lines = []
-    for name in opreg.__all__:
+    for name in vars(opreg)["__all__"]:
         value = getattr(opreg, name)
         module = "" if isinstance(value, ModuleType) else value.__module__.removeprefix("opreg.")
         lines.append(f"from .{module} import {name} as {name}")
