@@ -270,7 +270,7 @@ def test_importing_takes_little_time():
 
 def test_what_is_loaded_later_is_there():
     """Under every name, and by every way of asking, in a process that asked for nothing before."""
-    names = "functional", "nn", "passes", "fuse", "Report", "Rule"
+    names = "functional", "nn", "passes", "fuse", "NearMiss", "Report", "Rule"
     text = (
         "import sys, torch, opreg\n"
         f"assert {{*{names}}} < {{*opreg.__all__}} <= {{*dir(opreg)}}\n"
