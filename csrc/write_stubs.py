@@ -5,6 +5,7 @@ python csrc/write_stubs.py PACKAGE    # the folder into which they go
 
 import sys
 import tempfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,8 @@ def main(package: str) -> None:
             if not part.is_symlink():  # a checkout may have a link to meta/ there
                 (importable / part.name).symlink_to(part)
         sys.path.insert(0, folder)
+        # an editable installation has a finder of its own, which would find the opreg of another checkout first
+        sys.meta_path.insert(0, PathFinder)
         sys.dont_write_bytecode = True
         from opreg.faces import stubs
 

@@ -63,6 +63,11 @@ def require_indices(op: str, name: str, t: Tensor) -> None:
         raise fail(op, f"{name} of dtype int64, int32 or uint8", dtype_text(t.dtype))
 
 
+def require_shape_of(op: str, name: str, t: Tensor, input: str, x: Tensor) -> None:
+    if not same_shape(t.shape, x.shape):
+        raise fail(op, f"{name} of the shape of {input}", shape_text(x), shape_text(t))
+
+
 def require_shape(op: str, name: str, t: Tensor, expected: Sequence[int], input: str, x: Tensor) -> None:
     """``t`` of a shape that follows from that of ``x``, the argument ``input``."""
     if not same_shape(t.shape, expected):
@@ -79,13 +84,12 @@ def require_entry_a_class(op: str, name: str | None, args: Arguments, classes: i
 def same(*names: str, optional: Sequence[str] = ()) -> ShapeRule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
+    expanded = expanding(*optional, to=first)
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
-        shape = args[first].shape
         for name in others:
-            if not same_shape(args[name].shape, shape):
-                raise fail(op, f"{name} of the shape of {first}", shape_text(shape), shape_text(args[name]))
-        return expanding(*optional, to=first)(op, args)
+            require_shape_of(op, name, args[name], first, args[first])
+        return expanded(op, args)
 
     return ShapeRule(rule)
 
@@ -125,6 +129,7 @@ def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
 
 def variance(input: str, target: str, var: str) -> ShapeRule:
     """``torch.nn.functional.gaussian_nll_loss``: one variance an element, or one a row."""
+    pairs = broadcast(input, target)
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         shape, v = args[input].shape, args[var].shape
@@ -136,7 +141,7 @@ def variance(input: str, target: str, var: str) -> ShapeRule:
             if len(v) != len(shape) or not fit or sum(ones) > 1:
                 expected = f"{var} of the shape of {input}, or with one dimension of 1 or the last one missing"
                 raise fail(op, expected, shape_text(shape), shape_text(v))
-        both = broadcast(input, target)(op, args)
+        both = pairs(op, args)
         whole = joined(both, v)
         if whole is None:
             raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
@@ -152,8 +157,7 @@ def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
         x, t = args[input], args[target]
         if x.dim() == 0 or not same_size(x.shape[-1], 4):
             raise fail(op, f"{input} of shape (..., 4)", shape_text(x))
-        if not same_shape(t.shape, x.shape):
-            raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+        require_shape_of(op, target, t, input, x)
         n = None if number is None else args[number]
         if n is not None and n.dim() != 0:
             raise fail(op, f"{number} of one number, of shape []", shape_text(n))
@@ -179,8 +183,7 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
             raise fail(op, f"{input} of at least one class", shape_text(x))
         result = (*x.shape[:axis], *x.shape[axis + 1 :])
         if probabilities and t.is_floating_point():
-            if not same_shape(t.shape, x.shape):
-                raise fail(op, f"{target} of the shape of {input}", shape_text(x), shape_text(t))
+            require_shape_of(op, target, t, input, x)
         else:
             require_indices(op, target, t)
             one_row = x.dim() == 1 and t.dim() == 1 and same_size(t.shape[0], 1)
@@ -262,17 +265,19 @@ def vectors(*names: str, target: str | None = None, broadcasts: bool = False) ->
 def classes(*names: str, target: str | None = None, least: int = 1) -> ShapeRule:
     """One value a position: tensors of one shape, (C) or (N, C, d1 … dk), of at least so many classes, give () or
     (N, d1 … dk); ``target`` holds class indices of that shape."""
-    first, *others = names
+    first = names[0]
+    alike = same(*names)
+    positions = rows(first, target) if target else None
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x = args[first]
         if x.dim() == 0:
             raise fail(op, f"{first} of shape (C) or (N, C, ...)", shape_text(x))
-        same(first, *others)(op, args)
+        alike(op, args)
         axis = min(1, x.dim() - 1)
         if any(is_size(x.shape[axis], n) for n in range(least)):
             raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
-        return rows(first, target)(op, args) if target else (*x.shape[:axis], *x.shape[axis + 1 :])
+        return positions(op, args) if positions else (*x.shape[:axis], *x.shape[axis + 1 :])
 
     return ShapeRule(rule)
 

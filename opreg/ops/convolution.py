@@ -167,14 +167,18 @@ def expect_shape(op: str, args: Arguments, name: str, shape: Sequence[int]) -> N
         raise fail(op, f"{name} of shape {shape_text(shape)}", shape_text(args[name]))
 
 
+of_coord = convolution("", added=2)
+of_dynamic = convolution("K, ", added=0)
+
+
 def coord_shape(op: str, args: Arguments) -> Sequence[int]:
-    result = convolution("", 2)(op, args)
+    result = of_coord(op, args)
     expect_shape(op, args, "bias", args["weight"].shape[:1])
     return result
 
 
 def dynamic_shape(op: str, args: Arguments) -> Sequence[int]:
-    result = convolution("K, ", 0)(op, args)
+    result = of_dynamic(op, args)
     kernels = args["weight"].shape[:2]
     expect_shape(op, args, "attention", (*args["input"].shape[:-3], kernels[0]))
     expect_shape(op, args, "bias", kernels)

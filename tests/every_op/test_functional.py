@@ -180,10 +180,18 @@ def test_documented(op):
 
 
 def test_stubs_of_an_installation(tmp_path):
-    """As csrc/CMakeLists.txt makes them, from the sources alone and a library."""
+    """As csrc/CMakeLists.txt makes them: from the sources and a library, whichever opreg is installed already."""
     root = Path(__file__).resolve().parents[2]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["OPREG_LIBRARY"] = os.environ.get("OPREG_LIBRARY") or str(opreg.library_path())
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Installed:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        assert name != 'opreg'\n"
+        "sys.meta_path.insert(0, Installed)\n"
+    )
+    library = os.environ.get("OPREG_LIBRARY") or str(opreg.library_path())
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OPREG_LIBRARY": library}
     subprocess.run([sys.executable, root / "csrc/write_stubs.py", tmp_path], check=True, env=environment)
     assert (tmp_path / "__init__.pyi").read_text() == stubs.package_stub()
     assert (tmp_path / "functional.pyi").read_text() == stubs.functional_stub()
