@@ -1,4 +1,7 @@
 #pragma once
+#include <algorithm>
+#include <array>
+
 #include "../skeletons/formula.h"
 
 namespace lossreg {
@@ -65,13 +68,27 @@ struct GaussianNLLLoss {
   static constexpr auto args =
       "Tensor input, Tensor target, Tensor var, bool full=False, float eps=1e-06, str reduction=\"mean\"";
   static constexpr int inputs = 3, gradients = 3;
-  static constexpr Shapes shapes = Shapes::variance;
+  static constexpr Shapes shapes = Shapes::broadcast;
   bool full;
   double eps;
 
   static GaussianNLLLoss make(bool full, double eps, Reduction) {
     expect(eps >= 0, name, "eps >= 0", eps);
     return {full, eps};
+  }
+  // A variance for each element, or one for each row, with a last dimension of 1 or without it. As in torch, it may be
+  // another dimension that is 1.
+  static void align(std::array<std::vector<int64_t>, inputs>& shapes) {
+    const std::vector<int64_t>& input = shapes[0];
+    std::vector<int64_t>& var = shapes[2];
+    if (var.size() + 1 == input.size() && std::equal(var.begin(), var.end(), input.begin())) var.push_back(1);
+    int different = 0;
+    bool fits = var.size() == input.size();
+    for (size_t d = 0; fits && d < input.size(); d++)
+      if (var[d] != input[d]) different++, fits = var[d] == 1 && different == 1;
+    if (!fits)
+      fail(name, "var of the shape of input, or with one dimension of 1 or the last one missing, got ",
+           shape_text(input), " and ", shape_text(var));
   }
   template <class T>
   HD T variance(T v) const {

@@ -13,6 +13,9 @@
 //   where
 //                    torch's function takes that of one alone, for instance because it writes into a tensor like it
 //   batchmean        "batchmean" is a reduction too
+//   align            pointwise: align(shapes) sees the operands' shapes before they broadcast; it may refuse them, and
+//   give
+//                    one a dimension of 1
 //   domains          pointwise: what an error says of each leading operand's domain; in_domain(x) is the test
 //   says_broadcast   pointwise: a target of another shape broadcasts, but is mostly a mistake: warn as torch does
 //   loss             standalone: it has the option dtype although it has no reduction
@@ -31,6 +34,8 @@ template <class F>
 using typed_by = decltype(F::typed_by);
 template <class F>
 using batchmean = decltype(F::batchmean);
+template <class F>
+using align = decltype(&F::align);
 template <class F>
 using domains = decltype(F::domains);
 template <class F>
@@ -133,7 +138,7 @@ struct Coefficients {
 enum class Along { last, classes };
 
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
-enum class Shapes { broadcast, same, same_rank, to_input, variance };
+enum class Shapes { broadcast, same, same_rank, to_input };
 
 // Does operand k give the result its dtype?
 template <class F>

@@ -80,21 +80,8 @@ struct PointwiseCall {
   static bool optional(int k) { return is_optional(F::args, k); }
 
   void fit() {
+    if constexpr (has<declared::align, F>) F::align(aligned);
     shape = aligned[0];
-    if constexpr (F::shapes == Shapes::variance) {
-      // one variance a row (torch's homoscedastic case): with or without the last dimension
-      Shape& var = aligned[2];
-      Shape shorter = shape;
-      if (!shorter.empty()) shorter.pop_back();
-      int different = 0;
-      bool one = true;
-      for (size_t d = 0; d < shape.size() && var.size() == shape.size(); d++)
-        if (var[d] != shape[d]) different++, one = var[d] == 1;
-      if (var != shape && var == shorter) var.push_back(1);
-      else if (var.size() != shape.size() || different > 1 || !one)
-        fail(F::name, "var of the shape of input, or with one dimension of 1 or the last one missing, got ",
-             shape_text(shape), " and ", shape_text(var));
-    }
     for (int k = 1; k < I; k++) {
       if (!tensors[k]) continue;
       if (optional(k) || F::shapes == Shapes::to_input) {
@@ -228,7 +215,7 @@ struct PointwiseKernel {
     for (int k = 0; k < O; k++) {
       if (!mask[k]) continue;
       Tensor& g = results[at++];
-      // sums to the shape that broadcasts, then drops the dimension that gaussian_nll_loss's var may lack
+      // sums to the shape that broadcasts, then drops the dimensions that align() added
       g = sum_to(g, call.aligned[k]);
       Shape shape = shape_of(*call.tensors[k]);
       if (shape_of(g) != shape) g = torch::stable::reshape(g, shape);
