@@ -53,16 +53,9 @@ struct Cpu {
   }
   template <int K, class Body, class Finish>
   static void total(const Tensor&, int64_t n, int64_t cost, Body body, Finish finish) {
-    int64_t chunk = cpu::chunk_of(cost);
-    std::vector<std::array<double, K>> partial(size_t(cpu::chunks(n, chunk)), std::array<double, K>{});
-    cpu::each_chunk<Sweep::forward>(n, chunk, [&](int64_t c, int64_t begin, int64_t end) {
-      double sums[K] = {};
-      cpu::total_loop<K>(body, begin, end, sums);
-      std::copy(sums, sums + K, partial[size_t(c)].begin());
-    });
-    double sums[K] = {};
-    for (const auto& p : partial)
-      for (int k = 0; k < K; k++) sums[k] += p[size_t(k)];
+    double sums[K];
+    cpu::sum_chunks(n, cpu::chunk_of(cost), sums,
+                    [&](int64_t begin, int64_t end, double (&own)[K]) { cpu::total_loop(body, begin, end, own); });
     finish(sums);
   }
 };

@@ -7,7 +7,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kTile = 1024;
+constexpr int64_t kTile = 1024;  // elements
 
 template <class T, class S>
 LOSSREG_CLONES void widen_all(const S* from, int64_t stride, T* to, int64_t n) {
@@ -24,11 +24,12 @@ LOSSREG_CLONES void narrow_all(const T* from, S* to, int64_t stride, int64_t n) 
     for (int64_t i = 0; i < n; i++) to[i * stride] = Narrow<S>::from(from[i]);
 }
 
+// The dtype of a tensor whose elements are T as they lie in memory.
 template <class T>
 constexpr DType dtype_for = std::is_integral_v<T> ? DType::int64 : dtype_of_storage<T>;
 
-// Elements at base + i * stride, i < n: themselves where they lie as such, else a copy in the buffer. (BFloat16 is no
-// type to compute in: it is read where it lies, see is_stored_as.)
+// The n elements from base[offset] on, `stride` apart, as an array of T: where they lie, if they are that already, else
+// in the buffer, into which they are copied. With T = BFloat16 the caller knows that they are that already.
 template <class T>
 const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* buffer, int64_t n) {
   if (dtype == dtype_for<T> && stride == 1) return static_cast<const T*>(base) + offset;
@@ -39,6 +40,7 @@ const T* load(DType dtype, const void* base, int64_t offset, int64_t stride, T* 
     });
   return buffer;
 }
+// The other way: from the buffer into memory.
 template <class T>
 void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buffer, int64_t n) {
   if constexpr (std::is_arithmetic_v<T>)
@@ -48,7 +50,7 @@ void store(DType dtype, void* base, int64_t offset, int64_t stride, const T* buf
     });
 }
 
-// The value of an operand that is one number for the whole index space; 1 where there is none.
+// The number that an operand is for the whole index space; 1, if it has no data.
 template <class T>
 T one_number(const Operand& o) {
   T value = T(1);
@@ -58,7 +60,8 @@ inline void write_scalar(const Tensor& out, DType dtype, double value) {
   store(dtype, out.mutable_data_ptr(), 0, 1, &value, 1);
 }
 
-// Walks the elements [begin, begin + n) of operand k in runs along the innermost dimension.
+// Calls run(done, offset, stride, length) for the elements [begin, begin + n) of operand k, in runs along the innermost
+// dimension: `length` elements from `offset` on, `stride` apart, after `done` others.
 template <int N, class Run>
 void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
   const Operand& o = it.operand[k];
@@ -85,21 +88,11 @@ void walk(const Iteration<N>& it, int k, int64_t begin, int64_t n, Run run) {
   }
 }
 
-// Do the operands from `first` on lie in memory as S, in order, or are one S? The loops read them there.
-template <class S, int N>
-bool is_stored_as(const Iteration<N>& it, int first) {
-  for (int k = first; k < N; k++) {
-    const Operand& o = it.operand[k];
-    if (o.data && (o.dtype != dtype_of_storage<S> || !(o.flat || o.uniform))) return false;
-  }
-  return true;
-}
-
-// The tile [begin, begin + n) of operand k.
+// The elements [begin, begin + n) of operand k as an array.
 template <class T, int N>
 const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* buffer) {
   const Operand& o = it.operand[k];
-  if (o.uniform) return buffer;  // filled by Buffers, once
+  if (o.uniform) return buffer;  // Buffers have filled it
   if (o.flat) return load(o.dtype, o.data, begin, 1, buffer, n);
   walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
     const T* at = load(o.dtype, o.data, offset, stride, buffer + done, length);
@@ -108,7 +101,25 @@ const T* read_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, T* b
   return buffer;
 }
 
-// Where the tile's results go: straight into memory where that holds T in order, else into the buffer.
+// A buffer of a tile for each operand. Where one of the operands [first, last) is one number, its buffer is filled with
+// that, once for all tiles.
+template <class S, int N>
+struct Buffers {
+  alignas(64) S at[N][kTile];
+  template <int M>
+  Buffers(const Iteration<M>& it, int first, int last) {
+    for (int k = first; k < last; k++) {
+      const Operand& o = it.operand[k];
+      if (!o.uniform) continue;
+      S value = Narrow<S>::from(1.f);
+      if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
+      std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
+    }
+  }
+};
+
+// Where a loop writes the results from `begin` on: straight into operand k, if that lies in memory as T in order; else
+// into the buffer, from which write_tile() takes them.
 template <class T, int N>
 T* result_tile(const Iteration<N>& it, int k, int64_t begin, T* buffer) {
   const Operand& o = it.operand[k];
@@ -117,7 +128,7 @@ T* result_tile(const Iteration<N>& it, int k, int64_t begin, T* buffer) {
 template <class T, int N>
 void write_tile(const Iteration<N>& it, int k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
   const Operand& o = it.operand[k];
-  if (!o.data || tile != buffer) return;  // not asked for, or there already
+  if (!o.data || tile != buffer) return;  // nobody asked for it, or it is there already
   walk(it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
     store(o.dtype, o.data, offset, stride, buffer + done, length);
   });

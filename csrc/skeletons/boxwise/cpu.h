@@ -9,7 +9,7 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kBoxTile = 256;
+constexpr int64_t kBoxTile = 256;  // pairs
 constexpr int64_t kBoxChunk = 1 << 12;
 
 template <class T, class S>
@@ -23,7 +23,7 @@ LOSSREG_CLONES void narrow_boxes(const T* from, S* to, int64_t stride, int64_t c
     for (int c = 0; c < 4; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[4 * i + c]);
 }
 
-// Box i. S: what memory holds.
+// Reads box i, which memory holds as S.
 template <class T, class S>
 HD void take_box(const Word<S>* from, int64_t i, T (&box)[4]) {
   using L = Lane<S>;
@@ -46,13 +46,13 @@ HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[4]) {
     to[count * i + k] = L::of(x);
   }
 }
-// The least of a box's sizes and low: below 0 where an end lies before its beginning.
+// The smallest of a box's width, its height and `low`. It is below 0 if an end lies before its beginning.
 template <class T>
 HD T least_size(const T (&a)[4], T low) {
   const T w = a[2] - a[0], h = a[3] - a[1], least = w < low ? w : low;
   return h < least ? h : least;
 }
-// The values of n pairs. True: a box is reversed.
+// Writes the values of n pairs. Returns true if the ends of a box are in the wrong order.
 template <class T, class Body, class S>
 LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T third, T* out, int64_t n) {
   const Word<S>*x = words(input), *y = words(target);
@@ -67,6 +67,7 @@ LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T t
   }
   return least < T(0);
 }
+// Returns the sum of the values; `found` is what box_map_loop returns.
 template <class T, class Body, class S>
 LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T third, int64_t n, bool& found) {
   const Word<S>*x = words(input), *y = words(target);
@@ -82,7 +83,7 @@ LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T thir
   found = least < T(0);
   return sum;
 }
-// One gradient or both: what is not stored costs nothing.
+// Writes one gradient or both. The compiler leaves out what is needed for the other one alone.
 template <class T, bool Input, bool Target, class Body, class S>
 LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T third, const T* grad_output, T scale,
                                   S* grad_input, S* grad_target, int64_t n) {
@@ -100,14 +101,15 @@ LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T 
   }
 }
 
-// Where the boxes [begin, begin + n) of operand k lie in memory as a tile does; null where they don't.
+// The boxes of operand k from `begin` on, if memory holds them as a tile does: coordinates side by side, box after box,
+// as T. Else null.
 template <class T>
 T* boxes_in_place(const Boxes& boxes, Boxes::Role k, int64_t begin) {
   const Operand& o = boxes.it.operand[k];
   bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == 4));
   return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + 4 * begin : nullptr;
 }
-// Are all boxes in place as S? The loops read bfloat16 there.
+// Does memory hold all boxes so, as S?
 template <class S>
 bool are_in_place(const Boxes& boxes) {
   for (int k = 0; k < Boxes::kRoles; k++)
@@ -132,7 +134,8 @@ const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n,
   }
   return buffer;
 }
-// The tile for results: in memory, or the buffer, which write_boxes takes there.
+// Where a loop writes boxes: straight into memory, if that holds them as a tile does; else into the buffer, from which
+// write_boxes() takes them.
 template <class T>
 T* result_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, T* buffer) {
   T* there = boxes.it.operand[k].data ? boxes_in_place<T>(boxes, k, begin) : nullptr;
@@ -141,7 +144,7 @@ T* result_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, T* buffer) {
 template <class T>
 void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
   const Operand& o = boxes.it.operand[k];
-  if (!o.data || tile != buffer) return;  // not asked for, or there already
+  if (!o.data || tile != buffer) return;  // nobody asked for it, or it is there already
   if constexpr (std::is_arithmetic_v<T>) {
     int64_t coordinate = boxes.coordinate[k];
     walk(boxes.it, k, begin, n, [&](int64_t done, int64_t offset, int64_t stride, int64_t length) {
@@ -211,7 +214,8 @@ struct BoxKernels {
     if (reversed)
       warn_once<typename Body::Formula>("boxes x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, got one that isn't");
   }
-  // each(chunk, begin, n, input, target, third) over tiles of pairs: boxes of T, or of bfloat16 where all are.
+  // Calls each(chunk, begin, n, input, target, third) for tiles of n pairs: with boxes of bfloat16, if memory holds all
+  // of them so, else of T.
   template <class T, Sweep sweep, class Each>
   static void each_tile(const Boxes& boxes, Each each) {
     if constexpr (std::is_same_v<T, float>)

@@ -9,9 +9,9 @@
 
 namespace lossreg::cpu {
 
-constexpr int64_t kFewMembers = 16;          // a vector along so few would stay half empty
-constexpr int64_t kGroupBlock = 64;          // members summed in T before they go into a double
-constexpr int64_t kGroupElements = 1 << 13;  // of a tile: they stay in L1 from the maxima to the sums
+constexpr int64_t kFewMembers = 16;          // a vector along so few members would stay half empty
+constexpr int64_t kGroupBlock = 64;          // members that are summed in T before the sum goes into a double
+constexpr int64_t kGroupElements = 1 << 13;  // elements of a tile that stay in L1 from the maxima to the sums
 
 // One thread's work on a problem: its buffers, and the tiles of groups.
 template <class T, class F, int Mode>
@@ -34,10 +34,10 @@ class GroupWorker {
     std::fill(a_.index, a_.index + kGroupTile, -1);
   }
 
-  // Groups of a tile; a chunk of work is one, so that sums do not depend on the threads.
+  // How many groups make a tile. A chunk of work is one tile, so that sums do not depend on the threads.
   static int64_t tile_groups(const G& g) {
     int64_t members = std::max<int64_t>(1, g.members);
-    // one at a time: what matters is to go on through memory for a while
+    // groups that are taken one at a time: a tile is as much as makes a chunk
     if (!g.across(kFewMembers)) return std::min(kGroupTile, std::max<int64_t>(1, kChunk / members));
     return std::min(kGroupTile, std::max<int64_t>(16, kGroupElements / (members * M) / 16 * 16));
   }
@@ -138,8 +138,8 @@ class GroupWorker {
       x[k] = load(o.dtype, o.data, place(k, offset, i, 0), g_.member_stride[k], buffer, g_.members);
     }
   }
-  // Does memory hold the members of the operands from `first` on side by side, as S? (Those that are not asked for
-  // hold nothing.)
+  // Does memory hold the members of the operands [first, last) side by side, as S? A gradient that nobody asked for is
+  // no obstacle.
   template <class S>
   bool packed(int first, int last) const {
     for (int k = first; k < last; k++) {
@@ -287,7 +287,7 @@ struct GroupKernels {
   }
 
  private:
-  // As each_chunk, with one worker, and its buffers, a thread.
+  // Calls each(worker, c, begin, end) for every tile of groups; each thread has a worker with buffers of its own.
   template <class Worker, Sweep sweep, class F, class Each>
   static void each_tile(const F& f, const Groups<F>& groups, Each each) {
     int64_t tile = Worker::tile_groups(groups);

@@ -5,8 +5,8 @@
 
 namespace lossreg::cpu {
 
-constexpr int kPartialSums = 16;     // partial sums along a group
-constexpr int64_t kGroupTile = 512;  // groups taken together, at most
+constexpr int kPartialSums = 16;     // that a sum along a group is added up in, side by side
+constexpr int64_t kGroupTile = 512;  // the most groups that are taken together
 
 // What is known of a tile's groups: one entry a group.
 template <class T, class F>
@@ -36,8 +36,8 @@ LOSSREG_CLONES void raise_maxima(const F& f, GroupArrays<T, F>& g, const T* cons
     for (int k = 0; k < K; k++) g.max[k][i] = y[k] > g.max[k][i] ? y[k] : g.max[k][i];
   }
 }
-// A function of its own: what goes through pointers inside of the loop, as the maxima do, keeps GCC from vectorising
-// it.
+// Apart from the loop below, since GCC does not vectorise a loop that itself holds the array of maxima, which terms()
+// takes by reference.
 template <class T, int Mode, class F>
 HD void add_terms_at(const MemberBody<F, Mode>& body, GroupArrays<T, F>& g, const T* const (&at)[F::members], int32_t c,
                      int64_t i) {
@@ -75,7 +75,8 @@ LOSSREG_CLONES void grad_members(const F& f, const GroupArrays<T, F>& g, const T
   }
 }
 
-// ---- vectors along the n members of one group, of which `hit` is the class index's; S: what memory holds
+// ---- vectors along the n members of one group, which memory holds as S. `hit` is the member that the class index
+// names, -1 without one.
 
 template <class T, int Mode, class F, class S>
 LOSSREG_CLONES void maxima_along(const F& f, const S* const* members, int64_t hit, T (&max)[kMostMaxima], int64_t n) {
@@ -105,7 +106,7 @@ LOSSREG_CLONES void maxima_along(const F& f, const S* const* members, int64_t hi
     for (int k = 0; k < K; k++) max[k] = y[k] > max[k] ? y[k] : max[k];
   }
 }
-// The sum of 2 * Half lanes, by halves.
+// The sum of 2 * Half numbers: the second half is added to the first, until one is left.
 template <int Half, class T>
 HD T folded(const T* lanes) {
   T half[Half];
@@ -113,7 +114,7 @@ HD T folded(const T* lanes) {
   if constexpr (Half > 1) return folded<Half / 2>(half);
   return half[0];
 }
-// The terms of member c, one of x, into lane j of each sum.
+// Adds the terms of one member, x, to partial sum j of each sum.
 template <class T, int Mode, class F>
 HD void add_to_lane(const MemberBody<F, Mode>& body, const T (&x)[F::members], const T (&max)[kMostMaxima], bool hit,
                     T (&lanes)[F::sums][kPartialSums], int j) {
@@ -121,7 +122,7 @@ HD void add_to_lane(const MemberBody<F, Mode>& body, const T (&x)[F::members], c
   body.terms(max, x, hit, y);
   for (int k = 0; k < F::sums; k++) lanes[k][j] += y[k];
 }
-// The terms of the members of word c.
+// Adds the terms of the members that word c holds.
 template <class T, int Mode, class S, class F>
 HD void add_word(const MemberBody<F, Mode>& body, const Word<S>* const (&at)[F::members], const T (&max)[kMostMaxima],
                  int64_t hit, int64_t c, T (&lanes)[F::sums][kPartialSums], int j) {
@@ -163,7 +164,7 @@ struct Packed {
   S* data;
   int64_t step;
 };
-// The gradients in the first O tensors, of the groups from `first` on.
+// The gradients in the first O tensors, of n groups from `first` on with `count` members each.
 template <class T, int Mode, int O, class F, class S>
 LOSSREG_CLONES void grad_along(const F& f, const GroupArrays<T, F>& g, int64_t first, int64_t n,
                                const Packed<const S>* members, const Packed<S>* out, int64_t count) {
@@ -175,7 +176,7 @@ LOSSREG_CLONES void grad_along(const F& f, const GroupArrays<T, F>& g, int64_t f
     for (int k = 0; k < F::members; k++) x[k] = members[k].data + i * members[k].step;
     for (int k = 0; k < O; k++) y[k] = out[k].data + i * out[k].step;
     const T factor = g.factor[first + i];
-    if (factor == T(0)) {  // ignored, too: it may hold anything
+    if (factor == T(0)) {  // so is an ignored group's, whatever it holds
       for (int k = 0; k < O; k++) std::memset(y[k], 0, size_t(count) * sizeof(S));
       continue;
     }
@@ -207,7 +208,7 @@ LOSSREG_CLONES void grad_along(const F& f, const GroupArrays<T, F>& g, int64_t f
   }
 }
 
-// ---- a tile's groups, from maxima and sums
+// ---- what follows from the maxima and sums of a tile's groups
 
 template <class T, class F>
 HD Group<T> group_at(const GroupArrays<T, F>& g, const Group<T>& empty, int64_t i) {
@@ -227,7 +228,7 @@ HD void coefficients_at(const F& f, GroupArrays<T, F>& g, const Group<T>& empty,
   for (int k = 0; k < F::coefficients; k++) g.coefficient[k][i] = c.of[k];
 }
 
-// The values; returns their sum. Ignored groups count 0.
+// Writes the groups' values and returns their sum. That of an ignored group is 0.
 template <class T, int Mode, class F>
 LOSSREG_CLONES double finish_groups(const F& f, const GroupArrays<T, F>& g, const Group<T>& empty, T* value,
                                     int64_t n) {

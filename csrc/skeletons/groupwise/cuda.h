@@ -6,8 +6,8 @@
 
 namespace lossreg::cuda {
 
-constexpr int64_t kFewMembers = 4;      // a warp would stay mostly idle
-constexpr int64_t kWarpMembers = 1024;  // up to here a warp a group
+constexpr int64_t kFewMembers = 4;      // a warp would stay mostly idle over so few members
+constexpr int64_t kWarpMembers = 1024;  // the most members that one warp takes
 constexpr int64_t kLaneBlock = 64;      // members that a thread sums in T before they go into a double
 
 // Calls use(std::integral_constant<int, L>) with the number of threads that share a group.
@@ -147,7 +147,7 @@ struct GroupReader {
 };
 
 template <class T, class S, int Lanes, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) groups_forward(F f, Groups<F> g, double* partial) {
+__global__ void __launch_bounds__(kThreads) groups_forward(F f, const __grid_constant__ Groups<F> g, double* partial) {
   double loss = 0, count = 0;
   for (int64_t i = global_thread() / Lanes; i < g.it.numel; i += all_threads() / Lanes) {
     GroupReader<T, S, Lanes, Mode, F> reader(f, g, i);
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) groups_forward(F f, Groups<F> g, dou
   leave_sums({loss, count}, partial);
 }
 template <class T, class S, int Lanes, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) groups_grad(F f, Groups<F> g) {
+__global__ void __launch_bounds__(kThreads) groups_grad(F f, const __grid_constant__ Groups<F> g) {
   for (int64_t i = global_thread() / Lanes; i < g.it.numel; i += all_threads() / Lanes)
     GroupReader<T, S, Lanes, Mode, F>(f, g, i).grad();
 }

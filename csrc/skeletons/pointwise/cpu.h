@@ -7,7 +7,30 @@
 
 namespace lossreg::cpu {
 
-// S: what memory holds. Fixed: the first input is one number.
+// Can the loops take the operands from `first` on as S without conversion? Each of them lies in memory as S in order,
+// or is one S, or is absent.
+template <class S, int N>
+bool is_stored_as(const Iteration<N>& it, int first) {
+  for (int k = first; k < N; k++) {
+    const Operand& o = it.operand[k];
+    if (o.data && (o.dtype != dtype_of_storage<S> || !(o.flat || o.uniform))) return false;
+  }
+  return true;
+}
+// Do all of them lie in memory as S in order? Then the loops need no buffers.
+template <class S, int N>
+bool is_unbroken(const Iteration<N>& it, int first) {
+  for (int k = first; k < N; k++) {
+    const Operand& o = it.operand[k];
+    if (!o.data || !o.flat || o.uniform || o.dtype != dtype_of_storage<S>) return false;
+  }
+  return true;
+}
+
+// The loops compute in T what memory holds as S: T itself, or bfloat16. An odd element at the end, which fills no word,
+// is taken alone.
+
+// Writes body(x) for each element. Fixed: the first input is one number, `first`.
 template <class T, int I, int O, bool Fixed = false, class Body, class S>
 LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* out, int64_t n) {
   using L = Lane<S>;
@@ -36,6 +59,7 @@ LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* o
     for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
   }
 }
+// Sums body(x) over the elements.
 template <class T, int I, class Body, class S>
 LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
   using L = Lane<S>;
@@ -74,30 +98,6 @@ LOSSREG_CLONES bool any_loop(Wanted wanted, const S* x, int64_t n) {
   return any != 0;
 }
 
-template <class S, int N>
-bool is_unbroken(const Iteration<N>& it, int first) {
-  for (int k = first; k < N; k++) {
-    const Operand& o = it.operand[k];
-    if (!o.data || !o.flat || o.uniform || o.dtype != dtype_of_storage<S>) return false;
-  }
-  return true;
-}
-// A tile of each operand. Those of one element are filled here, for all tiles that follow.
-template <class S, int N>
-struct Buffers {
-  alignas(64) S at[N][kTile];
-  template <int M>
-  Buffers(const Iteration<M>& it, int first, int last) {
-    for (int k = first; k < last; k++) {
-      const Operand& o = it.operand[k];
-      if (!o.uniform) continue;
-      S value = Narrow<S>::from(1.f);
-      if (o.data) value = *load(o.dtype, o.data, 0, 1, &value, 1);
-      std::fill(at[k], at[k] + std::min(kTile, it.numel), value);
-    }
-  }
-};
-
 struct PointwiseKernels {
   template <class T, int I, int O, Sweep sweep = Sweep::forward, class Body>
   static void map(const Iteration<I + O>& it, Body body) {
@@ -110,7 +110,6 @@ struct PointwiseKernels {
     map_of<T, T, I, O, sweep>(it, body);
   }
 
-  // out = scale * sum over i of body(in[0][i], ..., in[I-1][i])
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
     double total = 0;
@@ -118,7 +117,6 @@ struct PointwiseKernels {
     write_scalar(out, dtype, total * scale);
   }
 
-  // Some element that is wanted, if there is one.
   template <class T, class Wanted>
   static std::optional<T> find(const Iteration<1>& it, Wanted wanted) {
     std::atomic<bool> found{false};
@@ -140,19 +138,19 @@ struct PointwiseKernels {
   }
 
  private:
-  // use(null pointer of the type that the loops read: bfloat16 where memory holds nothing else, else T)
+  // Calls use(S*) with the type that the loops read: bfloat16 where memory holds nothing else, else T.
   template <class T, int N, class Use>
   static void with_stored(const Iteration<N>& it, Use use) {
     if constexpr (std::is_same_v<T, float>)
       if (is_stored_as<BFloat16>(it, 0)) return use(static_cast<BFloat16*>(nullptr));
     use(static_cast<T*>(nullptr));
   }
-  // S: what the loops read, T: what they compute in. Fixed: input 0 is one number.
+  // Fixed: the first input is one number.
   template <class T, class S, int I, int O, Sweep sweep, bool Fixed = false, class Body>
   static void map_of(const Iteration<I + O>& it, Body body) {
     const T first = Fixed ? one_number<T>(it.operand[0]) : T(0);
     constexpr int from = Fixed ? 1 : 0;
-    // what lies in memory as the loops read it needs no tiles
+    // without buffers there is no need of tiles
     const int64_t tile = is_unbroken<S>(it, from) ? kChunk : kTile;
     each_chunk<sweep>(it.numel, kChunk, [&](int64_t, int64_t begin, int64_t end) {
       Buffers<S, I + O> buffers(it, from, I);
@@ -169,21 +167,17 @@ struct PointwiseKernels {
   }
   template <class T, class S, int I, class Body>
   static double sum_of(const Iteration<I>& it, Body body) {
-    std::vector<double> partial(size_t(chunks(it.numel, kChunk)));
-    each_chunk<Sweep::forward>(it.numel, kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
+    double total[1];
+    sum_chunks(it.numel, kChunk, total, [&](int64_t begin, int64_t end, double (&own)[1]) {
       Buffers<S, I> buffers(it, 0, I);
-      double total = 0;
       for (int64_t b = begin; b < end; b += kTile) {
         int64_t n = std::min(kTile, end - b);
         const S* in[I];
         for (int k = 0; k < I; k++) in[k] = read_tile(it, k, b, n, buffers.at[k]);
-        total += double(sum_loop<T, I>(body, in, n));
+        own[0] += double(sum_loop<T, I>(body, in, n));
       }
-      partial[size_t(chunk)] = total;
     });
-    double total = 0;
-    for (double p : partial) total += p;
-    return total;
+    return total[0];
   }
 };
 
