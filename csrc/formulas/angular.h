@@ -1,5 +1,5 @@
 #pragma once
-#include "../skeletons/formula.h"
+#include "../skeletons/rowwise/formula.h"
 
 namespace lossreg {
 
@@ -19,6 +19,10 @@ struct AngularMargin : RowFormula {
   template <class T>
   HD T logit(T cosine) const {
     return T(scale) * cosine;
+  }
+  template <class T>
+  HD T logit_slope() const {
+    return T(scale);
   }
 };
 

@@ -52,66 +52,6 @@ struct Gradients {
   T of[N];
 };
 
-// One row of class scores, as a row formula sees it. With softmax, log p is the log-softmax of the scores; without, the
-// scores themselves.
-template <class T>
-struct Row {
-  T nll;     // -log p_y of the target class; 0 for a target of class probabilities
-  T spread;  // sum_c u_c (-log p_c), u = the formula's share()
-  T mass;    // sum_c u_c
-  T weight;  // w_y; 1 without class weights
-  int64_t classes;
-};
-// d value / d nll and d value / d spread: all that the gradient in the scores needs, since
-// d nll / d x_c = p_c - [c = y] and d spread / d x_c = mass p_c - u_c.
-template <class T>
-struct Slopes {
-  T nll, spread;
-};
-
-// What a row formula is where it says nothing else: -log p_y over the softmax of the scores, ignored positions apart.
-struct RowFormula {
-  static constexpr bool softmax = true;         // or are the scores log-probabilities themselves?
-  static constexpr bool probabilities = false;  // may the target hold class probabilities?
-  static constexpr int state_values = 2;        // what is kept for each row: the two parts of its log-sum-exp
-  int64_t ignore_index;
-
-  static constexpr int modes = 1;
-  int mode(bool /*probabilities*/) const { return 0; }
-  template <int Mode, class T>
-  HD T value(const Row<T>& row) const {
-    return row.nll;
-  }
-  template <int Mode, class T>
-  HD Slopes<T> slopes(const Row<T>&) const {
-    return {T(1), T(0)};
-  }
-  static constexpr bool slopes_of_nll = false;  // do they depend on the row's nll?
-  // What the row adds to the mean's denominator.
-  template <int Mode, class T>
-  HD T normaliser(const Row<T>&) const {
-    return T(1);
-  }
-
-  // u_c of the spread, where a mode has one.
-  static constexpr bool uses_shares(int /*mode*/) { return false; }
-  template <int Mode, class T>
-  HD T share(T /*w*/, T /*t*/, int64_t /*classes*/) const {
-    return T(0);
-  }
-
-  // With a margin the target class has a logit of its own, target_logit(x) with the derivative target_slope(x), and the
-  // others have logit(x) = scale x.
-  static constexpr bool has_margin = false;
-  template <class T>
-  HD T logit(T x) const {
-    return x;
-  }
-  // With a bias the class tensor belongs to the softmax: bias(w) is added to the class's exponent in the log-sum-exp,
-  // and not to the score that is taken off it.
-  static constexpr bool has_bias = false;
-};
-
 // Groups of members (groupwise/): the vectors of an embedding, the scores of a position. A formula has, per member,
 // candidates for maxima over the group and, given these, terms of sums; the value and the coefficients are made of
 // both, and a member's gradient of the coefficients.

@@ -1,6 +1,5 @@
 #pragma once
 // Losses of the hard examples of a batch.
-#include "../skeletons/formula.h"
 #include "../skeletons/rowwise/kernel.h"
 #include "../skeletons/standalone.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 // A file of its own, because linear_cross_entropy is made of it too.
-#include "../../skeletons/formula.h"
+#include "../../skeletons/rowwise/formula.h"
 
 namespace lossreg {
 
@@ -11,7 +11,6 @@ struct CrossEntropy : RowFormula {
       "Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
       "float label_smoothing=0.0";
   static constexpr int inputs = 3, gradients = 3;
-  static constexpr bool probabilities = true;
   double smoothing;
 
   static CrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing) {
@@ -20,7 +19,7 @@ struct CrossEntropy : RowFormula {
   }
 
   enum { kIndex, kSmoothedIndex, kProbabilities };
-  static constexpr int modes = 3;
+  static constexpr int modes = 3, probability_mode = kProbabilities;
   int mode(bool probabilities) const {
     return probabilities ? kProbabilities : smoothing > 0 ? kSmoothedIndex : kIndex;
   }

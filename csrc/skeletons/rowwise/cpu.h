@@ -96,7 +96,7 @@ class RowWorker {
   }
 
   void share_grad(int64_t begin, int64_t end) {
-    if constexpr (F::probabilities) {
+    if constexpr (takes_probabilities<F>) {
       each_run(begin, end, [&](int64_t n, const int64_t* offset) {
         for (int64_t i = 0; i < n; i++) share_grad_of_row(i, offset);
       });
@@ -134,7 +134,7 @@ class RowWorker {
   }
 
   void read_targets(int64_t n, const int64_t* offset, Sums& sums) {
-    if constexpr (F::probabilities && Mode == F::modes - 1) {
+    if constexpr (Mode == F::probability_mode) {
       std::fill(index_, index_ + n, -1);
       std::fill(valid_, valid_ + n, 1);
     } else {
@@ -161,8 +161,8 @@ class RowWorker {
     if constexpr (std::is_same_v<S, T>) to = buffer.get();
     return load(o.dtype, o.data, place(k, offset, i, 0), r_.class_stride[k], to, r_.classes);
   }
-  // use(null pointer of what the loops read). Along rows: bfloat16 where the scores, what lies beside them and operand
-  // `last` are that, side by side; else T, into which a row is copied where it isn't T.
+  // use(null pointer of what the loops read). Along rows: bfloat16 where the scores, the target's probabilities and
+  // operand `last` are that, side by side; else T, into which a row is copied where it isn't T.
   template <class Use>
   void with_rows(RowOperand last, Use use) {
     auto packed = [&](RowOperand k) { return is_bfloat16(k) && r_.class_stride[k] == 1; };
@@ -171,7 +171,8 @@ class RowWorker {
         return use(static_cast<BFloat16*>(nullptr));
     use(static_cast<T*>(nullptr));
   }
-  // Across rows: bfloat16 where the scores and operand `last` are that, side by side, and nothing lies beside them.
+  // Across rows: bfloat16 where the scores and operand `last` are that, side by side, and a class has neither a share
+  // nor a bias.
   template <class Use>
   void with_planes(RowOperand last, Use use) {
     if constexpr (std::is_same_v<T, float> && !F::uses_shares(Mode) && !F::has_bias)
@@ -180,13 +181,13 @@ class RowWorker {
     use(static_cast<T*>(nullptr));
   }
   bool is_bfloat16(RowOperand k) const { return operand(k).dtype == DType::bfloat16; }
-  // What lies beside class c's scores: probabilities where the target holds them; else what nobody reads.
+  // The target's probabilities of class c; without them the scores, which the loops load and ignore.
   const T* target_plane(int64_t c) const { return target_planes_.empty() ? planes_[c] : target_planes_[c]; }
   T weight(int64_t c) const { return weights_.empty() ? T(1) : weights_[c]; }
   const T* weight_row() const { return weights_.empty() ? ones_.data() : weights_.data(); }
 
   void statistics_across(int64_t n, const int64_t* offset) {
-    std::fill(max_, max_ + n, std::numeric_limits<T>::lowest());
+    std::fill(max_, max_ + n, LogSumExp<T>::empty().max);
     std::fill(log_sum_, log_sum_ + n, T(0));
     if constexpr (F::has_bias) {
       read_planes(kInput, n, offset, buffer_, planes_);
@@ -242,7 +243,7 @@ class RowWorker {
     double sum = apart ? double(exp_negative(logits()[i] - max)) : 0.0;
     sum += sum_exp_of(x, w, max, y) + sum_exp_of(x + rest, w + rest, max, r_.classes - rest);
     max_[i] = max;
-    log_sum_[i] = log(T(sum));
+    log_sum_[i] = log_of_sum(T(sum), max);
     if constexpr (F::uses_shares(Mode)) shares_of_row(i, offset, x);
   }
   // Tiles with a sum in double: a float would lose digits over a large vocabulary.
@@ -252,7 +253,7 @@ class RowWorker {
     for (int64_t c = 0; c < n; c += kTile) sum += double(sum_exp(f_, max, x + c, w + c, std::min(kTile, n - c)));
     return sum;
   }
-  // What lies beside a row's scores: probabilities where the target holds them; else what nobody reads.
+  // The target's probabilities of one row; without them its scores, which the loops load and ignore.
   template <class S>
   const S* target_row(int64_t i, const int64_t* offset, const S* scores) {
     return target_planes_.empty() ? scores : read_row<S>(kTarget, i, offset, target_buffer_);
@@ -292,12 +293,12 @@ class RowWorker {
       for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
   }
   const T* logits() const { return F::has_margin ? logit_ : score_; }
-  RowArrays<T> arrays() const { return {max_, log_sum_, mass_, dot_, score_, logits(), weight_, index_, valid_}; }
+  RowArrays<T> arrays() const { return {mass_, dot_, score_, logits(), weight_, index_, valid_}; }
 
   void finish(int64_t n, const int64_t* offset, Sums& sums) {
     T loss[kRows];
     double total[2] = {0, 0};
-    finish_rows<T, Mode>(f_, arrays(), loss, total, r_.classes, n);
+    finish_rows<T, Mode>(f_, arrays(), max_, log_sum_, loss, total, r_.classes, n);
     sums.loss += total[0];
     sums.normaliser += total[1];
     if constexpr (F::softmax) {
@@ -388,18 +389,20 @@ class RowWorker {
     const int32_t y = index_[i];
     T own = hit_[i];  // the target's gradient, from the slope that the loop finds before it is rounded
     const bool rounded = !std::is_same_v<S, T> && !F::has_margin && !zero && y >= 0;
-    if (rounded) own = slope_of(i, y, x, t) - own;  // before the gradient takes the scores' place
+    if (rounded) own = target_score_slope<F>(slope_of(i, y, x, t), own);  // before the gradient takes the scores' place
     if (zero) std::memset(out, 0, size_t(r_.classes) * sizeof(S));
-    else grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], out, x, t, weight_row(), r_.classes, r_.classes);
-    if (!F::has_margin && !rounded && y >= 0) own = widen<T>(out[y]) - own;
+    else grad_row<T, Mode>(f_, of_row(i), log_sum_exp(i), out, x, t, weight_row(), r_.classes, r_.classes);
+    if (!rounded && y >= 0) own = target_score_slope<F>(widen<T>(out[y]), own);
     if (y >= 0) out[y] = Narrow<S>::from(own);
     if constexpr (std::is_same_v<S, T>)
       if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
   }
+  RowCoefficients<T> of_row(int64_t i) const { return {a_[i], hit_[i], rest_[i]}; }
+  LogSum<T> log_sum_exp(int64_t i) const { return {high_[i], low_[i]}; }
   template <class S>
   T slope_of(int64_t i, int32_t y, const S* x, const S* t) const {
-    T score = widen<T>(x[y]), beside = widen<T>(t[y]), slope;
-    grad_row<T, Mode>(f_, a_[i], rest_[i], high_[i], low_[i], &slope, &score, &beside, weight_row() + y, r_.classes, 1);
+    T score = widen<T>(x[y]), probability = widen<T>(t[y]), slope;
+    grad_row<T, Mode>(f_, of_row(i), log_sum_exp(i), &slope, &score, &probability, weight_row() + y, r_.classes, 1);
     return slope;
   }
   void grad_of_targets(int64_t n, const int64_t* offset) {
@@ -408,12 +411,12 @@ class RowWorker {
       if (index_[i] >= 0) put(kGradInput, place(kGradInput, offset, i, index_[i]), -hit_[i]);
   }
   void share_grad_of_row(int64_t i, const int64_t* offset) {
-    T high = T(state()[place(kState, offset, i, 0)]), low = T(state()[place(kState, offset, i, 1)]);
+    const LogSum<T> lse{T(state()[place(kState, offset, i, 0)]), T(state()[place(kState, offset, i, 1)])};
     T g = T(double(scalar(kResult, place(kResult, offset, i, 0))) * scale());
     const T* x = read_row<T>(kInput, i, offset, buffer_);
     const T* t = read_row<T>(kTarget, i, offset, target_buffer_);
     for (int64_t c = 0; c < r_.classes; c++) {
-      Gradients<T, 2> d = f_.share_grad(low + (high - x[c]), weight(c), t[c], r_.classes);
+      Gradients<T, 2> d = f_.share_grad(nll_of<F>(lse, x[c]), weight(c), t[c], r_.classes);
       if (operand(kGradTarget).data) put(kGradTarget, place(kGradTarget, offset, i, c), g * d.of[0]);
       if (operand(kGradWeight).data) put(kGradWeight, place(kGradWeight, offset, i, c), g * d.of[1]);
     }
@@ -485,7 +488,7 @@ struct RowKernels {
   }
   template <class T, class F>
   static void share_grad(const F& f, const Rows& rows) {
-    using Worker = RowWorker<T, F, F::modes - 1>;
+    using Worker = RowWorker<T, F, F::probability_mode>;
     std::vector<T> weights = class_weights<T>(rows);
     each_worker<Worker, Sweep::backward>(
         f, rows, weights, [](Worker& worker, int64_t, int64_t begin, int64_t end) { worker.share_grad(begin, end); });

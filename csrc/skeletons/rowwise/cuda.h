@@ -10,43 +10,32 @@ inline unsigned row_blocks(const Rows& r) {
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(r.it.numel, kMaxBlocks)));
 }
 
-// Online log-sum-exp, and the sums of shares relative to the same maximum, so that nothing large cancels.
+// Of the classes that were read so far: their log-sum-exp, and their shares relative to the same maximum.
 template <class T>
 struct Statistics {
-  T max, sum, mass, dot;
+  LogSumExp<T> lse;
+  Shares<T> shares;
 
-  __device__ static Statistics empty() { return {T(-INFINITY), T(0), T(0), T(0)}; }
+  __device__ static Statistics empty() { return {LogSumExp<T>::empty(), Shares<T>::none()}; }
 
   // x + bias is a class's logit, u its share.
-  template <bool Shares, bool Bias>
+  template <bool HasShares, bool HasBias>
   __device__ void add(T x, T bias, T u) {
-    T z = Bias ? x + bias : x;
-    if (z > max || z != z) {
-      rebase(z);
-      max = z;
+    const T max = lse.max;
+    if constexpr (HasBias) lse.add(x, bias);
+    else lse.add(x);
+    if constexpr (HasShares) {
+      shares.move(max, lse.max);
+      shares.add(u, x - lse.max);
     }
-    // bias after max, so that large scores keep their digits
-    if constexpr (Bias) sum += z == T(-INFINITY) ? T(0) : exp((x - max) + bias);
-    else sum += x == max ? T(1) : exp(x - max);
-    if constexpr (Shares) {
-      mass += u;
-      dot += u == T(0) ? T(0) : u * (x - max);
-    }
-  }
-  __device__ void rebase(T higher) {
-    if (sum > T(0)) sum *= exp(max - higher);
-    if (mass != T(0)) dot += mass * (max - higher);
   }
   __device__ void merge(Statistics o) {
-    if (o.max > max || o.max != o.max) {
-      rebase(o.max);
-      max = o.max;
-    } else {
-      o.rebase(max);
-    }
-    sum += o.sum;
-    mass += o.mass;
-    dot += o.dot;
+    const T max = lse.max;
+    lse.merge(o.lse);
+    shares.move(max, lse.max);
+    o.shares.move(o.lse.max, lse.max);
+    shares.mass += o.shares.mass;
+    shares.dot += o.shares.dot;
   }
 };
 
@@ -58,10 +47,10 @@ __device__ Statistics<T> block_merge(Statistics<T> s) {
   auto across_warp = [&] {
     for (int step = 16; step > 0; step /= 2) {
       Statistics<T> o;
-      o.max = __shfl_xor_sync(0xffffffffu, s.max, step);
-      o.sum = __shfl_xor_sync(0xffffffffu, s.sum, step);
-      o.mass = __shfl_xor_sync(0xffffffffu, s.mass, step);
-      o.dot = __shfl_xor_sync(0xffffffffu, s.dot, step);
+      o.lse.max = __shfl_xor_sync(0xffffffffu, s.lse.max, step);
+      o.lse.sum = __shfl_xor_sync(0xffffffffu, s.lse.sum, step);
+      o.shares.mass = __shfl_xor_sync(0xffffffffu, s.shares.mass, step);
+      o.shares.dot = __shfl_xor_sync(0xffffffffu, s.shares.dot, step);
       s.merge(o);
     }
   };
@@ -79,22 +68,23 @@ __device__ Statistics<T> block_merge(Statistics<T> s) {
   return s;
 }
 
-// One row: where it is, and its target.
+// Reads and writes one row; formula.h computes.
 template <class T, class S, int Mode, class F>
 struct RowReader {
   const F& f;
   const Rows& r;
   int64_t offset[kRowOperands];
-  int64_t target = -1;
-  bool valid = true, known = true;
+  int64_t target = -1;                 // the target class, if there is one
+  bool valid = true, unknown = false;  // unknown: a class index that is neither ignored nor a class
 
   __device__ RowReader(const F& f, const Rows& r, int64_t row) : f(f), r(r) {
     r.it.offsets(row, offset);
-    if constexpr (!(F::probabilities && Mode == F::modes - 1)) {
+    if constexpr (Mode != F::probability_mode) {
       int64_t t = read<int64_t>(r.it.operand[kTarget], offset[kTarget]);
+      bool is_class = t >= 0 && t < r.classes;
       valid = t != f.ignore_index;
-      known = t >= 0 && t < r.classes;
-      target = valid && known ? t : -1;
+      unknown = valid && !is_class;
+      target = valid && is_class ? t : -1;
     }
   }
   __device__ T at(RowOperand k, int64_t c) const { return read<T>(r.it.operand[k], offset[k] + c * r.class_stride[k]); }
@@ -114,11 +104,6 @@ struct RowReader {
       static_cast<S*>(o.data)[place] = Narrow<S>::from(value);
     }
   }
-  // Of the target class, where there is one.
-  __device__ T logit(T score) const {
-    if constexpr (F::has_margin) return f.target_logit(score);
-    return score;
-  }
   __device__ T bias(int64_t c) const {
     if constexpr (F::has_bias) return static_cast<const T*>(r.weight.data)[c];
     return T(0);
@@ -126,79 +111,60 @@ struct RowReader {
   __device__ T weight(int64_t c) const { return read<T>(r.weight, c * r.weight.stride[0]); }
   __device__ T share(int64_t c) const {
     if constexpr (!F::uses_shares(Mode)) return T(0);
-    T t = F::probabilities && Mode == F::modes - 1 ? at(kTarget, c) : T(1);
+    T t = Mode == F::probability_mode ? at(kTarget, c) : T(1);
     return f.template share<Mode>(weight(c), t, r.classes);
+  }
+  __device__ Target<T> at_target() const {
+    Target<T> y{valid, target >= 0, T(0), T(0), T(1)};
+    if (target >= 0) {
+      y.score = score(target);
+      y.logit = f.target_logit(y.score);
+      y.weight = weight(target);
+    }
+    return y;
   }
   __device__ Statistics<T> statistics(int64_t first, int64_t step) const {
     Statistics<T> s = Statistics<T>::empty();
     if constexpr (F::softmax)
       for (int64_t c = first; c < r.classes; c += step) {
         T x = score(c);
-        s.template add<F::uses_shares(Mode), F::has_bias>(c == target ? logit(x) : f.logit(x), bias(c), share(c));
+        s.template add<F::uses_shares(Mode), F::has_bias>(c == target ? f.target_logit(x) : f.logit(x), bias(c),
+                                                          share(c));
       }
     return s;
   }
-  // Of the log-sum-exp: 0 the greatest score, 1 what is added to it.
   __device__ double& state(int part) const {
     return static_cast<double*>(r.it.operand[kState].data)[offset[kState] + part * r.class_stride[kState]];
   }
+  __device__ LogSum<T> log_sum_exp() const {
+    if constexpr (F::softmax) return {T(state(0)), T(state(1))};
+    return {T(0), T(0)};
+  }
 
-  // The row's loss and its part of the mean's denominator.
+  // The row's loss, and its part of the sums.
   __device__ void finish(const Statistics<T>& s, double& loss, double& normaliser) const {
-    T log_sum = log(s.sum), value = T(0);
-    if constexpr (F::softmax) state(0) = double(s.max), state(1) = double(log_sum);
-    if (valid) {
-      Row<T> row{T(0), s.mass * log_sum - s.dot, s.mass, T(1), r.classes};
-      if (target >= 0) {
-        T x = logit(score(target));
-        row.nll = F::softmax ? log_sum - (x - s.max) : -x;
-        row.weight = weight(target);
-      }
-      value = known ? f.template value<Mode>(row) : T(NAN);
-      loss += double(value);
-      normaliser += double(f.template normaliser<Mode>(row));
-    }
-    if (r.it.operand[kResult].data) write(r.it.operand[kResult], offset[kResult], value);
+    LogSum<T> lse{s.lse.max, log_of_sum(s.lse.sum, s.lse.max)};
+    if constexpr (F::softmax) state(0) = double(lse.high), state(1) = double(lse.low);
+    RowLoss<T> of_row = row_loss<Mode>(f, lse, s.shares, at_target(), r.classes);
+    if (unknown) of_row.value = T(NAN);
+    loss += double(of_row.value);
+    normaliser += double(of_row.normaliser);
+    if (r.it.operand[kResult].data) write(r.it.operand[kResult], offset[kResult], of_row.value);
   }
 
   // The gradient in the scores, this thread's classes.
   __device__ void grad(T mass, int64_t first, int64_t step) const {
-    T high = T(0), low = T(0);
-    if constexpr (F::softmax) {
-      high = T(state(0));
-      low = T(state(1));
-    }
-    T a = T(0), hit = T(0), rest = T(0);
-    if (valid) {
-      Row<T> row{T(0), T(0), mass, T(1), r.classes};
-      if (target >= 0) {
-        T x = logit(score(target));
-        row.nll = F::softmax ? low + (high - x) : -x;
-        row.weight = weight(target);
-      }
-      Slopes<T> s = f.template slopes<Mode>(row);
-      double scale = r.mean ? 1.0 / *r.normaliser : 1.0;
-      T g = known ? T(double(at(kResult, 0)) * scale) : T(NAN);
-      a = g * (s.nll + s.spread * mass);
-      hit = g * s.nll;
-      rest = g * s.spread;
-      if constexpr (F::has_margin) {
-        if (target >= 0) hit = -g * s.nll * f.target_slope(score(target)) * one_minus_exp(row.nll);
-        a *= T(f.scale);
-      }
-    }
+    LogSum<T> lse = log_sum_exp();
+    double scale = r.mean ? 1.0 / *r.normaliser : 1.0;
+    T g = unknown ? T(NAN) : T(double(at(kResult, 0)) * scale);
+    RowCoefficients<T> k = row_coefficients<Mode>(f, lse, Shares<T>{mass, T(0)}, at_target(), r.classes, g);
     for (int64_t c = first; c < r.classes; c += step) {
-      T d = T(0);
-      if (F::softmax && a != T(0)) {
-        T e = (f.logit(score(c)) - high) - low;
-        if constexpr (F::has_bias) e += bias(c);
-        d = a * exp(e);
-      }
-      if (F::uses_shares(Mode) && rest != T(0)) d -= rest * share(c);
-      // with a margin, hit is the target's whole gradient
-      if (c == target) d = F::has_margin ? hit : d - hit;
-      if (!known && valid) d = T(NAN);
-      put_grad(c, d);
+      // what a row of coefficients 0 holds is not read
+      T x = F::softmax && k.a != T(0) ? score(c) : T(0);
+      T u = F::uses_shares(Mode) && k.rest != T(0) ? share(c) : T(0);
+      T d = score_slope<Mode>(f, k, lse, x, bias(c), u);
+      if (c == target) d = target_score_slope<F>(d, k.hit);
+      put_grad(c, unknown ? T(NAN) : d);
     }
   }
 };
@@ -255,9 +221,9 @@ __global__ void __launch_bounds__(kThreads) rows_share_grad(F f, const __grid_co
   double scale = r.mean ? 1.0 / *r.normaliser : 1.0;
   for (int64_t i = global_thread(); i < r.it.numel * r.classes; i += all_threads()) {
     int64_t c = i % r.classes;
-    RowReader<T, void, F::modes - 1, F> reader(f, r, i / r.classes);
+    RowReader<T, void, F::probability_mode, F> reader(f, r, i / r.classes);
     T g = T(double(reader.at(kResult, 0)) * scale);
-    T nll = T(reader.state(1) + (reader.state(0) - double(reader.at(kInput, c))));
+    T nll = nll_of<F>(reader.log_sum_exp(), reader.at(kInput, c));
     Gradients<T, 2> d = f.share_grad(nll, reader.weight(c), reader.at(kTarget, c), r.classes);
     auto put = [&](RowOperand k, T value) {
       if (r.it.operand[k].data) write(r.it.operand[k], reader.offset[k] + c * r.class_stride[k], value);

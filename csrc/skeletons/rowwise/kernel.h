@@ -2,6 +2,7 @@
 // The rowwise skeleton: one value a row of class scores, for (C) or (N, C, d1 ... dk), then reduced. Written once over
 // a Backend.
 #include "../../base/tensor.h"
+#include "formula.h"
 
 namespace lossreg {
 
@@ -75,7 +76,7 @@ struct RowCall {
   ArgumentName name(int k) const { return {F::args, k}; }
 
   void check_target() {
-    probabilities = F::probabilities && is_floating(target_dtype);
+    probabilities = takes_probabilities<F> && is_floating(target_dtype);
     if (probabilities) {
       if (shape_of(target) != shape)
         fail(F::name, name(1), " of the shape of ", name(0), ", got ", shape_text(shape), " and ",
@@ -197,7 +198,7 @@ struct RowKernel {
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
-    if constexpr (F::probabilities)
+    if constexpr (takes_probabilities<F>)
       expect(!call.probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
              f.ignore_index);
     DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
@@ -245,7 +246,7 @@ struct RowKernel {
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
         if (grads[0]) Backend::Rows::template grad<decltype(zero), mode>(f, rows);
-        if constexpr (F::probabilities)
+        if constexpr (takes_probabilities<F>)
           if (grads[1] || grads[2]) Backend::Rows::template share_grad<decltype(zero)>(f, rows);
       });
     });

@@ -1,0 +1,78 @@
+#pragma once
+// Log-sum-exp, log sum_c e^(z_c), as max + log sum_c e^(z_c - max), where nothing overflows. The greatest number and
+// the logarithm are kept apart: their sum has no room for the second where the first is large.
+//
+// A NaN never becomes the greatest number; it comes out through the sum of exponentials, which it makes NaN.
+#include <limits>
+
+#include "math.h"
+
+namespace lossreg {
+
+// The greater of two; a NaN in z is passed over.
+template <class T>
+HD T greater(T max, T z) {
+  return z > max ? z : max;
+}
+
+// What one more number z makes of sums over e^(z - max): what was summed times `kept`, plus `own` for z. One of the two
+// is 1, so one exponential serves both. Raises max.
+template <class T>
+struct Rescaled {
+  T kept, own;
+};
+template <class T>
+HD Rescaled<T> rescaled(T& max, T z) {
+  const T rise = z - max, e = exp_negative(-abs(rise));
+  const bool higher = rise > T(0);
+  max = greater(max, z);
+  return {higher ? e : T(1), higher ? T(1) : e};
+}
+
+template <class T>
+struct LogSumExp {
+  T max, sum;  // the greatest number so far, and the sum of e^(z - max)
+
+  // The lowest number and not -inf: a first number of -inf adds e^-inf = 0 then, and no e^(-inf + inf).
+  HD static LogSumExp empty() { return {std::numeric_limits<T>::lowest(), T(0)}; }
+
+  HD void raise(T top) {
+    sum *= exp_negative(max - top);
+    max = top;
+  }
+  HD void add(T z) {
+    const Rescaled<T> r = rescaled(max, z);
+    sum = sum * r.kept + r.own;
+  }
+  // K at once, which wait for one another less.
+  template <int K>
+  HD void add(const T (&z)[K]) {
+    if constexpr (K == 1) return add(z[0]);
+    T top = max;
+    for (int k = 0; k < K; k++) top = greater(top, z[k]);
+    raise(top);
+    for (int k = 0; k < K; k++) sum += exp_negative(z[k] - max);
+  }
+  // z = x + bias. The exponent adds the bias last, so that a large x keeps its digits.
+  HD void add(T x, T bias) {
+    const T z = x + bias;
+    if (z > max) raise(z);
+    sum += exp_negative((x - max) + bias);
+  }
+  HD void merge(LogSumExp other) {
+    const T top = greater(max, other.max);
+    raise(top);
+    other.raise(top);
+    sum += other.sum;
+  }
+};
+
+// The logarithm of the sum of e^(z - max), NaN where max is infinite: the sum is that of e^(inf - inf) there, whether
+// or not it was taken so.
+template <class T>
+HD T log_of_sum(T sum, T max) {
+  const T y = log(sum);
+  return max == T(INFINITY) ? T(NAN) : y;
+}
+
+}  // namespace lossreg
