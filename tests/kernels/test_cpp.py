@@ -98,6 +98,19 @@ def test_a_missing_skeleton_of_a_backend_is_an_error_a_kernel() -> None:
     assert all(f"with Member = member::boxes_{kernel}; Backend" in said for kernel in ("map", "sum", "grad"))
 
 
+ROW_FAMILIES = [f for f in FAMILIES if "RowOps<" in (ROOT / "csrc" / "formulas" / f"{f}.h").read_text()]
+
+
+@pytest.mark.parametrize("family", ROW_FAMILIES)
+def test_rows(family: str, tmp_path: Path) -> None:
+    report = build_and_run(tmp_path, "rows_test.cpp", "-O1", f'-DLOSSREG_FAMILY="formulas/{family}.h"')
+    assert "gradients compared" in report
+
+
+def test_log_sum_exp(tmp_path: Path) -> None:
+    assert "compared" in build_and_run(tmp_path, "log_sum_exp_test.cpp", "-O1")
+
+
 # native: with fused multiply-add, as the vector loops have it on a new processor
 @pytest.mark.parametrize("machine", [[], ["-march=native"]], ids=["baseline", "native"])
 def test_math(machine: list[str], tmp_path: Path) -> None:

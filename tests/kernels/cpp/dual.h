@@ -2,6 +2,8 @@
 // Forward-mode dual numbers: a value and its derivative along one direction. The oracle of the formulas' gradients;
 // argument-dependent lookup finds these overloads where a formula calls exp, log, ... unqualified. What math.h writes
 // as a template over T (abs, relu, sigmoid, ...) needs none.
+#include <limits>
+
 #include "base/math.h"
 
 namespace lossreg {
@@ -21,6 +23,9 @@ struct Dual {
     T quotient = a.value / b.value;
     return Dual(quotient, (a.slope - quotient * b.slope) / b.value);
   }
+  Dual& operator+=(Dual b) { return *this = *this + b; }
+  Dual& operator-=(Dual b) { return *this = *this - b; }
+  Dual& operator*=(Dual b) { return *this = *this * b; }
 
   friend bool operator==(Dual a, Dual b) { return a.value == b.value; }
   friend bool operator!=(Dual a, Dual b) { return a.value != b.value; }
@@ -80,3 +85,9 @@ Dual<T> pow_unit(Dual<T> x, Dual<T> y) {
 }
 
 }  // namespace lossreg
+
+// The lowest number, where a running maximum starts.
+template <class T>
+struct std::numeric_limits<lossreg::Dual<T>> {
+  static lossreg::Dual<T> lowest() { return lossreg::Dual<T>(std::numeric_limits<T>::lowest()); }
+};

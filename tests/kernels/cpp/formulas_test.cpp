@@ -242,7 +242,7 @@ int check(BoxOps<Formulas...>) {
   (with_third<Formulas>(), ...);
   return sizeof...(Formulas);
 }
-// Row and group formulas have interfaces of their own; groups_test.cpp has those of the latter.
+// Row and group formulas have interfaces of their own; rows_test.cpp and groups_test.cpp have those.
 template <class... Formulas>
 int check(RowOps<Formulas...>) {
   return 0;
