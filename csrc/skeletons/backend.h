@@ -4,11 +4,13 @@
 // structs stand beside the skeletons, in pointwise/cpu.h, pointwise/cuda.h and so on.
 //
 // NullBackend has every member, says what each one promises, and does nothing. A new backend begins as a copy of it,
-// adds its files in five folders, and a line that hands it to implement() (lossreg.cpp, lossreg.cu).
+// with a file in each of the five folders. Beside them it needs a source like lossreg.cu, which hands it to
+// implement(); its compiler in base/compiler.h, if that is another one; and its name in base/tensor.h (device_text) and
+// in opreg/_library.py (KERNEL_KEYS).
 //
-// On every backend results depend on the sizes of a problem alone, not on how many threads there are or in which order
-// they run: sums are taken over pieces of a fixed size and combined in a fixed order. `dtype` is that of `out`, which
-// is a tensor of one element wherever it is named beside a sum. T is the type that is computed in, float or double.
+// On every backend a result depends on the sizes of a problem alone, not on how many threads there are or in which
+// order they run: sums are taken over pieces of a fixed size and combined in a fixed order. T is the type that is
+// computed in, float or double. Where a result is reduced, `out` is a tensor of one element, and `dtype` is its dtype.
 #include "../base/has.h"
 #include "boxwise/kernel.h"
 #include "groupwise/kernel.h"
@@ -41,9 +43,9 @@ struct NullBackend {
   // out = a b, where out is of a wider dtype than a and b.
   static void wide_product(const Tensor& /*out*/, const Tensor& /*a*/, const Tensor& /*b*/) {}
 
-  // Three ways to run a body that an op has written out: a struct with an HD operator(), of plain members (numbers,
-  // pointers, Operands). `cost` is about how many elements one i touches; work is divided by it. With n = 0 no body
-  // runs.
+  // Three ways to run a body that an op has written out: a struct with an HD operator(), whose members are plain
+  // (numbers, pointers, Operands). One i touches about `cost` elements; the work is divided up by that. If n is 0, no
+  // body runs.
 
   // body(i) for every i < n, in any order.
   template <class Body>
@@ -52,7 +54,7 @@ struct NullBackend {
   }
 
   // The threads that run one body(i, team) together: one thread, or a block of them on a GPU. Every thread of the team
-  // calls the functions with sync(), sum, max or before in their names at the same place.
+  // has to come to each call of sync(), sum(), max() and before().
   struct Team {
     // This thread's number, and how many there are: for (int64_t k = team.rank(); k < n; k += team.size()) shares a
     // loop out.
@@ -74,8 +76,8 @@ struct NullBackend {
     HD T before(T) const {
       return T(0);
     }
-    // f(k) for every k < n, shared out; the sum of f(k), for every thread, behind a sync(). Where a thread is alone,
-    // these are vector loops.
+    // Calls f(k) for every k < n, shared out; and the same for the sum of f(k), which every thread gets after a sync().
+    // Where a thread is alone, these are vector loops.
     template <class F>
     HD void each(int64_t n, F f) const {
       if (n < 0) f(n);
@@ -91,8 +93,8 @@ struct NullBackend {
     if (n < 0) body(n, Team{});
   }
 
-  // finish(sums), once, where sums are the K sums over i < n of what body(i, sums) adds to them: 0 each with n = 0. It
-  // runs where the bodies do, after them; the host waits for neither. `like` says on which device.
+  // body(i, sums) for every i < n, which adds to K sums; then finish(sums) once, with the sums over all i. It runs even
+  // if n is 0, and on the device like the bodies: the host waits for neither. `like` is a tensor on that device.
   template <int K, class Body, class Finish>
   static void total(const Tensor& /*like*/, int64_t n, int64_t /*cost*/, Body body, Finish finish) {
     double sums[K] = {};
@@ -100,9 +102,9 @@ struct NullBackend {
   }
 
   struct Pointwise {
-    // out[j][i] = y[j], where body(x, y) finds the O numbers y from the I numbers x[k] = in[k][i]. The operands are the
-    // inputs and then the outputs; one of the latter without data is not written. A backward sweep hints that these
-    // inputs were just read by a forward one.
+    // For each element, body(x, y) finds the O numbers y from the I numbers x. The operands are the inputs, which x is
+    // read from, and then the outputs, which y is written to; an output without data is not written. A backward sweep
+    // is a hint that a forward one has just read the same inputs.
     template <class T, int I, int O, Sweep = Sweep::forward, class Body>
     static void map(const Iteration<I + O>& it, Body body) {
       T x[I] = {}, y[O];
@@ -114,14 +116,14 @@ struct NullBackend {
       T x[I] = {}, y[1];
       if (it.numel < 0) body(x, y);
     }
-    // Some element x for which wanted(x) is true, if there is one. Only a backend that checks values needs it.
+    // An element x for which wanted(x) is true, if there is one. Only a backend that checks values needs this.
     template <class T, class Wanted>
     static std::optional<T> find(const Iteration<1>&, Wanted) {
       return std::nullopt;
     }
   };
 
-  // Of a row formula f in its mode Mode: see rowwise/kernel.h for Rows.
+  // Kernels of a row formula in its mode Mode. The rows are described in rowwise/kernel.h.
   struct Rows {
     // May the gradient take the place of the scores in memory?
     static constexpr bool gradients_in_place = false;
@@ -136,7 +138,7 @@ struct NullBackend {
     static void share_grad(const F&, const lossreg::Rows&) {}
   };
 
-  // Of a group formula f in its mode Mode: see groupwise/kernel.h for Groups.
+  // Kernels of a group formula in its mode Mode. The groups are described in groupwise/kernel.h.
   struct Groups {
     // The groups' values, or their sum or mean into out; their coefficients as the state, where there is one.
     template <class T, int Mode, class F>
@@ -146,7 +148,7 @@ struct NullBackend {
     static void grad(const F&, const lossreg::Groups<F>&) {}
   };
 
-  // Of pairs of boxes, through a BoxBody: see boxwise/kernel.h for Boxes.
+  // Kernels over pairs of boxes, which are described in boxwise/kernel.h. The body is a BoxBody.
   struct Boxes {
     // body.value of each pair.
     template <class T, class Body>
@@ -159,9 +161,9 @@ struct NullBackend {
     static void grad(const lossreg::Boxes&, Body, double /*scale*/) {}
   };
 
-  // Of pixels, in the pieces that a RegionPass divides a region into: see regionwise/call.h. WithSoftmax: a pixel's
-  // probabilities are the softmax of its scores, else the sigmoid of each. Soft: the target holds probabilities, not
-  // labels. Mode is that of pass.power.
+  // Kernels over pixels, in the pieces that a RegionPass divides a region into (regionwise/call.h). WithSoftmax: a
+  // pixel's probabilities are the softmax of its scores, else the sigmoid of each. Soft: the target holds
+  // probabilities, not labels. Mode is that of pass.power.
   struct Regions {
     // How many pixels are sorted at once where a region has fewer.
     static constexpr int64_t sorted_at_once = 1;
