@@ -44,9 +44,7 @@ struct Guard {
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
-  // clang-format off: it would take >>> apart
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(current_stream)>>>(Parameters(arguments)...);
-  // clang-format on
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("lossreg: a CUDA launch failed: ") + cudaGetErrorString(error));
