@@ -4,6 +4,7 @@
 
 #include "registration.h"
 #include "skeletons/backend.h"
+#include "skeletons/checks.h"
 #include "skeletons/standalone.h"
 
 namespace lossreg {
@@ -136,7 +137,7 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   // NAME_backward is an op like any other, which a program may call with whatever it has.
   static void check_backward(const Call& call, const std::vector<bool>& mask, const Tensor& grad_output) {
     if (!grad_output.defined()) fail(F::name, "grad_output to be a tensor, got None");
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
+    check_output_mask(F::name, mask, F::gradients);
     for (int k = 0; k < F::gradients; k++)
       if (mask[k]) required(F::name, F::args, k, call.tensors[k]);
   }
@@ -155,6 +156,7 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   }
   static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, DTypeCode dtype, std::vector<bool> mask) {
     Call call = parse(a...);
+    check_output_mask(F::name, mask, F::gradients);
     return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), mask);
   }
   static std::vector<Tensor> grad(Tensor grad_output, Argument<P>... a, std::vector<bool> output_mask) {

@@ -114,11 +114,6 @@ DType dtype_of(const char* op, const Name& argument, const Tensor& t, bool float
     fail(op, argument, " ", floating ? kFloating : kReal, ", got ", d ? name_of(*d) : dtype_text(t.scalar_type()));
   return *d;
 }
-inline DType dtype_of(const char* op, ScalarType s) {
-  std::optional<DType> d = known_dtype(s);
-  if (!d || !is_floating(*d)) fail(op, "dtype float64, float32, bfloat16 or float16, got ", dtype_text(s));
-  return *d;
-}
 
 inline ScalarType scalar_type(DType d) {
   constexpr ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
@@ -147,10 +142,14 @@ class Promotion {
   std::optional<DType> with_dims_, scalars_;
 };
 
-// Calls use(T(0)) with the type that is computed in: double where a float64 comes in or goes out, else float.
+// The dtype that is computed in: float64 where a float64 comes in or goes out, else float32.
+constexpr DType compute_dtype(DType a, DType b = DType::float32) {
+  return a == DType::float64 || b == DType::float64 ? DType::float64 : DType::float32;
+}
+// Calls use(T(0)) with the type of that dtype.
 template <class Use>
 void in_compute_type(DType a, DType b, Use use) {
-  if (a == DType::float64 || b == DType::float64) use(double(0));
+  if (compute_dtype(a, b) == DType::float64) use(double(0));
   else use(float(0));
 }
 
@@ -204,7 +203,17 @@ inline Tensor transposed(const Tensor& t) {
   return strided(t, {t.size(1), t.size(0)}, {t.strides()[1], t.strides()[0]});
 }
 
-// Uninitialised, of these strides, where `like` is.
+inline Shape contiguous_strides(const Shape& shape) {
+  Shape strides(shape.size());
+  int64_t step = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = step;
+    step *= std::max<int64_t>(1, shape[d]);
+  }
+  return strides;
+}
+
+// Uninitialised, of these strides, on the device of `like`.
 inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape& strides, DType dtype) {
   using torch::stable::detail::from, torch::stable::detail::to;
   int32_t code = to<int32_t>(from(scalar_type(dtype)));
@@ -214,13 +223,7 @@ inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape&
   return Tensor(result);
 }
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
-  Shape strides(shape.size());
-  int64_t step = 1;
-  for (size_t d = shape.size(); d-- > 0;) {
-    strides[d] = step;
-    step *= std::max<int64_t>(1, shape[d]);
-  }
-  return empty_strided(like, shape, strides, dtype);
+  return empty_strided(like, shape, contiguous_strides(shape), dtype);
 }
 // Of the same strides where they are dense.
 inline Tensor empty_like(const Tensor& like, DType dtype) {
@@ -251,9 +254,22 @@ inline View view_of(const Tensor& t, DType dtype, const Shape& shape) {
   for (size_t d = 0; d < sizes.size(); d++) v.strides[lead + d] = sizes[d] == 1 ? 0 : strides[d];
   return v;
 }
-// Reads as 1 everywhere.
-inline View constant_one(const Shape& shape) {
-  return {nullptr, DType::float32, std::vector<int64_t>(shape.size(), 0)};
+inline View contiguous_view(void* data, DType dtype, const Shape& shape) {
+  return {data, dtype, contiguous_strides(shape)};
+}
+// The view of an operand that a call lacks. It reads as 1 everywhere; kernels that write look whether there is data.
+inline View absent_view(const Shape& shape) {
+  return {nullptr, DType::float32, Shape(shape.size(), 0)};
+}
+// For kernels that compute offsets of their own: the strides are t's, dimension 0 the outermost as in torch. A tensor
+// without gaps may have more dimensions than an operand holds strides, and is counted through by a kernel.
+inline Operand operand_of(const Tensor& t) {
+  Operand o;
+  o.data = const_cast<void*>(t.const_data_ptr());
+  o.dtype = *known_dtype(t.scalar_type());
+  auto strides = t.strides();
+  std::copy_n(strides.begin(), std::min<size_t>(strides.size(), kMaxDims), o.stride);
+  return o;
 }
 
 // Sums a tensor of the broadcast shape back to the shape of the operand it is the gradient of.

@@ -7,7 +7,7 @@
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
 // reduction is empty where make() has none. With forward_mask, forward<Backend> gets the output_mask of NAME_forward as
 // its last argument. Gradients are laid out as empty_like(their tensor).
-#include "../base/tensor.h"
+#include "checks.h"
 #include "formula.h"
 
 namespace lossreg {

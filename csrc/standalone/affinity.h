@@ -70,27 +70,17 @@ struct ImageCall {
     expect_one_device(F::name, input, target);
     shape = shape_of(input);
     if (shape.size() != 4) fail(F::name, "input of shape (N, C, H, W), got ", shape_text(shape));
-    if (shape[1] == 0) fail(F::name, "input of at least one class, got ", shape_text(shape));
-    if (labels_dtype != DType::int64 && labels_dtype != DType::int32 && labels_dtype != DType::uint8)
-      fail(F::name, "target of dtype int64, int32 or uint8, got ", name_of(labels_dtype));
-    Shape expected{shape[0], shape[2], shape[3]};
-    if (shape_of(target) != expected)
-      fail(F::name, "target of shape ", shape_text(expected), " for input of shape ", shape_text(shape), ", got ",
-           shape_text(shape_of(target)));
+    check_classes(F::name, "input", shape, shape[1]);
+    check_class_indices(F::name, "target", labels_dtype);
+    check_shape(F::name, "target", shape_of(target), {shape[0], shape[2], shape[3]}, "input", shape);
     labels = torch::stable::contiguous(torch::stable::to(target, ScalarType::Long));
   }
 
   int64_t pixels() const { return shape[0] * shape[2] * shape[3]; }
-  void check_backward(const Tensor& grad_output, const Tensor& state, int64_t values,
-                      const std::vector<bool>& mask) const {
-    if (!shape_of(grad_output).empty())
-      fail(F::name, "grad_output of shape [], got ", shape_text(shape_of(grad_output)));
-    expect(mask.size() == 1, F::name, "one entry of output_mask a gradient", mask.size());
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{values} || !state.is_contiguous())
-      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({values}), ", got ",
-           shape_text(shape_of(state)));
-    expect_one_device(F::name, input, grad_output);
-    expect_one_device(F::name, input, state);
+  // Checks what a backward pass gets beside the inputs, and returns the dtype of grad_output.
+  DType check_grad(const Tensor& grad_output, const Tensor& state, int64_t state_size) const {
+    check_state(F::name, state, {state_size}, DType::float64, input);
+    return check_grad_output(F::name, grad_output, {}, input);
   }
 
   // Calls use(images, number of strips) with images in the types of this call.
@@ -146,12 +136,6 @@ struct MeanOrZero {
     put(out, 0, *terms > 0 ? sums[0] / *terms : 0.0);
   }
 };
-inline Operand scalar_operand(const Tensor& t, DType dtype) {
-  Operand o;
-  o.data = const_cast<void*>(t.const_data_ptr());
-  o.dtype = dtype;
-  return o;
-}
 // grad_output over the number of terms.
 template <class T>
 HD T gradient_scale(const Operand& grad_output, const double* terms) {
@@ -316,9 +300,9 @@ struct AffinityLoss {
     ImageCall<AffinityLoss> call(inputs);
     check_kernel_size(call.shape);
     typename Backend::Guard guard(call.input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    DType out_dtype = result_dtype(name, dtype, call.dtype);
     Tensor out = new_empty(call.input, {}, out_dtype), state = new_empty(call.input, {1}, DType::float64);
-    MeanOrZero finish{scalar_operand(out, out_dtype), static_cast<double*>(state.mutable_data_ptr()), 1.0};
+    MeanOrZero finish{operand_of(out), static_cast<double*>(state.mutable_data_ptr()), 1.0};
     call.with_images<Backend::kStrip>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       AffinitySum<decltype(images)> body{images, kernel_size};
       int64_t cost = Backend::kStrip * call.shape[1] * (2 * kernel_size - 1) * kernel_size;
@@ -331,15 +315,13 @@ struct AffinityLoss {
                            std::optional<Reduction>, const std::vector<bool>& mask) const {
     ImageCall<AffinityLoss> call(inputs);
     check_kernel_size(call.shape);
-    call.check_backward(grad_output, state, 1, mask);
+    DType grad_dtype = call.check_grad(grad_output, state, 1);
     typename Backend::Guard guard(call.input);
     if (!mask[0]) return {};
-    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
     call.with_images<Backend::kStrip>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
       using S = typename decltype(images)::Storage;
-      AffinityGrad<decltype(images)> body{images, kernel_size, ScoreGradient<S>(result),
-                                          scalar_operand(grad_output, grad_dtype),
+      AffinityGrad<decltype(images)> body{images, kernel_size, ScoreGradient<S>(result), operand_of(grad_output),
                                           static_cast<const double*>(state.const_data_ptr())};
       int64_t cost = Backend::kStrip * call.shape[1] * (2 * kernel_size - 1) * (2 * kernel_size - 1);
       Backend::each(strips, cost, body);
@@ -581,11 +563,11 @@ struct AffinityFieldLoss {
                                      std::optional<ScalarType> dtype) const {
     ImageCall<AffinityFieldLoss> call(inputs);
     typename Backend::Guard guard(call.input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    DType out_dtype = result_dtype(name, dtype, call.dtype);
     Tensor out = new_empty(call.input, {}, out_dtype);
     Tensor state = new_empty(call.input, {call.pixels() + 1}, DType::float64);
     auto* lse = static_cast<double*>(state.mutable_data_ptr());
-    MeanOrZero finish{scalar_operand(out, out_dtype), lse + call.pixels(), 8.0};
+    MeanOrZero finish{operand_of(out), lse + call.pixels(), 8.0};
     call.with_images<Backend::kStrip>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
       int64_t cost = Backend::kStrip * call.shape[1];
@@ -599,10 +581,9 @@ struct AffinityFieldLoss {
   std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
                            std::optional<Reduction>, const std::vector<bool>& mask) const {
     ImageCall<AffinityFieldLoss> call(inputs);
-    call.check_backward(grad_output, state, call.pixels() + 1, mask);
+    DType grad_dtype = call.check_grad(grad_output, state, call.pixels() + 1);
     typename Backend::Guard guard(call.input);
     if (!mask[0]) return {};
-    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
     Tensor result = empty_like(call.input, call.dtype);
     auto* lse = static_cast<const double*>(state.const_data_ptr());
     call.with_images<Backend::kStrip>(grad_dtype, ignore_index, [&](auto images, int64_t strips) {
@@ -611,7 +592,7 @@ struct AffinityFieldLoss {
                                             images,
                                             lse,
                                             ScoreGradient<typename Im::Storage>(result),
-                                            scalar_operand(grad_output, grad_dtype),
+                                            operand_of(grad_output),
                                             lse + call.pixels()};
       Backend::each(strips, 64 * Backend::kStrip * call.shape[1], body);
     });

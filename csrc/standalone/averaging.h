@@ -55,8 +55,7 @@ struct EmaUpdate {
   static Iteration<3> step(const Tensor& average, const Tensor& param, const Tensor& first, size_t i) {
     std::string a = item("averages", i), p = item("params", i);
     Shape shape = shape_of(average);
-    if (shape != shape_of(param))
-      fail(name, p, " of the shape of ", a, ", got ", shape_text(shape), " and ", shape_text(shape_of(param)));
+    check_same_shape(name, p, shape_of(param), a, shape);
     DType dtype = dtype_of(name, a, average, false), other = dtype_of(name, p, param, false);
     if (dtype != other) fail(name, p, " of the dtype of ", a, ", got ", name_of(dtype), " and ", name_of(other));
     expect_one_device(name, average, param);

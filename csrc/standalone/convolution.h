@@ -95,9 +95,7 @@ struct Checked {
   // A required operand, of the input's device and dtype.
   Tensor operand(const Inputs& tensors, int k) const {
     Tensor t = detached(required(F::name, F::args, k, tensors[k]));
-    expect_one_device(F::name, input, t);
-    DType got = dtype_of(F::name, name(k), t, false);
-    if (got != dtype) fail(F::name, name(k), " of the dtype of input, ", name_of(dtype), ", got ", name_of(got));
+    check_operand(F::name, name(k), t, input, dtype);
     return t;
   }
 
@@ -137,12 +135,8 @@ struct Checked {
 
   Tensor new_result() const { return convolution::new_result(unbatched ? like_unbatched() : input, shape); }
   Tensor like_unbatched() const { return torch::stable::squeeze(input, 0); }
-  Tensor checked_grad(const Tensor& grad_output, const std::vector<bool>& mask) const {
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    if (shape_of(grad_output) != shape)
-      fail(F::name, "grad_output of shape ", shape_text(shape), ", got ", shape_text(shape_of(grad_output)));
-    expect_one_device(F::name, input, grad_output);
-    dtype_of(F::name, "grad_output", grad_output, true);
+  Tensor checked_grad(const Tensor& grad_output) const {
+    check_grad_output(F::name, grad_output, shape, input);
     return torch::stable::to(batched(detached(grad_output), 4), scalar_type(dtype));
   }
 };
@@ -161,10 +155,7 @@ template <class Backend>
 Tensor coordinates(const Tensor& input, DType dtype) {
   int64_t height = input.size(2), width = input.size(3);
   Tensor t = new_empty(input, {1, 2, height, width}, dtype);
-  Operand out;
-  out.data = t.mutable_data_ptr();
-  out.dtype = dtype;
-  Backend::each(2 * height * width, 8, Coordinates{out, height, width});
+  Backend::each(2 * height * width, 8, Coordinates{operand_of(t), height, width});
   return t;
 }
 
@@ -194,7 +185,7 @@ struct CoordConv2d {
       if (bias) expect_shape(tensors, 2, {weight.size(0)});
     }
     // Coordinates and their bias are not rounded before the sum is.
-    DType wide() const { return dtype == DType::float64 ? dtype : DType::float32; }
+    DType wide() const { return compute_dtype(dtype); }
     Tensor weight_of_coordinates() const {
       return torch::stable::to(convolution::channels(weight, 0, 2), scalar_type(wide()));
     }
@@ -241,7 +232,7 @@ struct CoordConv2d {
     using namespace convolution;
     Call call(options, tensors);
     typename Backend::Guard guard(call.input);
-    Tensor grad = call.checked_grad(grad_output, mask);
+    Tensor grad = call.checked_grad(grad_output);
     std::vector<Tensor> results;
     for (int k = 0; k < gradients; k++)
       if (mask[k]) results.push_back(empty_like(*tensors[k], call.dtype));
@@ -336,7 +327,7 @@ struct DynamicConv2d {
     using namespace convolution;
     Call call(options, tensors);
     typename Backend::Guard guard(call.input);
-    Tensor grad = call.checked_grad(grad_output, mask);
+    Tensor grad = call.checked_grad(grad_output);
     std::vector<Tensor> results;
     for (int k = 0; k < gradients; k++)
       if (mask[k]) results.push_back(empty_like(*tensors[k], call.dtype));

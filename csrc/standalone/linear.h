@@ -29,22 +29,11 @@ void product(const Tensor& out, const Tensor& a, const Tensor& b) {
   else Backend::wide_product(out, a, b);
 }
 
-inline int64_t count_of(const Shape& shape) {
-  int64_t count = 1;
-  for (int64_t size : shape) count *= size;
-  return count;
-}
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
   return narrow(t, 0, first, count);
 }
 inline Tensor ones(const Tensor& like, const Shape& shape, DType dtype) {
   return torch::stable::fill_(new_empty(like, shape, dtype), 1.0);
-}
-inline Operand flat_operand(const Tensor& t) {
-  Operand o;
-  o.data = const_cast<void*>(t.const_data_ptr());
-  o.dtype = *known_dtype(t.scalar_type());
-  return o;
 }
 
 // A gradient of the sum of losses, the gradient of their mean or sum, the normaliser. That is 0 where no row counts,
@@ -87,7 +76,7 @@ struct Call {
   DType dtype, result;
   Shape row_shape;  // of the losses: (..., d1 ... dk)
   Shape places;     // (P), or () without k
-  int64_t rows, features, classes;
+  int64_t rows, features, classes, columns;
   bool probabilities;
 
   explicit Call(const Inputs& tensors)
@@ -101,35 +90,32 @@ struct Call {
     if (of_weight.size() < 2 || of_weight.back() != features)
       fail(F::name, "linear_weight of shape (C, ..., ", features, ") for input of shape ", shape_text(shape), ", got ",
            shape_text(of_weight));
-    check_operand(kLinearWeightAt, linear_weight);
+    check_operand(F::name, name(kLinearWeightAt), linear_weight, input, dtype);
     classes = of_weight[0];
     Shape outputs(of_weight.begin(), of_weight.end() - 1);  // (C, d1 ... dk)
     Shape inner(outputs.begin() + 1, outputs.end());
+    columns = element_count(F::name, outputs);
     if (!inner.empty()) {
-      places = {count_of(inner)};
+      places = {element_count(F::name, inner)};
       if (shape.size() != 2)
         fail(F::name, "input of shape (N, ", features, ") for linear_weight of shape ", shape_text(of_weight), ", got ",
              shape_text(shape));
     }
     if (tensors[kLinearBiasAt]) {
       linear_bias = detached(*tensors[kLinearBiasAt]);
-      if (shape_of(*linear_bias) != outputs)
-        fail(F::name, "linear_bias of shape ", shape_text(outputs), " for linear_weight of shape ",
-             shape_text(of_weight), ", got ", shape_text(shape_of(*linear_bias)));
-      check_operand(kLinearBiasAt, *linear_bias);
-      linear_bias = torch::stable::reshape(*linear_bias, {columns()});
+      check_shape(F::name, "linear_bias", shape_of(*linear_bias), outputs, "linear_weight", of_weight);
+      check_operand(F::name, name(kLinearBiasAt), *linear_bias, input, dtype);
+      linear_bias = torch::stable::reshape(*linear_bias, {columns});
     }
     if (tensors[kWeightAt]) weight = detached(*tensors[kWeightAt]);
 
     row_shape.assign(shape.begin(), shape.end() - 1);
-    rows = count_of(row_shape);
+    rows = element_count(F::name, row_shape);
     if (shape.size() > 2) {
       // the row kernels know no more than one dimension before the classes
       Shape expected = row_shape;
       if (is_floating(dtype_of(F::name, name(kTargetAt), target, false))) expected.push_back(classes);
-      if (shape_of(target) != expected)
-        fail(F::name, name(kTargetAt), " of shape ", shape_text(expected), " for input of shape ", shape_text(shape),
-             ", got ", shape_text(shape_of(target)));
+      check_shape(F::name, name(kTargetAt), shape_of(target), expected, "input", shape);
       target = torch::stable::reshape(target, expected.size() == row_shape.size() ? Shape{rows} : Shape{rows, classes});
     }
     // their own checks, on scores that take no memory
@@ -141,24 +127,18 @@ struct Call {
     result = checked.result;
     row_shape.insert(row_shape.end(), inner.begin(), inner.end());
     element_count(F::name, {rows, features});
-    element_count(F::name, {rows, columns()});
+    element_count(F::name, {rows, columns});
     input = torch::stable::reshape(input, {rows, features});
-    linear_weight = torch::stable::reshape(linear_weight, {columns(), features});
+    linear_weight = torch::stable::reshape(linear_weight, {columns, features});
     target = torch::stable::reshape(target, probabilities ? scores_shape(rows) : losses_shape(rows));
   }
 
   ArgumentName name(int k) const { return {F::args, k}; }
-  void check_operand(int k, const Tensor& t) const {
-    expect_one_device(F::name, input, t);
-    DType got = dtype_of(F::name, name(k), t, false);
-    if (got != dtype) fail(F::name, name(k), " of the dtype of input, ", name_of(dtype), ", got ", name_of(got));
-  }
-  int64_t columns() const { return classes * count_of(places); }
   // Of the losses of so many rows, and of their scores, whose columns are the places of one class, then of the next.
   Shape losses_shape(int64_t count) const { return with_places({count}); }
   Shape scores_shape(int64_t count) const { return with_places({count, classes}); }
   // What sums over rows are kept in.
-  DType wide() const { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+  DType wide() const { return compute_dtype(dtype); }
 
  private:
   Shape with_places(Shape shape) const {
@@ -178,8 +158,8 @@ struct GradientSums {
   template <class F>
   GradientSums(const Call<F>& call, const std::vector<bool>& mask) : mask(mask) {
     shape[kInputAt] = {call.rows, call.features};
-    shape[kLinearWeightAt] = {call.columns(), call.features};
-    shape[kLinearBiasAt] = {call.columns(), 1};
+    shape[kLinearWeightAt] = {call.columns, call.features};
+    shape[kLinearBiasAt] = {call.columns, 1};
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       start[k] = end;
       if (mask[k]) end += shape[k][0] * shape[k][1];
@@ -202,12 +182,12 @@ class Pass {
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
     bool apart = gradients && !Backend::Rows::gradients_in_place;
     // expanded operands have more columns than their bytes can be counted
-    int64_t row_bytes = std::min(call.columns(), kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
+    int64_t row_bytes = std::min(call.columns, kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
     int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
     chunks_ = row_bytes ? (call.rows + most - 1) / most : 0;    // nothing to do for no places
     rows_ = chunks_ ? (call.rows + chunks_ - 1) / chunks_ : 0;  // chunks of about one size
-    scores_ = new_empty(call.input, {rows_, call.columns()}, call.dtype);
-    slopes_ = apart ? new_empty(call.input, {rows_, call.columns()}, call.dtype) : scores_;
+    scores_ = new_empty(call.input, {rows_, call.columns}, call.dtype);
+    slopes_ = apart ? new_empty(call.input, {rows_, call.columns}, call.dtype) : scores_;
   }
   int64_t chunks() const { return chunks_; }
 
@@ -259,9 +239,8 @@ class Pass {
  private:
   // (count, C P) as the row kernels have it
   Tensor as_scores(const Tensor& t) const {
-    Shape shape = call_.scores_shape(t.size(0)), strides(shape.size(), 1);
-    for (size_t d = shape.size() - 1; d > 0; d--) strides[d - 1] = strides[d] * shape[d];
-    return strided(t, shape, strides);
+    Shape shape = call_.scores_shape(t.size(0));
+    return strided(t, shape, contiguous_strides(shape));
   }
   // sum += slopes^T x; the first chunk sets it.
   void sum_rows(const Tensor& sum, bool first, const Tensor& slopes, const Tensor& x) const {
@@ -274,8 +253,8 @@ class Pass {
     // low precision: some classes at a time, and added up in float32
     int64_t row_bytes = std::max<int64_t>(1, x.size(1)) * size_of(call_.wide());
     int64_t most = std::max<int64_t>(1, kChunkBytes / 8 / row_bytes);
-    for (int64_t at = 0; at < call_.columns(); at += most) {
-      int64_t count = std::min(most, call_.columns() - at);
+    for (int64_t at = 0; at < call_.columns; at += most) {
+      int64_t count = std::min(most, call_.columns - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);
       product<Backend>(first ? to : part, rows_of(by_class, at, count), x);
       if (!first) map_tensors<Backend, Add>(ScoreLoss::name, call_.wide(), {to, part}, to);
@@ -330,9 +309,7 @@ struct LinearCrossEntropy {
     Call<LinearCrossEntropy> call(tensors);
     check(call);
     typename Backend::Guard guard(call.input);
-    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
-    DType loss_dtype = out_dtype == DType::float64 || call.result == DType::float64 ? DType::float64 : DType::float32;
+    DType out_dtype = result_dtype(name, dtype, call.result), loss_dtype = compute_dtype(out_dtype, call.result);
     bool keep = kept(reduction, mask), reduced = reduction != Reduction::none;
     GradientSums sums(call, keep ? mask : std::vector<bool>(gradients));
     Tensor state = new_empty(call.input, {sums.end + 1}, call.wide());
@@ -340,7 +317,6 @@ struct LinearCrossEntropy {
 
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, keep);
     if (pass.chunks() == 0) torch::stable::zero_(state);
-    int64_t places = count_of(call.places);
     Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
     Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
     Tensor one = ones(call.input, {}, call.wide());
@@ -352,10 +328,10 @@ struct LinearCrossEntropy {
     });
 
     Tensor result = new_empty(call.input, {}, out_dtype);
-    FinishLoss finish{reduced ? flat_operand(result) : Operand{}, flat_operand(rows_of(state, sums.end, 1)),
+    FinishLoss finish{reduced ? operand_of(result) : Operand{}, operand_of(rows_of(state, sums.end, 1)),
                       reduction == Reduction::mean};
-    SumLosses sum{flat_operand(losses), flat_operand(normalisers), pass.chunks()};
-    Backend::template total<2>(losses, call.rows * places, 1, sum, finish);
+    SumLosses sum{operand_of(losses), operand_of(normalisers), pass.chunks()};
+    Backend::template total<2>(losses, losses.numel(), 1, sum, finish);
     if (reduced) return {result, state};
     Tensor of_rows = torch::stable::to(losses, scalar_type(out_dtype));
     return {torch::stable::reshape(of_rows, call.row_shape), state};
@@ -368,23 +344,14 @@ struct LinearCrossEntropy {
     Call<LinearCrossEntropy> call(tensors);
     check(call);
     typename Backend::Guard guard(call.input);
-    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
     bool reduced = reduction != Reduction::none;
-    Shape expected = reduced ? Shape{} : call.row_shape;
-    if (shape_of(grad_output) != expected)
-      fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
-    expect_one_device(name, call.input, grad_output);
-    expect_one_device(name, call.input, state);
+    DType grad_dtype = check_grad_output(name, grad_output, reduced ? Shape{} : call.row_shape, call.input);
     for (int k : {kTargetAt, kWeightAt})
-      if (mask[k] && !call.probabilities)
-        fail(name, call.name(k), " without gradient for a target of class indices, got one that asks for it");
+      check_no_gradient_beside_indices(name, call.name(k), mask[k], !call.probabilities);
     GradientSums sums(call, mask);
     bool keep = kept(reduction, mask);
     Shape of_state = {(keep ? sums.end : 0) + 1};
-    if (state.scalar_type() != scalar_type(call.wide()) || shape_of(state) != of_state || !state.is_contiguous())
-      fail(name, "the ", name_of(call.wide()), " state of the forward pass, of shape ", shape_text(of_state), ", got ",
-           shape_text(shape_of(state)));
+    check_state(name, state, of_state, call.wide(), call.input);
 
     std::optional<Tensor> grads[kArguments];
     for (int k = 0; k < kArguments; k++)
@@ -407,7 +374,7 @@ struct LinearCrossEntropy {
       results.push_back(*grads[k]);
       if (k == kTargetAt || k == kWeightAt) continue;
       Tensor part = torch::stable::reshape(sums.part(k), shape_of(*grads[k]));
-      DType compute = grad_dtype == DType::float64 ? grad_dtype : call.wide();
+      DType compute = compute_dtype(grad_dtype, call.dtype);
       if (keep) map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
       else torch::stable::copy_(*grads[k], part);
     }
@@ -426,7 +393,7 @@ struct LinearCrossEntropy {
                  std::optional<Tensor>& grad_target, std::optional<Tensor>& grad_weight) const {
     using namespace linear;
     bool products = sums.end > 0;
-    DType loss_dtype = call.result == DType::float64 ? call.result : call.wide();
+    DType loss_dtype = compute_dtype(call.result, call.dtype);
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, products);
     if (pass.chunks() == 0) torch::stable::zero_(sums.flat);
     if (grad_weight) torch::stable::zero_(*grad_weight);

@@ -163,7 +163,7 @@ struct Lovasz {
   std::tuple<Tensor, Tensor> forward(Inputs inputs, std::optional<Reduction>, std::optional<ScalarType> dtype) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
-    DType out_dtype = dtype ? dtype_of(Op::name, *dtype) : c.result;
+    DType out_dtype = result_dtype(Op::name, dtype, c.result);
     Tensor out = new_empty(c.input, {}, out_dtype);
     std::optional<Tensor> state;
     in_compute_type(c.result, out_dtype, [&](auto zero) {
@@ -232,9 +232,10 @@ struct Lovasz {
                            const std::vector<bool>& mask) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
-    c.check_grad(grad_output, {}, mask, gradients);
-    DType dtype = state.scalar_type() == ScalarType::Double ? DType::float64 : DType::float32;
-    c.check_state(state, state_shape(c), c.result == DType::float64 ? DType::float64 : dtype);
+    check_grad_output(Op::name, grad_output, {}, c.input);
+    // of the type that the forward pass computed in, which the result's dtype decided too
+    DType dtype = compute_dtype(c.result, state.scalar_type() == ScalarType::Double ? DType::float64 : DType::float32);
+    check_state(Op::name, state, state_shape(c), dtype, c.input);
     if (!mask[0]) return {};
     Tensor grad_input = empty_like(c.input, c.input_dtype);
     in_compute_type(dtype, DType::float32,
@@ -245,7 +246,6 @@ struct Lovasz {
   template <class Backend, class T>
   void backward(const RegionCall& call, const Tensor& grad_output, const Tensor& state,
                 const Tensor& grad_input) const {
-    DType grad_dtype = dtype_of(Op::name, "grad_output", grad_output, true);
     if constexpr (Op::softmax) {
       RegionPass<T> pass;
       pass.regions = call.regions(op().batch(), ignore_index, &grad_input);
@@ -258,13 +258,9 @@ struct Lovasz {
       Backend::Regions::template grad_softmax<T, true>(pass, k, gradient);
     } else {
       // the planes are the input's elements, in their order
-      View views[] = {view_of(grad_output, grad_dtype, call.shape),
-                      {const_cast<void*>(state.const_data_ptr()), dtype_of_storage<T>, Shape(call.shape.size())},
+      View views[] = {view_of(grad_output, *known_dtype(grad_output.scalar_type()), call.shape),
+                      contiguous_view(const_cast<void*>(state.const_data_ptr()), dtype_of_storage<T>, call.shape),
                       view_of(grad_input, call.input_dtype, call.shape)};
-      for (int64_t d = int64_t(call.shape.size()) - 1, step = 1; d >= 0; d--) {
-        views[1].strides[size_t(d)] = step;
-        step *= call.shape[size_t(d)];
-      }
       Backend::Pointwise::template map<T, 2, 1>(make_iteration<3>(Op::name, call.shape, views),
                                                 ScaledProduct{scale(call)});
     }

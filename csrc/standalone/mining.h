@@ -164,17 +164,15 @@ struct OHEMCrossEntropy : OHEMRows {
                                      std::optional<ScalarType> dtype) const {
     Call call(inputs);
     typename Backend::Guard guard(call.input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
+    DType out_dtype = result_dtype(name, dtype, call.result);
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
     Tensor state = new_empty(call.input, {call.state_size()}, DType::float64), target = as_int64(call.target);
-    Operand to;
-    to.data = out.mutable_data_ptr();
-    to.dtype = out_dtype;
+    Operand to = operand_of(out);
     Marks marks(state, call.rows);
     in_compute_type(call.result, out_dtype, [&](auto zero) {
       using T = decltype(zero);
-      DType wide = sizeof(T) == 8 ? DType::float64 : DType::float32;
+      constexpr DType wide = dtype_of_storage<T>;
       Tensor nll = new_empty(call.input, call.row_shape, wide);
       Backend::Rows::template forward<T, 0>(rows(), call.problem(state, &nll, nullptr, nullptr, nullptr), nll, wide);
       auto* losses = static_cast<const T*>(nll.const_data_ptr());
@@ -206,7 +204,7 @@ struct OHEMCrossEntropy : OHEMRows {
                            std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     Call call(inputs);
     typename Backend::Guard guard(call.input);
-    DType grad_dtype = call.check_grad(grad_output, state, reduction != Reduction::none, mask);
+    DType grad_dtype = call.check_grad(grad_output, state, reduction != Reduction::none);
     if (!mask[0]) return {};
     Tensor target = as_int64(call.target), selected = new_empty(target, call.row_shape, DType::int64);
     Backend::each(call.rows, 1,

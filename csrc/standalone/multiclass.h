@@ -124,34 +124,25 @@ struct MarginCall {
     if (shape.size() > 2) fail(F::name, "input of shape (C) or (N, C), got ", shape_text(shape));
     rows = shape.size() == 2 ? shape[0] : 1;
     classes = shape.empty() ? 1 : shape.back();
-    if (classes == 0) fail(F::name, "input of at least one class, got ", shape_text(shape));
-    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
-      fail(F::name, "target of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    check_classes(F::name, "input", shape, classes);
+    check_class_indices(F::name, "target", target_dtype);
     result_shape = shape.size() == 2 ? Shape{rows} : Shape{};
     if constexpr (F::lists) {
       // one class may come without a dimension
       auto at_least_1d = [](const Shape& s) { return s.empty() ? Shape{1} : s; };
       if (at_least_1d(got) != at_least_1d(shape))
-        fail(F::name, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(got));
+        fail_shapes(F::name, "target", " of the shape of ", "input", shape, got);
     } else {
       bool one_row = rows == 1 && (got.empty() || got == Shape{1});
-      if (got != result_shape && !one_row)
-        fail(F::name, "target of shape ", shape_text(result_shape), " for input of shape ", shape_text(shape), ", got ",
-             shape_text(got));
+      if (!one_row) check_shape(F::name, "target", got, result_shape, "input", shape);
       result_shape = got;
     }
     if (inputs.size() > 2 && inputs[2]) {
       weight = inputs[2];
-      dtype_of(F::name, "weight", *weight, false);
-      expect_one_device(F::name, input, *weight);
-      if (shape_of(*weight) != Shape{classes})
-        fail(F::name, "weight of one entry a class, ", shape_text({classes}), ", got ", shape_text(shape_of(*weight)));
+      check_class_weight(F::name, "weight", *weight, classes, input);
     }
   }
 
-  static Operand operand(const Tensor& t) {
-    return {const_cast<void*>(t.const_data_ptr()), *known_dtype(t.scalar_type())};
-  }
   // The stride from row to row, and the last dimension's.
   static std::array<int64_t, 2> strides(const Tensor& t, bool row) {
     auto s = t.strides();
@@ -160,16 +151,9 @@ struct MarginCall {
   }
   Classes targets() const {
     auto s = strides(target, !F::lists);
-    return {operand(target), s[0], s[1], classes};
+    return {operand_of(target), s[0], s[1], classes};
   }
-  Operand class_weight() const {
-    Operand o;
-    if (weight) {
-      o = operand(*weight);
-      o.stride[0] = weight->strides()[0];
-    }
-    return o;
-  }
+  Operand class_weight() const { return weight ? operand_of(*weight) : Operand{}; }
   template <class T, class S, int L>
   static Scores<T, S, L> scores(const Tensor& t) {
     auto s = strides(t, false);
@@ -204,14 +188,14 @@ struct MarginCall {
   Tensor reduce(Reduction reduction, DType out_dtype, Losses losses) const {
     if (reduction == Reduction::none) {
       Tensor out = new_empty(input, result_shape, out_dtype);
-      losses(operand(out));
+      losses(operand_of(out));
       return out;
     }
     Tensor out = new_empty(input, {}, out_dtype), each = new_empty(input, {rows}, DType::float64);
-    losses(operand(each));
+    losses(operand_of(each));
     SumOfRows sum{static_cast<const double*>(each.const_data_ptr())};
     double divisor = reduction == Reduction::mean ? double(rows) : 1.0;
-    Backend::template total<1>(input, rows, 1, sum, WriteQuotient{operand(out), divisor});
+    Backend::template total<1>(input, rows, 1, sum, WriteQuotient{operand_of(out), divisor});
     return out;
   }
   struct RowGradient {
@@ -223,14 +207,9 @@ struct MarginCall {
       return T(get<double>(grad, r * row) * scale);
     }
   };
-  RowGradient check_backward(const Tensor& grad_output, Reduction reduction, const std::vector<bool>& mask) const {
-    Shape expected = reduction == Reduction::none ? result_shape : Shape{};
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(mask.size() == 1, F::name, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(F::name, input, grad_output);
-    dtype_of(F::name, "grad_output", grad_output, true);
-    return {operand(grad_output), strides(grad_output, true)[0],
+  RowGradient check_grad(const Tensor& grad_output, Reduction reduction) const {
+    check_grad_output(F::name, grad_output, reduction == Reduction::none ? result_shape : Shape{}, input);
+    return {operand_of(grad_output), strides(grad_output, true)[0],
             reduction == Reduction::mean ? 1.0 / double(rows) : 1.0};
   }
 };
@@ -336,7 +315,7 @@ struct MultiMarginLoss {
   Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
     MarginCall<MultiMarginLoss> call(inputs);
     typename Backend::Guard guard(call.input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    DType out_dtype = result_dtype(name, dtype, call.dtype);
     call.check_targets<Backend>(InvalidClass{call.targets()}, "");
     return call.reduce<Backend>(*reduction, out_dtype, [&](const Operand& loss) {
       call.with_scores<kClassStrip<Backend>>(out_dtype, [&](auto x) {
@@ -349,7 +328,7 @@ struct MultiMarginLoss {
   std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
                            const std::vector<bool>& mask) const {
     MarginCall<MultiMarginLoss> call(inputs);
-    auto g = call.check_backward(grad_output, *reduction, mask);
+    auto g = call.check_grad(grad_output, *reduction);
     typename Backend::Guard guard(call.input);
     if (!mask[0]) return {};
     call.check_targets<Backend>(InvalidClass{call.targets()}, "");
@@ -485,7 +464,7 @@ struct MultilabelMarginLoss {
   Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
     Call call(inputs);
     typename Backend::Guard guard(call.input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.dtype;
+    DType out_dtype = result_dtype(name, dtype, call.dtype);
     Tensor marks = new_empty(call.input, {call.rows, call.classes}, DType::uint8);
     ClassList list = list_of(call, marks);
     call.check_targets<Backend>(InvalidList{list}, " or -1");
@@ -499,7 +478,7 @@ struct MultilabelMarginLoss {
   std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
                            const std::vector<bool>& mask) const {
     Call call(inputs);
-    auto g = call.check_backward(grad_output, *reduction, mask);
+    auto g = call.check_grad(grad_output, *reduction);
     typename Backend::Guard guard(call.input);
     if (!mask[0]) return {};
     Tensor result = empty_like(call.input, call.dtype);
@@ -609,8 +588,8 @@ struct MultilabelSoftMarginLoss {
         }
         auto joined = broadcast(shape, shape_of(t));
         if (!joined)
-          fail(name, ArgumentName{args, k}, " that broadcasts with input, got ", shape_text(shape_of(*tensors[0])),
-               " and ", shape_text(shape_of(t)));
+          fail_shapes(name, ArgumentName{args, k}, " that broadcasts with ", "input", shape_of(*tensors[0]),
+                      shape_of(t));
         shape = *joined;
       }
       element_count(name, shape);
@@ -619,7 +598,7 @@ struct MultilabelSoftMarginLoss {
       row_shape.erase(row_shape.begin() + axis);
       for (int64_t s : row_shape) rows *= double(s);
     }
-    View view(int k) const { return tensors[k] ? view_of(*tensors[k], dtypes[k], shape) : constant_one(shape); }
+    View view(int k) const { return tensors[k] ? view_of(*tensors[k], dtypes[k], shape) : absent_view(shape); }
     // A view over the rows.
     View row_view(View v) const {
       v.strides.erase(v.strides.begin() + axis);
@@ -637,7 +616,7 @@ struct MultilabelSoftMarginLoss {
     Call call(inputs);
     const Tensor& input = *call.tensors[0];
     typename Backend::Guard guard(input);
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : call.result;
+    DType out_dtype = result_dtype(name, dtype, call.result);
     bool none = reduction == Reduction::none;
     Tensor out = new_empty(input, none ? call.row_shape : Shape{}, out_dtype);
     View views[4] = {call.view(0), call.view(1), call.view(2)};
@@ -667,11 +646,7 @@ struct MultilabelSoftMarginLoss {
     typename Backend::Guard guard(input);
     bool none = reduction == Reduction::none;
     Shape expected = none ? call.row_shape : Shape{};
-    if (shape_of(grad_output) != expected)
-      fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(name, input, grad_output);
-    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    DType grad_dtype = check_grad_output(name, grad_output, expected, input);
     View grad_view = view_of(grad_output, grad_dtype, expected);
     if (none) grad_view.strides.insert(grad_view.strides.begin() + call.axis, 0);
     else grad_view.strides.assign(call.shape.size(), 0);
@@ -679,13 +654,12 @@ struct MultilabelSoftMarginLoss {
     std::optional<Tensor> full[3];
     View views[7] = {grad_view, call.view(0), call.view(1), call.view(2)};
     for (int k = 0; k < 3; k++) {
-      views[4 + k] = {nullptr, DType::float32, Shape(call.shape.size(), 0)};
+      views[4 + k] = absent_view(call.shape);
       if (!mask[k]) continue;
       const Tensor& t = required(name, args, k, call.tensors[k]);
-      if (!is_floating(call.dtypes[k]))
-        fail(name, ArgumentName{args, k}, " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+      check_differentiable(name, ArgumentName{args, k}, call.dtypes[k]);
       // that of an operand which was expanded is summed, in a wide type
-      DType wide = call.result == DType::float64 ? DType::float64 : DType::float32;
+      DType wide = compute_dtype(call.result);
       bool same = shape_of(t) == call.shape;
       full[k] = same ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
       views[4 + k] = view_of(*full[k], same ? call.dtypes[k] : wide, call.shape);

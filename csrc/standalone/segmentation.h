@@ -131,7 +131,7 @@ struct OverlapLoss {
   std::tuple<Tensor, Tensor> forward(Inputs inputs, std::optional<Reduction>, std::optional<ScalarType> dtype) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
-    DType out_dtype = dtype ? dtype_of(Op::name, *dtype) : c.result;
+    DType out_dtype = result_dtype(Op::name, dtype, c.result);
     Tensor out = new_empty(c.input, result_shape(c), out_dtype);
     Tensor state = new_empty(c.input, state_shape(c), DType::float64);
     Regions regions = c.regions(op().batch, ignore_index);
@@ -159,16 +159,15 @@ struct OverlapLoss {
                            const std::vector<bool>& mask) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
-    c.check_grad(grad_output, result_shape(c), mask, Op::gradients);
-    c.check_state(state, state_shape(c), DType::float64);
-    if (Op::gradients == 2 && mask.back() && !c.soft)
-      fail(Op::name, "target without gradient for a target of class indices, got one that asks for it");
+    DType grad_dtype = check_grad_output(Op::name, grad_output, result_shape(c), c.input);
+    check_state(Op::name, state, state_shape(c), DType::float64, c.input);
+    if (Op::gradients == 2) check_no_gradient_beside_indices(Op::name, "target", mask.back(), !c.soft);
     // the pass always writes the gradient in the input
     Tensor grad_input = empty_like(c.input, c.input_dtype);
     std::optional<Tensor> grad_target;
     if (Op::gradients == 2 && mask.back()) grad_target = empty_like(c.target, c.target_dtype);
     Regions regions = c.regions(op().batch, ignore_index, &grad_input, grad_target ? &*grad_target : nullptr);
-    in_compute_type(c.result, dtype_of(Op::name, "grad_output", grad_output, true), [&](auto zero) {
+    in_compute_type(c.result, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       RegionPass<T> p = pass<Backend, T>(c, regions);
       Tensor coefficients = new_empty(c.input, state_shape(c), dtype_of_storage<T>);

@@ -1,6 +1,6 @@
 #pragma once
 // Losses over sequences.
-#include "../base/tensor.h"
+#include "../skeletons/standalone.h"
 #include "shared/ctc.h"
 
 namespace lossreg {
@@ -43,8 +43,7 @@ struct CTCLoss {
     ctc::Batch& b = c.batch;
     b.steps = shape[0], b.samples = batched ? shape[1] : 1, b.classes = shape.back(), b.blank = blank;
     if (blank < 0 || blank >= b.classes) fail(name, "blank in [0, ", b.classes, "), got ", blank);
-    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
-      fail(name, "targets of dtype int64, int32 or uint8, got ", name_of(target_dtype));
+    check_class_indices(name, "targets", target_dtype);
     bool rows = labels.size() == 2 && labels[0] == b.samples;
     if (!rows && labels.size() != 1)
       fail(name, "targets of shape [", b.samples, ", S] or [sum of target_lengths] for log_probs of shape ",
@@ -58,8 +57,8 @@ struct CTCLoss {
       c.log_probs = torch::stable::to(c.log_probs, ScalarType::Double);
       c.dtype = DType::float64;
     }
-    b.log_probs = operand(c.log_probs, c.dtype, batched);
-    b.targets = operand(c.targets, target_dtype, true);
+    b.log_probs = by_step(c.log_probs);
+    b.targets = operand_of(c.targets);
     b.ends = nullptr;
     if (!rows) {
       b.targets.stride[1] = b.targets.stride[0];
@@ -89,16 +88,12 @@ struct CTCLoss {
            shape_text(shape_of(log_probs)), ", got ", shape_text(shape_of(t)));
     if (!log_probs.is_cpu() && t.is_cpu()) t = torch::stable::to(t, log_probs.device(), true);
     expect_one_device(name, log_probs, t);
-    return operand(t, dtype, true);
+    return operand_of(t);
   }
-  // With a dimension of samples: where there is none, its stride is 0.
-  static Operand operand(const Tensor& t, DType dtype, bool batched) {
-    Operand o;
-    o.data = const_cast<void*>(t.const_data_ptr());
-    o.dtype = dtype;
-    Shape strides(t.strides().begin(), t.strides().end());
-    if (!batched) strides.insert(strides.begin() + 1, 0);
-    std::copy(strides.begin(), strides.end(), o.stride);
+  // Of the shape (T, N, C), or of (T, C), where the stride from sample to sample is 0.
+  static Operand by_step(const Tensor& t) {
+    Operand o = operand_of(t);
+    if (t.dim() == 2) o.stride[2] = std::exchange(o.stride[1], 0);
     return o;
   }
   // On the CPU only.
@@ -128,13 +123,6 @@ struct CTCLoss {
                                   loss[n]);
   }
 
-  template <class Use>
-  static void with_storage_of(DType d, Use use) {
-    if (d == DType::float64) use(double());
-    else if (d == DType::float32) use(float());
-    else if (d == DType::bfloat16) use(BFloat16());
-    else use(Float16());
-  }
   // Arrays of one row a sample.
   template <class T>
   static T* rows(const Call& c, std::vector<Tensor>& scratch, int64_t arrays) {
@@ -160,13 +148,13 @@ struct CTCLoss {
     typename Backend::Guard guard(c.log_probs);
     if constexpr (Backend::checks_values) check_values(b);
     bool reduced = reduction != Reduction::none;
-    DType out_dtype = dtype ? dtype_of(name, *dtype) : c.dtype;
+    DType out_dtype = result_dtype(name, dtype, c.dtype);
     Tensor out = new_empty(c.log_probs, reduced || c.log_probs.dim() == 2 ? Shape{} : Shape{b.samples}, out_dtype);
     Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, DType::float64);
     Tensor losses = new_empty(c.log_probs, {b.samples}, DType::float64);
     auto* loss = static_cast<double*>(losses.mutable_data_ptr());
-    with_storage_of(c.dtype, [&](auto zero) {
-      using S = decltype(zero);
+    with_floating_storage(c.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
       std::vector<Tensor> scratch;
       auto* alpha = static_cast<double*>(state.mutable_data_ptr());
       Backend::teams(b.samples, cost(b), ctc::Forward<S>{lattice<S>(c, scratch), alpha, keep, loss});
@@ -198,25 +186,14 @@ struct CTCLoss {
     typename Backend::Guard guard(c.log_probs);
     bool one = reduction != Reduction::none || c.log_probs.dim() == 2;
     Shape expected = one ? Shape{} : Shape{b.samples};
-    if (shape_of(grad_output) != expected)
-      fail(name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == gradients, name, "one entry of output_mask a gradient", mask.size());
-    Shape state_shape{(b.steps + 1) * b.room()};
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != state_shape || !state.is_contiguous())
-      fail(name, "the float64 state of the forward pass, of shape ", shape_text(state_shape), ", got ",
-           shape_text(shape_of(state)));
-    expect_one_device(name, c.log_probs, grad_output);
-    expect_one_device(name, c.log_probs, state);
-    DType grad_dtype = dtype_of(name, "grad_output", grad_output, true);
+    check_grad_output(name, grad_output, expected, c.log_probs);
+    check_state(name, state, {(b.steps + 1) * b.room()}, DType::float64, c.log_probs);
     if (!mask[0]) return {};
 
     Tensor grad = empty_like(c.log_probs, c.dtype);
-    Operand grads = operand(grad, c.dtype, c.log_probs.dim() == 3), given;
-    given.data = const_cast<void*>(grad_output.const_data_ptr());
-    given.dtype = grad_dtype;
-    given.stride[0] = one ? 0 : grad_output.strides()[0];
-    with_storage_of(c.dtype, [&](auto zero) {
-      using S = decltype(zero);
+    Operand grads = by_step(grad), given = operand_of(grad_output);
+    with_floating_storage(c.dtype, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
       using T = ctc::Compute<S>;
       std::vector<Tensor> scratch;
       const auto* alpha = static_cast<const double*>(state.const_data_ptr());

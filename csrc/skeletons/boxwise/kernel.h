@@ -1,7 +1,7 @@
 #pragma once
 // The skeleton of the box losses: one value for each pair of boxes x1, y1, x2, y2 along the last dimension, then
 // reduced. Written once over a Backend.
-#include "../../base/tensor.h"
+#include "../checks.h"
 #include "formula.h"
 
 namespace lossreg {
@@ -35,11 +35,8 @@ struct BoxCall {
     result = promotion.result();
 
     shape = shape_of(input());
-    Shape target_shape = shape_of(*tensors[1]);
     if (shape.empty() || shape.back() != 4) fail(F::name, name(0), " of shape (..., 4), got ", shape_text(shape));
-    if (target_shape != shape)
-      fail(F::name, name(1), " of the shape of ", name(0), ", got ", shape_text(shape), " and ",
-           shape_text(target_shape));
+    check_same_shape(F::name, name(1), shape_of(*tensors[1]), name(0), shape);
     if (F::inputs == 3 && tensors.back() && tensors.back()->dim() != 0)
       fail(F::name, name(2), " of one number, of shape [], got ", shape_text(shape_of(*tensors.back())));
     shape.pop_back();
@@ -57,7 +54,7 @@ struct BoxCall {
               const std::optional<Tensor>& grad_target = {}) const {
     Boxes b;
     View views[Boxes::kRoles];
-    for (View& v : views) v = {nullptr, DType::float32, Shape(shape.size(), 0)};
+    for (View& v : views) v = absent_view(shape);
     auto place = [&](Boxes::Role k, const std::optional<Tensor>& t) {
       if (!t) return;
       views[k].data = const_cast<void*>(t->const_data_ptr());
@@ -85,7 +82,7 @@ struct BoxKernel {
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     BoxCall<F> call(std::move(inputs));
     typename Backend::Guard guard(call.input());
-    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input(), reduced ? Shape{} : call.shape, out_dtype);
     Boxes boxes = call.boxes(reduced ? std::nullopt : std::optional(out));
@@ -104,18 +101,13 @@ struct BoxKernel {
     BoxCall<F> call(std::move(inputs));
     typename Backend::Guard guard(call.input());
     Shape expected = reduction != Reduction::none ? Shape{} : call.shape;
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(F::name, call.input(), grad_output);
-    DType grad_dtype = dtype_of(F::name, "grad_output", grad_output, true);
+    DType grad_dtype = check_grad_output(F::name, grad_output, expected, call.input());
 
     std::vector<Tensor> results;
     std::optional<Tensor> grads[F::gradients];
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
-      if (!is_floating(call.dtypes[k]))
-        fail(F::name, call.name(k), " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+      check_differentiable(F::name, call.name(k), call.dtypes[k]);
       grads[k] = empty_like(*call.tensors[k], call.dtypes[k]);
       results.push_back(*grads[k]);
     }

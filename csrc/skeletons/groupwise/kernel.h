@@ -10,7 +10,7 @@
 //   value<Mode>(group), coefficients_of<Mode>(group)
 //   grad<Mode>(coefficients, x...)
 // The coefficients are the state: the backward pass reads the members once.
-#include "../../base/tensor.h"
+#include "../checks.h"
 #include "../formula.h"
 
 namespace lossreg {
@@ -135,8 +135,7 @@ struct GroupCall {
 
   ArgumentName name(int k) const { return {F::args, k}; }
   [[noreturn]] void mismatch(int k, const char* relation) const {
-    fail(F::name, name(k), relation, name(0), ", got ", shape_text(shape_of(tensors[0])), " and ",
-         shape_text(shape_of(tensors[k])));
+    fail_shapes(F::name, name(k), relation, name(0), shape_of(tensors[0]), shape_of(tensors[k]));
   }
 
   void fit_vectors() {
@@ -167,22 +166,17 @@ struct GroupCall {
   }
   void fit_classes() {
     if (shape.empty()) fail(F::name, name(0), " of shape (C) or (N, C, ...), got []");
-    for (int k = 1; k < M; k++)
-      if (shape_of(tensors[k]) != shape) mismatch(k, " of the shape of ");
+    for (int k = 1; k < M; k++) check_same_shape(F::name, name(k), shape_of(tensors[k]), name(0), shape);
     axis = shape.size() == 1 ? 0 : 1;
     members = shape[axis];
     group_shape = shape;
     group_shape.erase(group_shape.begin() + axis);
-    if (members < F::least_classes)
-      fail(F::name, name(0), " of at least ", F::least_classes == 1 ? "one class" : "two classes", ", got ",
-           shape_text(shape));
+    check_classes(F::name, name(0), shape, members, F::least_classes);
     if constexpr (has_hits<F>) {
-      if (dtypes[M] != DType::int64 && dtypes[M] != DType::int32 && dtypes[M] != DType::uint8)
-        fail(F::name, name(M), " of dtype int64, int32 or uint8, got ", name_of(dtypes[M]));
-      bool one_row = shape.size() == 1 && shape_of(tensors[M]) == Shape{1};
-      if (shape_of(tensors[M]) != group_shape && !one_row)
-        fail(F::name, name(M), " of shape ", shape_text(group_shape), " for ", name(0), " of shape ", shape_text(shape),
-             ", got ", shape_text(shape_of(tensors[M])));
+      check_class_indices(F::name, name(M), dtypes[M]);
+      Shape indices = shape_of(tensors[M]);
+      bool one_row = shape.size() == 1 && indices == Shape{1};
+      if (!one_row) check_shape(F::name, name(M), indices, group_shape, name(0), shape);
     }
   }
 
@@ -211,7 +205,7 @@ struct GroupCall {
     g.reduced = reduction != Reduction::none;
     g.mean = reduction == Reduction::mean;
     View views[G::kOperands];
-    for (View& v : views) v = {nullptr, DType::float32, Shape(group_shape.size(), 0)};
+    for (View& v : views) v = absent_view(group_shape);
     auto place = [&](int k, const Tensor& t) { views[k] = over_groups(t, *known_dtype(t.scalar_type()), g, k); };
     for (int k = 0; k < I; k++) place(k, tensors[k]);
     for (int k = 0; k < M; k++)
@@ -222,14 +216,9 @@ struct GroupCall {
       if (grads && grads[k]) place(G::kGrad + k, *grads[k]);
     if (state) {
       DType dtype = *known_dtype(state->scalar_type());
-      View& v = views[G::kState];
-      v = {state->mutable_data_ptr(), dtype, Shape(group_shape.size(), 0)};
-      for (int64_t d = int64_t(group_shape.size()) - 1, step = 1; d >= 0; d--) {
-        v.strides[d] = step;
-        step *= group_shape[d];
-      }
+      views[G::kState] = contiguous_view(state->mutable_data_ptr(), dtype, group_shape);
       g.member_stride[G::kState] = groups;
-      g.valid = static_cast<char*>(v.data) + (state_size() - 1) * size_of(dtype);
+      g.valid = static_cast<char*>(state->mutable_data_ptr()) + (state_size() - 1) * size_of(dtype);
     }
     g.it = make_iteration<G::kOperands>(F::name, group_shape, views);
     return g;
@@ -258,12 +247,8 @@ struct GroupKernel {
     GroupCall<F> call(inputs);
     typename Backend::Guard guard(call.tensors[0]);
     Shape expected = reduction == Reduction::none ? call.group_shape : Shape{};
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(F::name, call.tensors[0], grad_output);
+    check_grad_output(F::name, grad_output, expected, call.tensors[0]);
     expect_one_device(F::name, call.tensors[0], state);
-    dtype_of(F::name, "grad_output", grad_output, true);
     DType computed = dtype_of(F::name, "state", state, true);
     bool fits = computed == DType::float64 || (computed == DType::float32 && call.computed != DType::float64);
     if (!fits || shape_of(state) != Shape{call.state_size()} || !state.is_contiguous())
@@ -274,11 +259,10 @@ struct GroupKernel {
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       const Tensor& t = call.tensors[k];
-      if (!is_floating(call.dtypes[k]))
-        fail(F::name, call.name(k), " ", kFloating, " for a gradient, got ", name_of(call.dtypes[k]));
+      check_differentiable(F::name, call.name(k), call.dtypes[k]);
       // what will be summed over the expanded dimensions is not rounded before
-      DType wide = call.dtypes[k] == DType::float64 ? DType::float64 : DType::float32;
-      grads[k] = shape_of(t) == call.shape ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
+      bool whole = shape_of(t) == call.shape;
+      grads[k] = whole ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, compute_dtype(call.dtypes[k]));
     }
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
@@ -300,7 +284,7 @@ struct GroupKernel {
                     std::optional<ScalarType> dtype, bool keep, std::optional<Tensor>& state) {
     GroupCall<F> call(inputs);
     typename Backend::Guard guard(call.tensors[0]);
-    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.tensors[0], reduced ? Shape{} : call.group_shape, out_dtype);
     in_compute_type(call.computed, out_dtype, [&](auto zero) {

@@ -1,6 +1,7 @@
 #pragma once
 // The pointwise skeleton: one value an element, broadcast, then reduced. Written once over a Backend.
-#include "../../base/tensor.h"
+#include "../checks.h"
+#include "../formula.h"
 
 namespace lossreg {
 
@@ -87,7 +88,7 @@ struct PointwiseCall {
       if (optional(k) || F::shapes == Shapes::to_input) {
         if (!expands_to(aligned[k], shape)) mismatch(k, " that expands to the shape of ");
       } else if (F::shapes == Shapes::same) {
-        if (aligned[k] != shape) mismatch(k, " of the shape of ");
+        check_same_shape(F::name, name(k), aligned[k], name(0), shape);
       } else {
         if (F::shapes == Shapes::same_rank && aligned[k].size() != aligned[0].size()) mismatch(k, " of the rank of ");
         auto joined = broadcast(shape, aligned[k]);
@@ -98,12 +99,12 @@ struct PointwiseCall {
     element_count(F::name, shape);
   }
   [[noreturn]] void mismatch(int k, const char* relation) const {
-    fail(F::name, name(k), relation, name(0), ", got ", shape_text(aligned[0]), " and ", shape_text(aligned[k]));
+    fail_shapes(F::name, name(k), relation, name(0), aligned[0], aligned[k]);
   }
 
   // Operand k over the whole index space.
   View view(int k) const {
-    if (!tensors[k]) return constant_one(shape);
+    if (!tensors[k]) return absent_view(shape);
     View v{const_cast<void*>(tensors[k]->const_data_ptr()), dtypes[k], Shape(shape.size(), 0)};
     auto strides = tensors[k]->strides();
     size_t lead = shape.size() - aligned[k].size();
@@ -135,7 +136,7 @@ struct PointwiseKernel {
         warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
                      shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
     typename Backend::Guard guard(*call.tensors[0]);
-    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction && *reduction != Reduction::none;
     Tensor out = reduced ? new_empty(*call.tensors[0], {}, out_dtype) : call.full(0, out_dtype);
     in_compute_type(call.computed, out_dtype, [&](auto zero) {
@@ -167,14 +168,9 @@ struct PointwiseKernel {
     PointwiseCall<F> call(std::move(inputs));
     typename Backend::Guard guard(*call.tensors[0]);
     bool reduced = reduction && *reduction != Reduction::none;
-    Shape expected = reduced ? Shape{} : call.shape;
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(F::name, *call.tensors[0], grad_output);
+    DType grad_dtype = check_grad_output(F::name, grad_output, reduced ? Shape{} : call.shape, *call.tensors[0]);
 
     std::vector<Tensor> results;
-    DType grad_dtype = dtype_of(F::name, "grad_output", grad_output, true);
     in_compute_type(call.computed, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       bool only_first = mask[0];
@@ -202,10 +198,10 @@ struct PointwiseKernel {
     for (int k = 0; k < I; k++) views[k + 1] = call.view(k);
     for (int k = 0; k < O; k++) {
       View& v = views[I + 1 + k];
-      v = {nullptr, DType::float32, Shape(call.shape.size(), 0)};
+      v = absent_view(call.shape);
       if (!mask[k]) continue;
       DType dtype = call.dtypes[k];
-      if (!is_floating(dtype)) fail(F::name, call.name(k), " ", kFloating, " for a gradient, got ", name_of(dtype));
+      check_differentiable(F::name, call.name(k), dtype);
       results.push_back(call.full(k, dtype));
       v = view_of(results.back(), dtype, call.shape);
     }

@@ -2,7 +2,7 @@
 // The region skeleton: losses of whole regions of pixels. A region is a sample, or the whole batch at once; each of its
 // pixels has a score for every class, and a label. What is here is the host's part; cpu.h and cuda.h
 // run over the pixels.
-#include "../../base/tensor.h"
+#include "../checks.h"
 #include "../formula.h"
 
 namespace lossreg {
@@ -119,9 +119,7 @@ struct RegionCall {
     if (int64_t(shape.size()) < 1 + scored)
       fail(op, "input of shape ", scored ? "(N, C, ...)" : "(N, ...)", ", got ", shape_text(shape));
     if (scored) {
-      if (shape[1] == 0) fail(op, "input of at least one class, got ", shape_text(shape));
-      // a pixel's class is a number of 32 bits
-      if (shape[1] > INT32_MAX) fail(op, "input of at most ", INT32_MAX, " classes, got ", shape_text(shape));
+      check_classes(op, "input", shape, shape[1]);
       pixel_shape.erase(pixel_shape.begin() + 1);
     }
     element_count(op, shape);
@@ -131,10 +129,7 @@ struct RegionCall {
     promotion.add(target_dtype, target.dim());
     if (inputs.size() > 2 && inputs[2]) {
       weight = inputs[2];
-      promotion.add(dtype_of(op, "weight", *weight, false), weight->dim());
-      expect_one_device(op, input, *weight);
-      if (shape_of(*weight) != Shape{classes()})
-        fail(op, "weight of one entry a class, ", shape_text({classes()}), ", got ", shape_text(shape_of(*weight)));
+      promotion.add(check_class_weight(op, "weight", *weight, classes(), input), weight->dim());
     }
     result = promotion.result();
   }
@@ -145,15 +140,9 @@ struct RegionCall {
   void check_target(bool takes_soft) {
     Shape own = shape_of(target);
     soft = takes_soft && is_floating(target_dtype);
-    bool index = target_dtype == DType::int64 || target_dtype == DType::int32 || target_dtype == DType::uint8;
-    if (soft || !scored) {
-      if (own != shape) fail(op, "target of the shape of input, got ", shape_text(shape), " and ", shape_text(own));
-    } else if (!index) {
-      fail(op, "target of dtype int64, int32 or uint8, got ", name_of(target_dtype));
-    } else if (own != pixel_shape) {
-      fail(op, "target of shape ", shape_text(pixel_shape), " for input of shape ", shape_text(shape), ", got ",
-           shape_text(own));
-    }
+    if (soft || !scored) return check_same_shape(op, "target", own, "input", shape);
+    check_class_indices(op, "target", target_dtype);
+    check_shape(op, "target", own, pixel_shape, "input", shape);
   }
 
   // Regions of a sample each, or the batch as one.
@@ -166,7 +155,7 @@ struct RegionCall {
     r.count = batch ? 1 : samples();
     Shape inside(pixel_shape.begin() + !batch, pixel_shape.end());
     View views[Regions::kRoles];
-    for (View& v : views) v = {nullptr, DType::float32, Shape(inside.size(), 0)};
+    for (View& v : views) v = absent_view(inside);
     auto place = [&](Regions::Role k, const Tensor& t) {
       auto strides = t.strides();
       views[k] = {const_cast<void*>(t.const_data_ptr()), *known_dtype(t.scalar_type()), {}};
@@ -181,36 +170,11 @@ struct RegionCall {
     place(Regions::kTarget, target);
     if (grad_input) place(Regions::kGradInput, *grad_input);
     if (grad_target) place(Regions::kGradTarget, *grad_target);
-    for (int64_t d = int64_t(inside.size()) - 1, step = 1; d >= 0; d--) {
-      views[Regions::kFlat].strides[size_t(d)] = step;
-      step *= inside[size_t(d)];
-    }
+    views[Regions::kFlat].strides = contiguous_strides(inside);
     r.pixels = make_iteration<Regions::kRoles>(op, inside, views);
     return r;
   }
-
-  void check_grad(const Tensor& grad_output, const Shape& expected, const std::vector<bool>& mask,
-                  size_t gradients) const {
-    if (shape_of(grad_output) != expected)
-      fail(op, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(mask.size() == gradients, op, "one entry of output_mask a gradient", mask.size());
-    expect_one_device(op, input, grad_output);
-  }
-  void check_state(const Tensor& state, const Shape& expected, DType dtype) const {
-    if (state.scalar_type() != scalar_type(dtype) || shape_of(state) != expected || !state.is_contiguous())
-      fail(op, "the ", name_of(dtype), " state of the forward pass, of shape ", shape_text(expected), ", got ",
-           shape_text(shape_of(state)));
-    expect_one_device(op, input, state);
-  }
 };
-
-inline Operand operand_of(const Tensor& t) {
-  Operand o;
-  o.data = const_cast<void*>(t.const_data_ptr());
-  o.dtype = *known_dtype(t.scalar_type());
-  if (t.dim() == 1) o.stride[0] = t.strides()[0];
-  return o;
-}
 
 // The mean or the sum of one float64 a region, into the result.
 struct AddLoss {

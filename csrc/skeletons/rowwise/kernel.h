@@ -1,7 +1,7 @@
 #pragma once
 // The rowwise skeleton: one value a row of class scores, for (C) or (N, C, d1 ... dk), then reduced. Written once over
 // a Backend.
-#include "../../base/tensor.h"
+#include "../checks.h"
 #include "formula.h"
 
 namespace lossreg {
@@ -55,21 +55,15 @@ struct RowCall {
     if (shape.empty()) fail(F::name, name(0), " of shape (C) or (N, C, ...), got []");
     axis = shape.size() == 1 ? 0 : 1;
     classes = shape[axis];
-    if (classes == 0) fail(F::name, name(0), " of at least one class, got ", shape_text(shape));
-    // a row's class is a number of 32 bits
-    if (classes > INT32_MAX) fail(F::name, name(0), " of at most ", INT32_MAX, " classes, got ", shape_text(shape));
+    check_classes(F::name, name(0), shape, classes);
     row_shape = shape;
     row_shape.erase(row_shape.begin() + axis);
     element_count(F::name, shape);
     rows = element_count(F::name, row_shape);
     check_target();
     if (weight) {
-      promotion.add(dtype_of(F::name, name(2), *weight, false), weight->dim());
+      promotion.add(check_class_weight(F::name, name(2), *weight, classes, input), weight->dim());
       result = promotion.result();
-      expect_one_device(F::name, input, *weight);
-      if (shape_of(*weight) != Shape{classes})
-        fail(F::name, name(2), " of one entry a class, ", shape_text({classes}), ", got ",
-             shape_text(shape_of(*weight)));
     }
   }
 
@@ -77,32 +71,17 @@ struct RowCall {
 
   void check_target() {
     probabilities = takes_probabilities<F> && is_floating(target_dtype);
-    if (probabilities) {
-      if (shape_of(target) != shape)
-        fail(F::name, name(1), " of the shape of ", name(0), ", got ", shape_text(shape), " and ",
-             shape_text(shape_of(target)));
-      return;
-    }
-    if (target_dtype != DType::int64 && target_dtype != DType::int32 && target_dtype != DType::uint8)
-      fail(F::name, name(1), " of dtype int64, int32 or uint8, got ", name_of(target_dtype));
-    bool one_row = shape.size() == 1 && shape_of(target) == Shape{1};
-    if (shape_of(target) != row_shape && !one_row)
-      fail(F::name, name(1), " of shape ", shape_text(row_shape), " for ", name(0), " of shape ", shape_text(shape),
-           ", got ", shape_text(shape_of(target)));
+    Shape own = shape_of(target);
+    if (probabilities) return check_same_shape(F::name, name(1), own, name(0), shape);
+    check_class_indices(F::name, name(1), target_dtype);
+    bool one_row = shape.size() == 1 && own == Shape{1};
+    if (!one_row) check_shape(F::name, name(1), own, row_shape, name(0), shape);
   }
 
   // Checks what a backward pass gets beside the inputs, and returns the dtype of grad_output.
-  DType check_grad(const Tensor& grad_output, const Tensor& state, bool reduced, const std::vector<bool>& mask) const {
-    Shape expected = reduced ? Shape{} : row_shape;
-    if (shape_of(grad_output) != expected)
-      fail(F::name, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
-    expect(int(mask.size()) == F::gradients, F::name, "one entry of output_mask a gradient", mask.size());
-    if (state.scalar_type() != ScalarType::Double || shape_of(state) != Shape{state_size()} || !state.is_contiguous())
-      fail(F::name, "the float64 state of the forward pass, of shape ", shape_text({state_size()}), ", got ",
-           shape_text(shape_of(state)));
-    expect_one_device(F::name, input, grad_output);
-    expect_one_device(F::name, input, state);
-    return dtype_of(F::name, "grad_output", grad_output, true);
+  DType check_grad(const Tensor& grad_output, const Tensor& state, bool reduced) const {
+    check_state(F::name, state, {state_size()}, DType::float64, input);
+    return check_grad_output(F::name, grad_output, reduced ? Shape{} : row_shape, input);
   }
 
   // A tensor over the rows; the class dimension, if it has one, goes into class_stride.
@@ -126,14 +105,10 @@ struct RowCall {
     Rows r;
     r.classes = classes;
     View views[kRowOperands];
-    for (View& v : views) v = {nullptr, DType::float32, Shape(row_shape.size(), 0)};
+    for (View& v : views) v = absent_view(row_shape);
     views[kInput] = over_rows(input, input_dtype, r, kInput);
     views[kTarget] = over_rows(target, target_dtype, r, kTarget);
-    views[kState] = {state.mutable_data_ptr(), DType::float64, Shape(row_shape.size(), 0)};
-    for (int64_t d = int64_t(row_shape.size()) - 1, step = 1; d >= 0; d--) {
-      views[kState].strides[d] = step;
-      step *= row_shape[d];
-    }
+    views[kState] = contiguous_view(state.mutable_data_ptr(), DType::float64, row_shape);
     r.class_stride[kState] = rows;  // from the maximum to what is added to it
     auto place = [&](RowOperand k, const Tensor* t) {
       if (t) views[k] = over_rows(*t, *known_dtype(t->scalar_type()), r, k);
@@ -144,11 +119,7 @@ struct RowCall {
     place(kGradWeight, grad_weight);
     r.it = make_iteration<kRowOperands>(F::name, row_shape, views);
     r.normaliser = static_cast<double*>(state.mutable_data_ptr()) + state_size() - 1;
-    if (weight) {
-      r.weight.data = const_cast<void*>(weight->const_data_ptr());
-      r.weight.dtype = *known_dtype(weight->scalar_type());
-      r.weight.stride[0] = weight->strides()[0];
-    }
+    if (weight) r.weight = operand_of(*weight);
     return r;
   }
 };
@@ -163,16 +134,13 @@ struct FindBiases {
 // Puts the biases into the class tensor's place, for as long as the tensor lives that this returns.
 template <class T, class Backend, class F>
 Tensor biases(const F& f, const RowCall<F>& call, Rows& rows) {
-  DType dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
-  Tensor made = new_empty(call.input, {call.classes}, dtype);
+  Tensor made = new_empty(call.input, {call.classes}, dtype_of_storage<T>);
   T* bias = static_cast<T*>(made.mutable_data_ptr());
   Backend::each(call.classes, 1, FindBiases<T, F>{f, rows.weight, bias});
   if constexpr (Backend::checks_values)
     for (int64_t c = 0; c < call.classes; c++)
       expect(bias[c] == bias[c], F::name, F::domain, get<double>(rows.weight, c * rows.weight.stride[0]));
-  rows.weight.data = bias;
-  rows.weight.dtype = dtype;
-  rows.weight.stride[0] = 1;
+  rows.weight = operand_of(made);
   return made;
 }
 
@@ -201,7 +169,7 @@ struct RowKernel {
     if constexpr (takes_probabilities<F>)
       expect(!call.probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
              f.ignore_index);
-    DType out_dtype = dtype ? dtype_of(F::name, *dtype) : call.result;
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
     Tensor state = new_empty(call.input, {call.state_size()}, DType::float64);
@@ -223,18 +191,17 @@ struct RowKernel {
     RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
     bool reduced = reduction != Reduction::none;
-    DType grad_dtype = call.check_grad(grad_output, state, reduced, mask);
+    DType grad_dtype = call.check_grad(grad_output, state, reduced);
 
     std::vector<Tensor> results;
     std::optional<Tensor> grads[3];
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       const Tensor& t = k == 0 ? call.input : k == 1 ? call.target : *call.weight;
-      if (k > 0 && !call.probabilities)
-        fail(F::name, call.name(k), " without gradient for a target of class indices, got one that asks for it");
+      check_no_gradient_beside_indices(F::name, call.name(k), k > 0, !call.probabilities);
       // the class weights' gradient is written for every row, then summed over them
-      DType wide = call.result == DType::float64 ? DType::float64 : DType::float32;
-      grads[k] = k == 2 ? empty_like(call.input, wide) : empty_like(t, *known_dtype(t.scalar_type()));
+      grads[k] =
+          k == 2 ? empty_like(call.input, compute_dtype(call.result)) : empty_like(t, *known_dtype(t.scalar_type()));
     }
     auto pointer = [&](int k) { return grads[k] ? &*grads[k] : nullptr; };
     Rows rows = call.problem(state, &grad_output, pointer(0), pointer(1), pointer(2));
