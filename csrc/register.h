@@ -9,29 +9,6 @@
 
 namespace lossreg {
 
-// The n-th argument in a schema's text; where there is none, its end. Defaults may be lists: [1, 1].
-constexpr const char* argument_at(const char* args, int n) {
-  for (int depth = 0; n > 0 && *args; args++) {
-    depth += *args == '[' ? 1 : *args == ']' ? -1 : 0;
-    if (*args == ',' && depth == 0 && --n == 0) return args + 2;
-  }
-  return args;
-}
-constexpr bool starts_with(const char* text, const char* start) {
-  while (*start && *text == *start) text++, start++;
-  return *start == 0;
-}
-// The position of the n-th argument that is a tensor, or that is none.
-constexpr int position_of(const char* args, int n, bool tensor) {
-  for (int at = 0;; at++)
-    if (starts_with(argument_at(args, at), "Tensor") == tensor && n-- == 0) return at;
-}
-constexpr int options_before(const char* args, int position) {
-  int count = 0;
-  for (int at = 0; at < position; at++) count += !starts_with(argument_at(args, at), "Tensor");
-  return count;
-}
-
 // What a kernel is given, as it uses it. A string comes as a handle, which is the receiver's to free: torch's own
 // conversion to std::string leaves a copy of the text behind on the heap, with nobody to free it.
 template <class T>
@@ -96,12 +73,12 @@ void note_reduction(std::optional<Reduction>& found, const Option& option) {
 // The type in which the argument at a position of the schema comes from the dispatcher.
 template <class F, class Options, std::size_t Position, class = void>
 struct Argument {
-  using Option = std::tuple_element_t<options_before(F::args, int(Position)), Options>;
+  using Option = std::tuple_element_t<Schema(F::args).options_before(int(Position)), Options>;
   using type = typename Boxed<std::decay_t<Option>>::type;
 };
 template <class F, class Options, std::size_t Position>
-struct Argument<F, Options, Position, std::enable_if_t<starts_with(argument_at(F::args, int(Position)), "Tensor")>> {
-  static constexpr bool optional = starts_with(argument_at(F::args, int(Position)), "Tensor?");
+struct Argument<F, Options, Position, std::enable_if_t<Schema(F::args).at(int(Position)).is_tensor()>> {
+  static constexpr bool optional = Schema(F::args).at(int(Position)).is_optional();
   using type = std::conditional_t<optional, std::optional<Tensor>, Tensor>;
 };
 
@@ -126,10 +103,10 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   static Call parse(const Argument<P>&... argument) {
     std::tuple<decltype(take(argument))...> all(take(argument)...);
     std::tuple<std::decay_t<Option>...> options{
-        Boxed<std::decay_t<Option>>::template unbox<F>(std::get<position_of(F::args, int(O), false)>(all))...};
+        Boxed<std::decay_t<Option>>::template unbox<F>(std::get<Schema(F::args).position_of_option(int(O))>(all))...};
     std::optional<Reduction> reduction;
     std::apply([&](const auto&... o) { (note_reduction(reduction, o), ...); }, options);
-    Inputs tensors{std::get<position_of(F::args, int(K), true)>(all)...};
+    Inputs tensors{std::get<Schema(F::args).position_of_tensor(int(K))>(all)...};
     for (auto& t : tensors)
       if (t && !t->defined()) t.reset();
     return {std::apply(&F::make, options), std::move(tensors), reduction};

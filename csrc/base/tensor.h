@@ -8,9 +8,9 @@
 #include <array>
 #include <atomic>
 #include <optional>
-#include <string_view>
 
 #include "iteration.h"
+#include "schema.h"
 
 namespace lossreg {
 
@@ -37,28 +37,16 @@ inline Shape shape_of(const Tensor& t) {
   return Shape(s.begin(), s.end());
 }
 
-// The n-th tensor argument out of the schema's text: "Tensor input, Tensor? weight=None, float eps" has two.
-inline std::string_view tensor_argument(const char* args, int n) {
-  std::string_view text = args;
-  size_t at = text.find("Tensor");
-  for (; n > 0; n--) at = text.find("Tensor", at + 1);
-  return text.substr(at, text.find(',', at) - at);
-}
-inline bool is_optional(const char* args, int n) {
-  return tensor_argument(args, n)[sizeof("Tensor") - 1] == '?';
-}
-// Its name, which is only looked up for a message.
+// The name of the n-th tensor of a schema, which is looked up when a message is written, and not before.
 struct ArgumentName {
   const char* args;
   int n;
 };
 inline std::ostream& operator<<(std::ostream& out, ArgumentName name) {
-  std::string_view text = tensor_argument(name.args, name.n);
-  text.remove_prefix(text.find(' ') + 1);
-  return out << text.substr(0, text.find('='));
+  return out << Schema(name.args).tensor(name.n).name;
 }
 
-// The n-th tensor argument, there.
+// The n-th tensor of a schema, which a call has to give.
 inline const Tensor& required(const char* op, const char* args, int n, const std::optional<Tensor>& t) {
   if (!t || !t->defined()) fail(op, ArgumentName{args, n}, " to be a tensor, got None");
   return *t;

@@ -78,7 +78,10 @@ struct PointwiseCall {
   }
 
   ArgumentName name(int k) const { return {F::args, k}; }
-  static bool optional(int k) { return is_optional(F::args, k); }
+  static bool optional(int k) {
+    constexpr int required = Schema(F::args).required_tensors();
+    return k >= required;
+  }
 
   void fit() {
     if constexpr (has<declared::align, F>) F::align(aligned);

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/schema.h"
 #include "skeletons/formula.h"
 
 namespace lossreg {
@@ -28,16 +29,9 @@ struct Options {
   }
 };
 
-// What is not a Tensor in the schema's text "Tensor input, float beta=1.0, str reduction=...".
-inline std::vector<std::string> option_names(const std::string& args) {
+inline std::vector<std::string> option_names(Schema schema) {
   std::vector<std::string> names;
-  for (size_t begin = 0; begin < args.size();) {
-    size_t end = std::min(args.find(", ", begin), args.size());
-    std::string type_and_name = args.substr(begin, args.substr(begin, end - begin).find('='));
-    size_t space = type_and_name.find(' ');
-    if (type_and_name.rfind("Tensor", 0) != 0) names.push_back(type_and_name.substr(space + 1));
-    begin = end + 2;
-  }
+  for (int k = 0; k < schema.options(); k++) names.emplace_back(schema.option(k).name);
   return names;
 }
 
@@ -58,7 +52,7 @@ inline std::vector<Reduction> choices(Reduction) {
 
 template <class F, class... O>
 Options describe(const std::tuple<O...>& options) {
-  return std::apply([](O... o) { return Options{option_names(F::args), {double(o)...}}; }, options);
+  return std::apply([](O... o) { return Options{option_names(Schema(F::args)), {double(o)...}}; }, options);
 }
 
 // Calls use(instance, options) for each combination of choices that make() accepts.
