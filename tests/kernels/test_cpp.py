@@ -1,4 +1,4 @@
-"""The C++ tests, compiled with sanitizers and run: formulas against dual numbers, mathematics against libm."""
+"""The C++ tests, compiled with sanitizers: formulas against dual numbers, mathematics against libm, the parser."""
 
 import os
 import shutil
@@ -40,6 +40,10 @@ def test_formulas(family: str, tmp_path: Path) -> None:
     text = (ROOT / "csrc" / "formulas" / f"{family}.h").read_text()
     scalar = "PointwiseOps<" in text or "BoxOps<" in text
     assert ("gradients compared" in report) if scalar else ("no scalar formulas" in report)
+
+
+def test_schema_parser(tmp_path: Path) -> None:
+    build_and_run(tmp_path, "schema_test.cpp")
 
 
 GROUP_FAMILIES = [f for f in FAMILIES if "GroupOps<" in (ROOT / "csrc" / "formulas" / f"{f}.h").read_text()]
