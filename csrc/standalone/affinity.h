@@ -331,7 +331,7 @@ struct AffinityLoss {
 };
 
 template <class Im>
-struct LogSumExp {
+struct LogSumExpOfPixels {
   using T = typename Im::Compute;
   static constexpr int L = Im::kStrip;
   Im im;
@@ -571,7 +571,7 @@ struct AffinityFieldLoss {
     call.with_images<Backend::kStrip>(out_dtype, ignore_index, [&](auto images, int64_t strips) {
       using Im = decltype(images);
       int64_t cost = Backend::kStrip * call.shape[1];
-      Backend::each(strips, 4 * cost, LogSumExp<Im>{images, lse});
+      Backend::each(strips, 4 * cost, LogSumExpOfPixels<Im>{images, lse});
       FieldSum<AffinityFieldLoss, Im> body{*this, images, lse};
       Backend::template total<2>(call.input, strips, 16 * cost, body, finish);
     });
