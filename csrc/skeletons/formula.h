@@ -9,13 +9,11 @@
 // tests. It may declare more, each under a name of its own:
 //   modes            how many modes it has, for what is decided once a call and not once an element: mode() chooses,
 //                    and value and grad take it as their first template argument
-//   typed_by         which operands give the result its dtype, a bit each; all of them, where it says nothing. For
-//   where
-//                    torch's function takes that of one alone, for instance because it writes into a tensor like it
+//   typed_by         which operands give the result its dtype, a bit each: for where torch's own function takes that
+//                    of one alone, perhaps because it writes into a tensor like it. Without it, all operands do
 //   batchmean        "batchmean" is a reduction too
 //   align            pointwise: align(shapes) sees the operands' shapes before they broadcast; it may refuse them, and
-//   give
-//                    one a dimension of 1
+//                    may give one a dimension of 1
 //   domains          pointwise: what an error says of each leading operand's domain; in_domain(x) is the test
 //   says_broadcast   pointwise: a target of another shape broadcasts, but is mostly a mistake: warn as torch does
 //   loss             standalone: it has the option dtype although it has no reduction
