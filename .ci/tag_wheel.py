@@ -73,8 +73,8 @@ def retag(wheel: Path) -> Path:
     """The wheel under the name that says where its library runs; one that has it already is left alone."""
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
-        if libraries != ["opreg/liblossreg.so"]:
-            raise ValueError(f"{wheel.name}: expected opreg/liblossreg.so and no other library, got {libraries}")
+        if len(libraries) != 1 or not Path(libraries[0]).match("opreg/lib*.so"):
+            raise ValueError(f"{wheel.name}: expected opreg/lib*.so and no other library, got {libraries}")
         tag = platform_tag(Path(archive.extract(libraries[0], folder)))
     if wheel.stem.endswith(tag):
         return wheel

@@ -1,9 +1,23 @@
 #pragma once
 // A library's entry into the dispatcher. It happens while the library is loaded, where an exception would end the
 // process: what the dispatcher refuses is kept, and asked for by who loads the library.
+#include <torch/headeronly/macros/Macros.h>
+
 #include <exception>
 #include <iostream>
 #include <string>
+
+// The namespace of the ops, torch.ops.lossreg, is the build's choice: two libraries in one process need two. The C++
+// namespace stays, because a library exports none of it.
+#ifndef LOSSREG_NAMESPACE
+#define LOSSREG_NAMESPACE lossreg
+#endif
+// 1: the build was narrowed to some families.
+#ifndef LOSSREG_PARTIAL
+#define LOSSREG_PARTIAL 0
+#endif
+// The second name of the kernels, to which Python attaches nothing.
+#define LOSSREG_KERNELS_NAMESPACE C10_CONCATENATE(LOSSREG_NAMESPACE, _kernels)
 
 namespace lossreg {
 
@@ -34,6 +48,15 @@ void enter(Part part) {
 
 }  // namespace lossreg
 
-extern "C" __attribute__((visibility("default"), weak)) const char* lossreg_refused() {
+// What a library says of itself, to whoever has loaded it and looks for these names in that very library.
+#define LOSSREG_EXPORT extern "C" __attribute__((visibility("default"), weak))
+
+LOSSREG_EXPORT const char* lossreg_refused() {
   return lossreg::refused().c_str();
+}
+LOSSREG_EXPORT const char* lossreg_namespace() {
+  return C10_STRINGIZE(LOSSREG_NAMESPACE);
+}
+LOSSREG_EXPORT int lossreg_partial() {
+  return LOSSREG_PARTIAL;
 }

@@ -3,17 +3,13 @@
 import importlib
 from typing import Any
 
-from . import _library
+from . import meta, testing
+from . import ops as _families  # noqa: F401  registers every op
 from ._library import library_path
-
-_library.load()
-
-from . import meta, testing  # noqa: E402
-from . import ops as _families  # noqa: E402,F401  registers every op
-from ._onnx import onnx_translations  # noqa: E402
-from .attach import cache_keys as _cache_keys  # noqa: E402
-from .op import ErrorSample, Op, Sample  # noqa: E402
-from .registry import decompositions, get, register, registered  # noqa: E402
+from ._onnx import onnx_translations
+from .attach import cache_keys as _cache_keys
+from .op import ErrorSample, Op, Sample
+from .registry import decompositions, get, register, registered
 
 __version__ = "0.1.0"
 

@@ -1,13 +1,13 @@
 """Finds and loads the shared library that holds every schema and kernel."""
 
+import contextlib
 import ctypes
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
-
-_NAME = "liblossreg.so"
 
 # The types of device that the library has kernels for, and the dispatcher's name of each: one line a backend of csrc.
 KERNEL_KEYS = {
@@ -24,17 +24,13 @@ def library_path() -> Path:
     """
     if chosen := os.environ.get("OPREG_LIBRARY"):
         return Path(chosen.split(os.pathsep)[0])
-    beside = Path(__file__).with_name(_NAME)
-    if beside.exists():
-        return beside
     # An editable install keeps the library in site-packages and the Python files in the checkout.
-    try:
-        for file in metadata.files("opreg") or []:
-            if file.name == _NAME:
-                return Path(str(file.locate()))
-    except metadata.PackageNotFoundError:
-        pass
-    raise FileNotFoundError(f"opreg: expected {_NAME} beside {__file__} or in the installed package, found neither")
+    beside = sorted(Path(__file__).parent.glob("lib*.so"))
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        beside += [Path(str(f.locate())) for f in metadata.files("opreg") or [] if f.match("opreg/lib*.so")]
+    if not beside:
+        raise FileNotFoundError(f"opreg: expected a lib*.so beside {__file__} or in the installed package, found none")
+    return beside[0]
 
 
 def library_paths() -> list[Path]:
@@ -43,13 +39,15 @@ def library_paths() -> list[Path]:
     return [Path(path) if path else library_path() for path in chosen]
 
 
-def load() -> None:
-    """Loads the library, or libraries.
+def load() -> tuple[str, bool]:
+    """Loads the library, or libraries. Returns what they say of themselves: the namespace that the build chose for its
+    ops, and whether it was narrowed to some families.
 
     Raises:
         OSError: torch or the processor does not fit.
-        RuntimeError: two libraries define the same op.
+        RuntimeError: two libraries define the same op, or choose two namespaces; or one was not built of these sources.
     """
+    namespaces, partial = set(), True
     for path in library_paths():
         try:
             torch.ops.load_library(path)
@@ -58,10 +56,23 @@ def load() -> None:
             if os.environ.get("OPREG_LIBRARY"):
                 what += ", or no OPREG_LIBRARY, which chose it"
             raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
-        refused = getattr(ctypes.CDLL(str(path)), "lossreg_refused", None)  # every library with our headers has it
-        if refused is None:
-            continue
-        refused.restype = ctypes.c_char_p
+        library = ctypes.CDLL(str(path))
+        try:
+            refused, chosen, narrowed = library.lossreg_refused, library.lossreg_namespace, library.lossreg_partial
+        except AttributeError as error:
+            raise RuntimeError(f"opreg: expected a library built of its sources as they are now, got {path}") from error
+        refused.restype = chosen.restype = ctypes.c_char_p
         if op := refused().decode():
             others = ", ".join(sorted(torch.ops.loaded_libraries - {os.path.realpath(path)}))
             raise RuntimeError(f"opreg: expected ops that no library defines yet, got {op} in {path} beside {others}")
+        namespaces.add(chosen().decode())
+        partial &= bool(narrowed())
+    if len(namespaces) > 1:
+        raise RuntimeError(f"opreg: expected libraries of one namespace, got {' and '.join(sorted(namespaces))}")
+    return namespaces.pop(), partial
+
+
+# Loaded once, when this module is imported: what follows is said by the library alone.
+NAMESPACE, PARTIAL = load()
+# Its ops: ``torch.ops.lossreg``, where the build chose no other name.
+OPS: Any = getattr(torch.ops, NAMESPACE)

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from . import __version__, _private
-from ._library import KERNEL_KEYS, library_path
+from ._library import KERNEL_KEYS, NAMESPACE, library_path
 from ._tables import pairs, yes_no
 from .catalogue import COVERED, kernels
-from .op import NAMESPACE
 from .registry import registered
 
 OLDEST_TORCH = (2, 11)
@@ -113,7 +112,7 @@ def gather() -> Facts:
 def problems(facts: Facts) -> Iterator[str]:
     """What is wrong, each with what to do about it."""
     if facts.library is None:
-        yield "no liblossreg.so: run `pip install .` in the checkout, or set OPREG_LIBRARY to a build of it"
+        yield "no library of ops: run `pip install .` in the checkout, or set OPREG_LIBRARY to a build of it"
     major, minor = (int(part) for part in facts.torch_version.split(".")[:2])
     if (major, minor) < OLDEST_TORCH:
         yield f"expected torch >= {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, got {facts.torch_version}: upgrade torch"

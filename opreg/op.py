@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from . import _autocast, _private
+from ._library import NAMESPACE
 from .meta import ShapeRule, State
 from .meta.fakes import result_dtype
 from .meta.rules import ShapeFunction, shape_rule
 from .meta.schema import bind
-
-NAMESPACE = "lossreg"
 
 # Counts the floating-point operations of a call, from its arguments by name and its result.
 Flops = Callable[[Mapping[str, Any], Any], int]

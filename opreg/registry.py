@@ -14,9 +14,10 @@ import torch
 
 from . import _private
 from ._fingerprint import fingerprint
+from ._library import NAMESPACE, PARTIAL
 from .attach import autocast, autograd, cache_keys, flops, in_place, inductor, messages, python_kernels
 from .meta import register_fakes
-from .op import NAMESPACE, Op
+from .op import Op
 
 _ops: dict[str, Op] = {}
 # What each was declared with when it was registered.
@@ -51,12 +52,15 @@ def register(op: Op, *, replace: bool = False) -> Op:
                 f"and now from {_origin(op)}; pass replace=True to exchange it"
             )
         _withdraw(there)
+    has_schema = hasattr(getattr(torch.ops, namespace), op.short)
+    if own and PARTIAL and not has_schema:  # of a family that the library was built without
+        return op
     made = _libraries[op.qualname] = []
     try:
         if op.kernels is not None:
             made.append(torch.library.Library(namespace, "FRAGMENT"))
             python_kernels.define(op, made[0])
-        elif not hasattr(getattr(torch.ops, namespace), op.short):
+        elif not has_schema:
             raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
         lib = torch.library.Library(namespace, "IMPL")
         made.append(lib)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import opreg
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import Maker, tensors_with_grad
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 DEVICE = os.environ.get("OPREG_TEST_DEVICE", "cpu")
 
 # with a result and a gradient; the others have tests of their own
-OPS = [op.qualname for op in opreg.registered() if op.qualname.startswith("lossreg::") and not op.mutated]
+OPS = [op.qualname for op in of_namespace() if not op.mutated]
 # the build folder of make install
 BUILD = next((f.parent for f in sorted(ROOT.glob("build/py3-*/CMakeCache.txt"))), None)
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._library import OPS
 from .memory import peak_memory
 from .providers import Disagreement
 from .timing import Call, spread, time_calls
 
-ops = torch.ops.lossreg
 LONGEST = 10.0  # seconds that a pair is measured
 FULL = {"rows": 256, "classes": 16000, "pixels": 128, "tokens": 8000, "boxes": 2**15}
 
@@ -87,17 +87,17 @@ def steps(sizes: Mapping[str, int] = FULL) -> list[Step]:
     return [
         Step(
             "classifier, cross_entropy", classifier, (torch.randn(rows, 128), torch.randint(classes, (rows,))),
-            ops.cross_entropy, F.cross_entropy,
+            OPS.cross_entropy, F.cross_entropy,
         ),
         Step(
             "segmentation, cross_entropy", convolutions(19), (images, torch.randint(19, (4, pixels, pixels))),
-            ops.cross_entropy, F.cross_entropy,
+            OPS.cross_entropy, F.cross_entropy,
         ),
-        Step("language model's head, cross_entropy", language, (words, words.roll(-1)), ops.cross_entropy,
+        Step("language model's head, cross_entropy", language, (words, words.roll(-1)), OPS.cross_entropy,
              F.cross_entropy),
-        Step("dense detection, focal_loss", convolutions(8), (images, masks), ops.focal_loss, composed_focal),
+        Step("dense detection, focal_loss", convolutions(8), (images, masks), OPS.focal_loss, composed_focal),
         Step("box regression, giou_loss", Boxes(), (torch.randn(boxes, 32), torch.cat([corner, corner + size], -1)),
-             ops.giou_loss, composed_giou),
+             OPS.giou_loss, composed_giou),
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._library import OPS
 from ..messages.checks import check_options
 from ..messages.words import require_sizes, require_tensor
 from ..registry import get
@@ -114,7 +115,7 @@ class AMSoftmax(_MarginSoftmax):
         super().__init__(in_features, num_classes, margin, scale, ignore_index, reduction, device, dtype)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = torch.ops.lossreg.amsoftmax_loss(
+        loss: Tensor = OPS.amsoftmax_loss(
             self.cosine(features), target, self.margin, self.scale, self.ignore_index, self.reduction
         )
         return loss
@@ -176,7 +177,7 @@ class ArcFace(_MarginSoftmax):
         super().__init__(in_features, num_classes, margin, scale, ignore_index, reduction, device, dtype)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = torch.ops.lossreg.arcface_loss(
+        loss: Tensor = OPS.arcface_loss(
             self.cosine(features), target, self.margin, self.scale, self.ignore_index, self.reduction
         )
         return loss

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._library import OPS
 from ..messages.words import require_number, said
 from ._wide_buffers import wide
 
@@ -15,7 +16,7 @@ class EMA:
     """Exponential moving average of a model's parameters: smoother weights than the last, often better ones.
 
     ``update()`` after each optimizer step; ``averaged()`` around an evaluation, or ``apply()`` before it and
-    ``restore()`` after. All tensors are averaged in one call of ``lossreg::ema_update_``. Early updates forget faster,
+    ``restore()`` after. All tensors are averaged in one call of ``ema_update_``. Early updates forget faster,
     so that the start is not remembered. Averages of bfloat16 and float16 parameters are float32: in their own dtype a
     thousandth of a difference would be rounded away.
 
@@ -73,7 +74,7 @@ class EMA:
             raise ValueError(f"EMA: expected the model's tensors to stay those it had, got a difference in {names}")
         copied = () if self.average_buffers else {name for name, _ in self.model.named_buffers()}
         averaged = [name for name in live if name not in copied]
-        torch.ops.lossreg.ema_update_(
+        OPS.ema_update_(
             [self.averages[n] for n in averaged], [live[n].to(self.averages[n].dtype) for n in averaged], self.decay
         )
         for name in copied:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._library import OPS
 from ..messages.checks import check_options
 from ..messages.words import require_number, require_tensor, said
 from ..registry import get
@@ -96,14 +97,12 @@ class WIoULoss(WideBuffers):
             if self.training:
                 self._update(input.detach(), target.detach())
             mean = self.iou_mean.clone()  # a copy, because the next update is in place
-        loss: Tensor = torch.ops.lossreg.wiou_loss(
-            input, target, mean, self.alpha, self.delta, self.reduction, self.eps
-        )
+        loss: Tensor = OPS.wiou_loss(input, target, mean, self.alpha, self.delta, self.reduction, self.eps)
         return loss
 
     @torch.no_grad()
     def _update(self, input: Tensor, target: Tensor) -> None:
-        batch = torch.ops.lossreg.iou_loss(input, target, "mean", self.eps, dtype=self.iou_mean.dtype)
+        batch = OPS.iou_loss(input, target, "mean", self.eps, dtype=self.iou_mean.dtype)
         # the mean over no boxes is NaN, and the running mean would stay NaN
         self.iou_mean.lerp_(torch.where(batch.isnan(), self.iou_mean, batch), self.momentum)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._library import OPS
 from ..messages.checks import check_options
 from ..messages.words import require_number, require_sizes, require_tensor
 from ..registry import get
@@ -85,7 +86,7 @@ class CoordConv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros" or top != bottom or left != right:
             padded: Tensor = self._conv_forward(with_coordinates(input), self.weight, self.bias)
             return padded
-        result: Tensor = torch.ops.lossreg.coord_conv2d(
+        result: Tensor = OPS.coord_conv2d(
             input, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups
         )
         return result
@@ -218,7 +219,7 @@ class DynamicConv2d(WideBuffers):
         if self.padding_mode != "zeros" or top != bottom or left != right:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             batch, padding = F.pad(batch, (left, right, top, bottom), mode), (0, 0)
-        result: Tensor = torch.ops.lossreg.dynamic_conv2d(
+        result: Tensor = OPS.dynamic_conv2d(
             batch, attention, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
         return result if input.dim() == 4 else result.squeeze(0)

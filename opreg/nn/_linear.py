@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._library import OPS
 from ..messages.checks import check_options
 from ..messages.words import require_sizes
 from ..registry import get
@@ -98,7 +99,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         if self.out_features:
             weight = weight.unflatten(0, (self.num_classes, *self.out_features))
             bias = None if bias is None else bias.unflatten(0, (self.num_classes, *self.out_features))
-        loss: Tensor = torch.ops.lossreg.linear_cross_entropy(input, weight, target, bias, *rest)
+        loss: Tensor = OPS.linear_cross_entropy(input, weight, target, bias, *rest)
         return loss
 
     def extra_repr(self) -> str:

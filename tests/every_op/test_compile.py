@@ -7,6 +7,7 @@ from torch._inductor.utils import run_and_get_code
 
 import opreg
 from conftest import DEVICE
+from opreg._library import NAMESPACE
 from opreg.testing import Maker, repeated
 
 
@@ -46,7 +47,7 @@ def test_training_step_compiles_whole(op, dynamic):
         # Dynamo may count an empty frame before it takes a float option as a constant
         compiled_once = compiled_once or counter.frame_count
         assert counter.frame_count == compiled_once
-    assert sum("lossreg" in graph.code for graph in counter.graphs) == 1
+    assert sum(NAMESPACE in graph.code for graph in counter.graphs) == 1
 
 
 def test_no_recompile_by_default(op):
@@ -91,7 +92,7 @@ def test_activations_are_inlined(op):
     torch.testing.assert_close(result, (op.value(x * 2 + 1) * x).sin())
     assert len(codes) == 2  # forward, backward
     for code in codes:
-        assert "lossreg" not in code
+        assert NAMESPACE not in code
         kernels = code.count("async_compile.cpp_pybinding(") + code.count("async_compile.triton(")
         assert kernels == 1
 
@@ -109,8 +110,8 @@ def test_losses_stay_ops(op):
         return result
 
     _, codes = run_and_get_code(step)
-    assert f"torch.ops.lossreg_kernels.{op.short}" in codes[0]
-    assert f"torch.ops.lossreg_kernels.{op.short}_backward" in codes[1]
+    assert f"torch.ops.{NAMESPACE}_kernels.{op.short}" in codes[0]
+    assert f"torch.ops.{NAMESPACE}_kernels.{op.short}_backward" in codes[1]
 
 
 def test_compile_of_a_transform(op):
@@ -152,7 +153,7 @@ def test_export_keeps_one_node(op, strict):
     decomposed = program.run_decompositions(opreg.decompositions())
     names = {str(n.target) for n in decomposed.graph.nodes if n.op == "call_function"}
     assert names
-    assert not any("lossreg" in n for n in names)
+    assert not any(NAMESPACE in n for n in names)
     torch.testing.assert_close(decomposed.module()(*other), want)
 
 

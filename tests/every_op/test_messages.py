@@ -15,6 +15,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE
+from opreg._library import NAMESPACE, OPS
 from opreg._private import fake_mode
 from opreg.attach import messages
 from opreg.faces.modules import OpModule
@@ -85,7 +86,7 @@ def as_fake(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def doors(op: opreg.Op) -> Iterator[tuple[str, Callable[..., Any]]]:
-    yield "packet", getattr(torch.ops.lossreg, op.short)
+    yield "packet", getattr(OPS, op.short)
     yield "overload", op.value
     yield "functional", getattr(opreg.functional, op.short)
     yield "fake", functools.partial(as_fake, op.value)
@@ -105,7 +106,7 @@ def require(message: str, op: str, *parts: str) -> None:
     for part in parts[:-1]:
         assert part in expected, message
     assert parts[-1] in got, message
-    for foreign in ("C++", "Declaration", "lossreg::", "Position"):
+    for foreign in ("C++", "Declaration", f"{NAMESPACE}::", "Position"):
         assert foreign not in message
 
 
@@ -345,8 +346,8 @@ def test_under_transforms_and_autocast():
 def test_the_ops_stay_what_they_are():
     """Their identity, their hash by which torch finds them, their schema; TorchScript and copies."""
     for op in ALL:
-        packet = getattr(torch.ops.lossreg, op.short)
-        assert packet is getattr(torch.ops.lossreg, op.short)
+        packet = getattr(OPS, op.short)
+        assert packet is getattr(OPS, op.short)
         assert packet.default is op.value
         assert type(op.value) is torch._ops.OpOverload
         assert hash(op.value) == hash(op.value_entry)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, samples_of
+from opreg._library import OPS
 from opreg.faces.modules import OpModule, derivable
 from opreg.meta.schema import bind
 
@@ -22,7 +23,7 @@ DERIVED: list[type[OpModule]] = [c for c in (getattr(opreg.nn, n) for n in opreg
 
 def needs(*ops: str) -> pytest.MarkDecorator:
     """For a module whose op another library might lack."""
-    missing = [op for op in ops if not hasattr(torch.ops.lossreg, op)]
+    missing = [op for op in ops if not hasattr(OPS, op)]
     return pytest.mark.skipif(bool(missing), reason=f"no {', '.join(missing)} in this library")
 
 

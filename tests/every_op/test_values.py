@@ -9,6 +9,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, run_raw, samples_of
+from opreg._library import OPS
 from opreg.meta.schema import bind
 from opreg.testing import Maker, as_function, batched, repeated, tensors_with_grad
 
@@ -172,7 +173,7 @@ def test_threads_do_not_change_a_bit(op):
         threads = torch.get_num_threads()
         for n in (1, 2, 3, 2):
             torch.set_num_threads(n)
-            runs.append(run_raw(torch.ops.lossreg, op, opreg.Sample(large.args, kwargs)))
+            runs.append(run_raw(OPS, op, opreg.Sample(large.args, kwargs)))
         torch.set_num_threads(threads)
         for other in runs[1:]:
             for a, b in zip(runs[0], other, strict=True):
@@ -283,7 +284,7 @@ def test_more_elements_than_an_int32_counts():
 def test_results_are_memory_of_their_own(op, index):
     """Result, state and gradients share none with an argument or with each other."""
     sample = samples_of(op, requires_grad=True)[index]
-    made = [t for t in run_raw(torch.ops.lossreg, op, sample) if t.numel()]
+    made = [t for t in run_raw(OPS, op, sample) if t.numel()]
     made += [t for t in (op.value(*sample.args, **sample.kwargs),) if t.numel()]
     given = {a.untyped_storage().data_ptr() for a in sample.args if isinstance(a, Tensor) and a.numel()}
     storages = [t.untyped_storage().data_ptr() for t in made]

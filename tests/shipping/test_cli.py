@@ -196,7 +196,7 @@ def test_source_newer_than_the_library(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"library": None}, "wrong: no liblossreg.so: run `pip install .` in the checkout, or set OPREG_LIBRARY"),
+        ({"library": None}, "wrong: no library of ops: run `pip install .` in the checkout, or set OPREG_LIBRARY"),
         ({"torch_version": "2.9.1"}, "wrong: expected torch >= 2.11, got 2.9.1: upgrade torch"),
         ({"torch_version": "1.13.0"}, "wrong: expected torch >= 2.11, got 1.13.0: upgrade torch"),
         ({"gpu": True}, "wrong: a GPU is available, but there is no CUDA kernel for a: the library was built without"),
