@@ -1,5 +1,5 @@
 #pragma once
-#include "../skeletons/formula.h"
+#include "../skeletons/groupwise/formula.h"
 
 namespace lossreg {
 

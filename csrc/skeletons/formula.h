@@ -50,31 +50,6 @@ struct Gradients {
   T of[N];
 };
 
-// Groups of members (groupwise/): the vectors of an embedding, the scores of a position. A formula has, per member,
-// candidates for maxima over the group and, given these, terms of sums; the value and the coefficients are made of
-// both, and a member's gradient of the coefficients.
-constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 4;
-template <class T, int N>
-struct Values {
-  T of[N];
-};
-template <class T>
-struct Group {
-  T max[kMostMaxima], sum[kMostSums];
-  // How much of operand k's expanded members are its own: 1, or 1 / members where one member was expanded to all.
-  T own[kMostMembers];
-  T label;    // the tensor that has no members, if there is one that is no class index
-  T members;  // how many
-};
-template <class T, int N>
-struct Coefficients {
-  T of[N];
-  T members;
-};
-// What the members are: the last dimension, or the classes of (C) or (N, C, d1 ... dk). A formula over classes that
-// reads one more tensor than have members reads class indices, and `hit` tells it the member of that index.
-enum class Along { last, classes };
-
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input };
 

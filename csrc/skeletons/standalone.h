@@ -1,12 +1,23 @@
 #pragma once
-// Ops whose kernels are written out, once, over a Backend: what no skeleton fits. Their families stand in standalone/,
-// and make an op of a struct with what formula.h asks for (name, args, inputs, gradients, make) and
-//   keeps_state                         is there a NAME_forward, and a state that NAME_backward gets?
+// Ops that fit no skeleton. Their kernels are written out, once for all backends, in a family of standalone/. Such an
+// op is a struct with what formula.h asks for (name, args, inputs, gradients, make), and instead of value and grad
+//   keeps_state     does the forward pass keep something for the backward pass? Then there is a NAME_forward
 //   value<Backend>(tensors, reduction, dtype) -> Tensor
-//   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state)            where state is kept
+//   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state)          only if state is kept
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
-// reduction is empty where make() has none. With forward_mask, forward<Backend> gets the output_mask of NAME_forward as
-// its last argument. Gradients are laid out as empty_like(their tensor).
+// as members that are const. `tensors` are the op's tensors in the order of its schema, those that are None empty;
+// `reduction` is empty if make() has none, `dtype` if none was asked for. With forward_mask, forward<Backend> gets the
+// output_mask of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor).
+//
+// The order of things in each of them: check the arguments (checks.h), which have any shape, strides and dtype; set a
+// Backend::Guard, so that what follows is on the tensors' device; make the results (new_empty, empty_like); and run:
+//   Backend::each, teams, total      a body for each of n things: by one thread, by a team of threads, or for a sum
+//   over
+//                                    all of them. backend.h tells what a body has to be and what a team can do
+//   Backend::Pointwise, Rows, Regions    the kernels of the skeletons, for a part of the op that fits one
+//   call_aten, map_tensors           an operator of torch; one pass over the elements of a few tensors
+// Nothing may depend on the order of threads. Where Backend::checks_values is false, the host must not wait for the
+// device: no value is read there, and an argument that is no good makes NaN instead of an error.
 #include "checks.h"
 #include "formula.h"
 
@@ -30,8 +41,8 @@ struct WrittenKernel {
   }
 };
 
-// out = Body{}(in...) element by element, of tensors that expand to the shape of out: a pass of the pointwise skeleton
-// for what stands between an op's calls of ATen.
+// out = Body{}(in...), element by element, of tensors that expand to the shape of out. It is a pass of the pointwise
+// skeleton, for what an op does between its calls of torch's operators.
 template <class Backend, class Body, size_t I>
 void map_tensors(const char* op, DType compute, const Tensor (&in)[I], const Tensor& out) {
   Shape shape = shape_of(out);
@@ -42,6 +53,16 @@ void map_tensors(const char* op, DType compute, const Tensor (&in)[I], const Ten
   in_compute_type(compute, compute,
                   [&](auto zero) { Backend::Pointwise::template map<decltype(zero), int(I), 1>(it, Body{}); });
 }
+// The sum of an array of losses, one a row or a region, and what is written of it: for Backend::total.
+struct AddLoss {
+  const double* losses;
+  HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += losses[i]; }
+};
+struct WriteLoss {
+  Operand result;
+  double scale;
+  HD void operator()(const double (&sums)[1]) const { put(result, 0, sums[0] * scale); }
+};
 struct Add {
   template <class T>
   HD void operator()(const T (&x)[2], T (&y)[1]) const {

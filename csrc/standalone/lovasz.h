@@ -6,6 +6,7 @@
 // A plane is the pixels of one class of one region. Few planes are sorted at once, so that beside the state the memory
 // is that of a few planes: per pixel of the plane two keys, a 64-bit place and a byte.
 #include "../skeletons/regionwise/call.h"
+#include "../skeletons/standalone.h"
 
 namespace lossreg {
 

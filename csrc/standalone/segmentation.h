@@ -3,6 +3,7 @@
 // and B that of q^p + y^p over the pixels and classes of a region: one pass adds them up, and the gradient in q is
 // a y + b p q^(p-1) with two numbers a and b a region (and class), which are the state.
 #include "../skeletons/regionwise/call.h"
+#include "../skeletons/standalone.h"
 
 namespace lossreg {
 

@@ -1,74 +1,10 @@
 #pragma once
 // The groupwise skeleton: one value a group of members, then reduced. The members lie along the last dimension, or
 // along the classes of (C) or (N, C, d1 ... dk); several tensors may have them. Written once over a Backend.
-//
-// Beyond what formula.h asks for, a formula declares
-//   along, members            where the members lie, and how many of the inputs, the leading ones, have them
-//   maxima(mode), sums, coefficients      how many of them there are
-//   candidates<Mode>(x...)    what the maxima over the members are of, if there are any
-//   terms<Mode>(max, x...)    what the sums over the members are of
-//   value<Mode>(group), coefficients_of<Mode>(group)
-//   grad<Mode>(coefficients, x...)
-// The coefficients are the state: the backward pass reads the members once.
 #include "../checks.h"
-#include "../formula.h"
+#include "formula.h"
 
 namespace lossreg {
-
-// Reads class indices?
-template <class F>
-constexpr bool has_hits = F::along == Along::classes && (F::inputs > F::members);
-// Reads a value a group?
-template <class F>
-constexpr bool has_label = F::along == Along::last && (F::inputs > F::members);
-
-// A formula's functions of one member, as the backends call them: arrays in, arrays out. (A struct that comes back by
-// value inside of a vector loop keeps GCC from vectorising it.)
-template <class F, int Mode>
-struct MemberBody {
-  F f;
-  static constexpr auto kMembers = std::make_index_sequence<F::members>{};
-
-  template <class T, int N>
-  HD void candidates(const T (&x)[F::members], bool hit, T (&y)[N]) const {
-    candidates(x, hit, y, kMembers);
-  }
-  template <class T>
-  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], bool hit, T (&y)[F::sums]) const {
-    terms(max, x, hit, y, kMembers);
-  }
-  template <class T>
-  HD void grad(const T (&c)[F::coefficients], T members, const T (&x)[F::members], bool hit,
-               T (&y)[F::gradients]) const {
-    Coefficients<T, F::coefficients> coefficients;
-    for (int k = 0; k < F::coefficients; k++) coefficients.of[k] = c[k];
-    coefficients.members = members;
-    grad(coefficients, x, hit, y, kMembers);
-  }
-
- private:
-  template <class T, int N, std::size_t... K>
-  HD void candidates(const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[N], std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template candidates<Mode>(x[K]..., hit), y);
-    else put(f.template candidates<Mode>(x[K]...), y);
-  }
-  template <class T, std::size_t... K>
-  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[F::sums],
-                std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template terms<Mode>(max, x[K]..., hit), y);
-    else put(f.template terms<Mode>(max, x[K]...), y);
-  }
-  template <class T, std::size_t... K>
-  HD void grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] bool hit,
-               T (&y)[F::gradients], std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template grad<Mode>(c, x[K]..., hit), y);
-    else put(f.template grad<Mode>(c, x[K]...), y);
-  }
-  template <class Result, class T, int N>
-  HD static void put(const Result& result, T (&y)[N]) {
-    for (int k = 0; k < N; k++) y[k] = result.of[k];
-  }
-};
 
 // The operands of the iteration over groups: the inputs, then these. Those that have members step by member_stride from
 // member to member; the state by it from coefficient to coefficient.

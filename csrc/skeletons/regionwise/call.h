@@ -176,15 +176,4 @@ struct RegionCall {
   }
 };
 
-// The mean or the sum of one float64 a region, into the result.
-struct AddLoss {
-  const double* losses;
-  HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += losses[i]; }
-};
-struct WriteLoss {
-  Operand result;
-  double scale;
-  HD void operator()(const double (&sums)[1]) const { put(result, 0, sums[0] * scale); }
-};
-
 }  // namespace lossreg

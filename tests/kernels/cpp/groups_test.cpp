@@ -7,7 +7,7 @@
 
 #include "dual.h"
 #include "instances.h"
-#include "skeletons/groupwise/kernel.h"
+#include "skeletons/groupwise/formula.h"
 
 namespace lossreg {
 namespace {
