@@ -34,9 +34,9 @@ void expect(bool condition, const char* op, const char* expectation, const Value
   fail(op, "a class index in [0, ", classes, ") or ignore_index ", ignore_index, ", got ", got);
 }
 
-// The product of sizes, of a shape or of an array that is to be made. Expanded and broadcast tensors have sizes whose
-// product an int64 does not hold; the limit leaves room for what is computed from it. A size of 0 decides, wherever it
-// stands.
+// The product of the sizes of a tensor, or of an array that will be made. It is checked, because the sizes of an
+// expanded tensor can have a product that no int64 holds; and limited, so that bytes and offsets can be computed from
+// it without a check. If one size is 0, so is the product, whatever the others are.
 inline int64_t element_count(const char* op, const std::vector<int64_t>& sizes) {
   int64_t count = 1;
   bool fits = true;

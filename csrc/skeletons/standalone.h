@@ -3,21 +3,22 @@
 // op is a struct with what formula.h asks for (name, args, inputs, gradients, make), and instead of value and grad
 //   keeps_state     does the forward pass keep something for the backward pass? Then there is a NAME_forward
 //   value<Backend>(tensors, reduction, dtype) -> Tensor
-//   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state)          only if state is kept
+//   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state), if state is kept; then value is only
+//                   there where it has less to do
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
 // as members that are const. `tensors` are the op's tensors in the order of its schema, those that are None empty;
 // `reduction` is empty if make() has none, `dtype` if none was asked for. With forward_mask, forward<Backend> gets the
 // output_mask of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor).
 //
-// The order of things in each of them: check the arguments (checks.h), which have any shape, strides and dtype; set a
-// Backend::Guard, so that what follows is on the tensors' device; make the results (new_empty, empty_like); and run:
-//   Backend::each, teams, total      a body for each of n things: by one thread, by a team of threads, or for a sum
-//   over
-//                                    all of them. backend.h tells what a body has to be and what a team can do
-//   Backend::Pointwise, Rows, Regions    the kernels of the skeletons, for a part of the op that fits one
-//   call_aten, map_tensors           an operator of torch; one pass over the elements of a few tensors
-// Nothing may depend on the order of threads. Where Backend::checks_values is false, the host must not wait for the
-// device: no value is read there, and an argument that is no good makes NaN instead of an error.
+// Each of them first checks its arguments (checks.h), which may have any shape, strides and dtype. Then it sets a
+// Backend::Guard, so that all that follows is on the tensors' device, makes the results (new_empty, empty_like), and
+// computes them by
+//   - Backend::each, teams and total: a body that runs for each of n things, by one thread, by a team of threads, or to
+//     add to a sum over all of them. backend.h tells what a body has to be, and what a team can do;
+//   - Backend::Pointwise, Rows and Regions: kernels of the skeletons, for a part of the op that fits one;
+//   - map_tensors below: one pass over the elements of a few tensors; and call_aten: an operator of torch.
+// No result may depend on the order of threads. Where Backend::checks_values is false, the host must not wait for the
+// device: it reads no value there, and an argument with a bad value makes NaN instead of an error.
 #include "checks.h"
 #include "formula.h"
 
@@ -27,9 +28,14 @@ template <class F, class Backend>
 struct WrittenKernel {
   static constexpr bool keeps_state = F::keeps_state;
 
+  template <class Formula>
+  using own_value = decltype(std::declval<Formula>().template value<Backend>(Inputs{}, std::optional<Reduction>{},
+                                                                             std::optional<ScalarType>{}));
+
   template <class... Rest>
   static Tensor value(const F& f, const Rest&... rest) {
-    return f.template value<Backend>(rest...);
+    if constexpr (has<own_value, F>) return f.template value<Backend>(rest...);
+    else return std::get<0>(f.template forward<Backend>(rest...));
   }
   template <class... Rest>
   static std::tuple<Tensor, Tensor> forward(const F& f, const Rest&... rest) {

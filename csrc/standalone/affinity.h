@@ -5,7 +5,7 @@
 
 namespace lossreg {
 
-// The sum over the number of terms; 0 where there are none.
+// Writes the mean of the terms, which is 0 if there are none, and how many there are.
 struct MeanOrZero {
   Operand out;
   double* terms;
@@ -16,7 +16,7 @@ struct MeanOrZero {
     put(out, 0, *terms > 0 ? sums[0] / *terms : 0.0);
   }
 };
-// grad_output over the number of terms.
+// grad_output divided by the number of terms.
 template <class T>
 HD T gradient_scale(const Operand& grad_output, const double* terms) {
   return T(*terms > 0 ? get<double>(grad_output, 0) / *terms : 0.0);
@@ -36,7 +36,8 @@ struct Windows {
   HD int at(int j) const { return all - (before > j ? before - j : 0) - (j > past ? j - past : 0); }
 };
 
-// A strip's pairs with the pixels at (dy, dx), (dy, dx + 1) ...: a run of displacements reads a row once.
+// The pairs of a strip's pixels with the pixels that are displaced from them by (dy, dx), (dy, dx + 1) and so on: kRun
+// displacements, for which a row is read once.
 template <class Im>
 struct Pairs {
   using T = typename Im::Compute;
@@ -70,7 +71,7 @@ struct Pairs {
   }
 };
 
-// Both orders of a pair count the same, so that half of the displacements do.
+// A pair adds the same in both of its orders. So only half of the displacements are visited, and count twice.
 template <class Im>
 struct AffinitySum {
   using T = typename Im::Compute;
@@ -104,7 +105,8 @@ struct AffinitySum {
   }
 };
 
-// Every pair holds a twice, once in each order; and so does that of a with itself.
+// The factor 2: every pair of a with another pixel is in the sum in both orders, and the product of a with itself
+// depends on a twice.
 template <class Im>
 struct AffinityGrad {
   using T = typename Im::Compute;
@@ -114,7 +116,7 @@ struct AffinityGrad {
   ScoreGradient<typename Im::Storage> grad;
   Operand grad_output;
   const double* terms;
-  // The inner products are found anew for as many channels as are summed at a time.
+  // The gradients of so many channels are summed at once; for the next ones the inner products are computed again.
   static constexpr int kChannels = L > 1 ? 64 : 16;
 
   HD void operator()(int64_t i) const {
@@ -150,8 +152,8 @@ struct AffinityGrad {
 };
 
 // After Yu et al., Context Prior for Scene Segmentation, arXiv 2004.01547, local: over every window that fits, the
-// binary cross entropy of <x_a, x_b> against [y_a = y_b] for all ordered pairs (a, b) of the window. What a pair says
-// is the same in every window, so each is taken once, times the number of windows that hold it.
+// binary cross entropy of <x_a, x_b> against [y_a = y_b] for all ordered pairs (a, b) of the window. A pair has the
+// same loss in every window, so each is visited once, and its loss counts as often as there are windows that hold it.
 struct AffinityLoss {
   static constexpr auto name = "affinity_loss";
   static constexpr auto args = "Tensor input, Tensor target, int kernel_size=3, int ignore_index=-100";
@@ -169,10 +171,6 @@ struct AffinityLoss {
            ", got ", kernel_size);
   }
 
-  template <class Backend>
-  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
-    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
-  }
   // The state is the number of pairs.
   template <class Backend>
   std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
@@ -247,7 +245,7 @@ struct Neighbourhood {
   // log-sum-exp in two parts of T, because x - lse must keep the digits that x has where |x| is large
   T high[Rows][kWide], low[Rows][kWide];
   int64_t label[Rows][kWide];
-  T counts[Rows][kWide];  // 1 or 0: an ignored pixel may hold anything, but reads as 0
+  T counts[Rows][kWide];  // 0 for an ignored pixel, whose scores may be anything and read as 0; else 1
   T log_p[Rows][kWide], p[Rows][kWide];
 
   HD void set(const Im& im, const double* lse, const Strip& strip, int64_t first_row) {
@@ -285,8 +283,8 @@ struct Neighbourhood {
   }
 };
 
-// The divergences between the pixels a of a strip and the last N of their 8 neighbours b, in the order of memory, found
-// in the last Rows rows of their 3 x 3 neighbourhood.
+// The divergences between the pixels a of a strip and some of their 8 neighbours b: the last N in the order of memory,
+// which lie in the last Rows rows of the 3 x 3 pixels around a.
 template <class Im, int Rows, int N>
 struct Divergences {
   using T = typename Im::Compute;
@@ -327,7 +325,7 @@ struct Divergences {
   }
 };
 
-// Each pair of neighbours is met once, at its upper (left) pixel, for both of its orders.
+// Each pair of neighbours is visited once, from its upper or left pixel, and adds both of its orders.
 template <class F, class Im>
 struct FieldSum {
   using T = typename Im::Compute;
@@ -433,10 +431,6 @@ struct AffinityFieldLoss {
     return same ? T(lambda_edge) : -T(lambda_not_edge) * step;
   }
 
-  template <class Backend>
-  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
-    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
-  }
   // The state is the log-sum-exp of each pixel, and 8 times the number of valid ones.
   template <class Backend>
   std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,

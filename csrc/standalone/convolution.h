@@ -72,7 +72,7 @@ inline void copy(Tensor to, const Tensor& from) {
   torch::stable::copy_(to, from);
 }
 
-// What both ops ask of their tensors, whose names are F's. channels: those that the kernels see.
+// What both ops ask of their tensors, which are named in F::args.
 template <class F>
 struct Checked {
   const Options& options;
@@ -99,7 +99,8 @@ struct Checked {
     return t;
   }
 
-  // kernel: the weight's shape from its output channels on, text: the letters of the dimensions before it.
+  // Checks the weight's shape, which has `dims` dimensions, for an input of so many channels, and makes `shape` that of
+  // the result. `letters` names the weight's dimensions before the output channels, for messages.
   void fit(Shape weight, const std::string& letters, size_t dims, int64_t channels) {
     std::string whole = shape_text(weight);
     bool empty = std::find(weight.begin(), weight.end(), 0) != weight.end();
@@ -161,7 +162,8 @@ Tensor coordinates(const Tensor& input, DType dtype) {
 
 }  // namespace convolution
 
-// A convolution is linear in its input: that of the coordinates is the same for every sample, so there is one of it.
+// A convolution is linear in its input, so that of the coordinates may be apart from that of the samples. It is the
+// same for all samples, and is computed once.
 struct CoordConv2d {
   static constexpr auto name = "coord_conv2d";
   static constexpr auto args =
@@ -265,7 +267,8 @@ struct CoordConv2d {
   }
 };
 
-// One kernel a sample, by a matrix product over the K kernels; then the samples are groups of one convolution.
+// Each sample has a kernel of its own: its attention times the K kernels, a matrix product. The samples are then the
+// groups of one convolution.
 struct DynamicConv2d {
   static constexpr auto name = "dynamic_conv2d";
   static constexpr auto args =

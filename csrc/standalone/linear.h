@@ -36,8 +36,8 @@ inline Tensor ones(const Tensor& like, const Shape& shape, DType dtype) {
   return torch::stable::fill_(new_empty(like, shape, dtype), 1.0);
 }
 
-// A gradient of the sum of losses, the gradient of their mean or sum, the normaliser. That is 0 where no row counts,
-// and so is the gradient.
+// x[0], a gradient of the sum of losses, for a result that is the sum divided by x[2] and has the gradient x[1]. Where
+// no row counts, x[2] is 0, and so is the gradient.
 struct Scale {
   template <class T>
   HD void operator()(const T (&x)[3], T (&y)[1]) const {
@@ -118,7 +118,7 @@ struct Call {
       check_shape(F::name, name(kTargetAt), shape_of(target), expected, "input", shape);
       target = torch::stable::reshape(target, expected.size() == row_shape.size() ? Shape{rows} : Shape{rows, classes});
     }
-    // their own checks, on scores that take no memory
+    // the row skeleton's own checks, on scores of that shape that take no memory
     Shape of_scores = shape.size() == 1 ? Shape{} : Shape{rows};
     of_scores.insert(of_scores.end(), outputs.begin(), outputs.end());
     Tensor scores = strided(new_empty(input, {}, dtype), of_scores, Shape(of_scores.size()));
@@ -181,7 +181,7 @@ class Pass {
   Pass(const F& f, const Call<F>& call, DType loss_dtype, bool gradients)
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
     bool apart = gradients && !Backend::Rows::gradients_in_place;
-    // expanded operands have more columns than their bytes can be counted
+    // an expanded linear_weight may have so many columns that their bytes would overflow
     int64_t row_bytes = std::min(call.columns, kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
     int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
     chunks_ = row_bytes ? (call.rows + most - 1) / most : 0;    // nothing to do for no places

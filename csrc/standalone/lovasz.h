@@ -1,16 +1,17 @@
 #pragma once
-// The Lovasz extensions of the Jaccard loss (arXiv 1705.08790): the errors of a region's pixels, sorted downwards, dot
-// the steps of the Jaccard loss along that order. The steps are constants where no two errors are equal; they are the
-// gradient in the errors, and with its sign and at the pixels' places, the state.
+// The Lovasz extensions of the Jaccard loss (arXiv 1705.08790). The errors of a region's pixels are sorted in
+// descending order. The loss is their inner product with the steps that the Jaccard loss takes while the pixels are
+// counted as wrong one after the other, in that order. As long as no two errors change places the steps are constants,
+// so they are the gradient in the errors. The state holds them by pixel, with the sign of the error's own slope.
 //
-// A plane is the pixels of one class of one region. Few planes are sorted at once, so that beside the state the memory
-// is that of a few planes: per pixel of the plane two keys, a 64-bit place and a byte.
+// A plane is the pixels of one region, looked at for one class. A few planes are sorted at a time, so that the memory
+// needed beside the state is that of a few planes: for each pixel of a plane two keys, a 64-bit place and a byte.
 #include "../skeletons/regionwise/call.h"
 #include "../skeletons/standalone.h"
 
 namespace lossreg {
 
-// The planes that are being sorted, and all planes' sums over `chunks` pieces of their order.
+// The planes that are sorted at the time; and of all planes the sums over each of the `chunks` pieces of their order.
 template <class T>
 struct SortedPlanes {
   using Bits = typename Key<T>::Bits;
@@ -95,7 +96,7 @@ struct TakeSteps : SortedPlanes<T> {
   }
 };
 
-// The mean over a region's classes, and what its gradient is to be multiplied with.
+// The loss of a region, which is the mean over its classes, and the factor that this gives the gradient.
 template <class T>
 struct CloseLovasz {
   const int64_t* hits;
@@ -131,7 +132,7 @@ struct LovaszFactors {
   T* out;
   HD void operator()(int64_t i) const { out[i] = T(double(factors[i]) * get<double>(grad, 0) * scale); }
 };
-// The gradient of the loss, and the state.
+// The gradient of the loss times the state.
 struct ScaledProduct {
   double scale;
   template <class T>
@@ -157,11 +158,8 @@ struct Lovasz {
   Shape state_shape(const RegionCall& call) const { return {elements(call) + regions(call)}; }
 
   template <class Backend>
-  Tensor value(Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
-    return std::get<0>(forward<Backend>(std::move(inputs), reduction, dtype));
-  }
-  template <class Backend>
-  std::tuple<Tensor, Tensor> forward(Inputs inputs, std::optional<Reduction>, std::optional<ScalarType> dtype) const {
+  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
+                                     std::optional<ScalarType> dtype) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
     DType out_dtype = result_dtype(Op::name, dtype, c.result);
@@ -283,7 +281,7 @@ struct LovaszSoftmaxLoss : Lovasz<LovaszSoftmaxLoss> {
   bool present_only() const { return present; }
 };
 
-// A class of the label 1 alone, without the softmax.
+// The pixels with the label 1 are the one class that there is, and the scores have no softmax.
 struct LovaszHingeLoss : Lovasz<LovaszHingeLoss> {
   static constexpr auto name = "lovasz_hinge_loss";
   static constexpr auto args = "Tensor input, Tensor target, bool per_image=True, int ignore_index=-100";

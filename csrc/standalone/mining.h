@@ -5,7 +5,7 @@
 
 namespace lossreg {
 
-// The rows' part of the next: plain cross entropy.
+// The rows of ohem_cross_entropy as a row formula, which is plain cross entropy.
 struct OHEMRows : RowFormula {
   static constexpr auto name = "ohem_cross_entropy";
   static constexpr auto args =
@@ -104,11 +104,11 @@ struct OHEMCrossEntropy : OHEMRows {
     double* count;
     HD void operator()(const double (&sums)[1]) const { *count = sums[0]; }
   };
-  // Those below the cut, and of those at it the first ones.
+  // Keeps the positions that rank below the cut, and the first of those at the cut, until there are enough.
   template <class T>
   struct KeepLeast {
     const T *rank, *cut;
-    const int64_t* ties;  // so far, this one too
+    const int64_t* ties;  // how many rank at the cut, up to and with this position
     const double *below, *count;
     double least;
     double* kept;
@@ -193,10 +193,6 @@ struct OHEMCrossEntropy : OHEMRows {
       if (!reduced) Backend::each(call.rows, 1, WriteKept<T>{marks.kept, losses, to});
     });
     return {out, state};
-  }
-  template <class Backend>
-  Tensor value(const Inputs& inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
-    return std::get<0>(forward<Backend>(inputs, reduction, dtype));
   }
 
   template <class Backend>

@@ -1,5 +1,5 @@
 #pragma once
-// Margin losses over the classes of a row: of one target class, of a list of them, of a target a class.
+// Margin losses over the classes of a row, whose target is one class, a list of classes, or a number for each class.
 #include "shared/class_rows.h"
 
 namespace lossreg {
@@ -138,7 +138,7 @@ struct ClassList {
   Classes target;
   uint8_t* is_target;  // a row of marks for each row of scores
 
-  // How many there are; -1 where one of them is no class.
+  // The length of row i's list; -1, and what was found in `invalid`, if the list has an entry that is out of range.
   HD int64_t length(int64_t i, int64_t& invalid) const {
     for (int64_t j = 0; j < target.count; j++) {
       int64_t c = target.at(i, j);
@@ -150,6 +150,7 @@ struct ClassList {
     }
     return target.count;
   }
+  // A mark for each class of row i: is it in the list?
   template <class Team>
   HD const uint8_t* mark(int64_t i, int64_t length, const Team& team) const {
     uint8_t* marks = is_target + i * target.count;
@@ -217,7 +218,7 @@ struct MultilabelMarginGrad {
       for (int j = 0; j < n; j++) d[j] = g * (marks[c + j] ? T(0) : d[j]);
       grad.write(i, c, n, d);
     });
-    // What the others say of a target class, as often as the list holds it.
+    // The gradient at a target class y: a term for each class that is no target, as often as the list holds y.
     for (int64_t k = 0; k < length; k++) {
       int64_t y = list.target.at(i, k), times = 0;
       T rest = T(1) - x.at(i, y), lane[L] = {};
@@ -285,7 +286,7 @@ struct MultilabelMarginLoss {
   }
 };
 
-// Binary cross entropy of each class with logits.
+// The binary cross entropy of one class with logits, and a weight.
 template <class T>
 HD T class_value(T x, T t, T w) {
   return w * (x * ((x > T(0) ? T(1) : T(0)) - t) + log1p_unit(exp_negative(-abs(x))));
@@ -310,7 +311,7 @@ struct ClassGradBody {
   }
 };
 
-// One row's sum over the classes. it runs over the rows: input, target, weight, result.
+// The sum over the classes of one row. `it` iterates over the rows, of input, target, weight and result.
 template <class T, int L>
 struct ClassSum {
   Iteration<4> it;
@@ -344,8 +345,8 @@ struct ClassSum {
   }
 };
 
-// sum_c w_c BCE-with-logits(x_c, t_c) / C, where input, target and weight broadcast as in torch: over the dimension
-// that is the last of the input, with C the input's size there.
+// sum_c w_c BCE-with-logits(x_c, t_c) / C, where input, target and weight broadcast. As in torch, the sum runs over the
+// dimension whose number is that of the input's last one, and C is the input's size there.
 struct MultilabelSoftMarginLoss {
   static constexpr auto name = "multilabel_soft_margin_loss";
   static constexpr auto args = "Tensor input, Tensor target, Tensor? weight=None, str reduction=\"mean\"";
@@ -389,12 +390,12 @@ struct MultilabelSoftMarginLoss {
       for (int64_t s : row_shape) rows *= double(s);
     }
     View view(int k) const { return tensors[k] ? view_of(*tensors[k], dtypes[k], shape) : absent_view(shape); }
-    // A view over the rows.
+    // A view over the rows: without the dimension of the classes.
     View row_view(View v) const {
       v.strides.erase(v.strides.begin() + axis);
       return v;
     }
-    // What each class's loss counts in the reduced result. The sum of no rows is 0.
+    // The factor of each class's loss in a reduced result. A sum over no rows is 0, whatever C is.
     double scale(Reduction reduction) const {
       if (reduction == Reduction::mean) return 1.0 / (rows * classes);
       return reduction == Reduction::sum && rows == 0 ? 1.0 : 1.0 / classes;
@@ -448,7 +449,7 @@ struct MultilabelSoftMarginLoss {
       if (!mask[k]) continue;
       const Tensor& t = required(name, args, k, call.tensors[k]);
       check_differentiable(name, ArgumentName{args, k}, call.dtypes[k]);
-      // that of an operand which was expanded is summed, in a wide type
+      // the gradient of an operand that was expanded is summed at the end, and kept in a wide type until then
       DType wide = compute_dtype(call.result);
       bool same = shape_of(t) == call.shape;
       full[k] = same ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);

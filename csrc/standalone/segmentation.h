@@ -12,13 +12,13 @@ struct Overlap {
   double loss, a, b;
   HD static Overlap of(double shared, double whole, double s) {
     double size = whole + s, ratio = (2 * shared + s) / size;
-    // nothing there at all, and s = 0: the limit of s to 0
+    // both regions are empty, and s = 0: the limit for s to 0
     if (size == 0) return {0, 0, 0};
     return {1 - ratio, -2 / size, ratio / size};
   }
 };
 
-// Adds up the items of a region, one class or all. `sums` holds three a slot.
+// The three sums of a region, or of one class of it, over the region's items.
 template <class Team>
 HD void add_items(const double* partial, int64_t chunks, int64_t slots, const Team& team, double (&sums)[3]) {
   for (int k = 0; k < 3; k++) {
@@ -78,7 +78,7 @@ struct CloseGeneralizedDice {
     if (team.rank() == 0) put(losses, region * losses.stride[0], o.loss);
   }
 };
-// The state times the gradient of the loss, as the pass over the pixels computes.
+// The state times the gradient of the loss, in the type that the pass over the pixels computes in.
 template <class T>
 struct ScaleState {
   const double* state;
@@ -105,7 +105,7 @@ struct OverlapLoss {
   }
   int64_t slots(const RegionCall& call) const { return Op::softmax ? call.classes() : 1; }
   Shape state_shape(const RegionCall& call) const { return {(op().batch ? 1 : call.samples()) * slots(call) * 2}; }
-  // A batch is one region, whose loss is what it is.
+  // A batch that is one region has one loss, and there is nothing to take the mean of.
   double scale(const RegionCall& call) const {
     return reduction == Reduction::mean && !op().batch ? 1.0 / double(call.samples()) : 1.0;
   }
@@ -125,11 +125,8 @@ struct OverlapLoss {
   }
 
   template <class Backend>
-  Tensor value(Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
-    return std::get<0>(forward<Backend>(std::move(inputs), reduction, dtype));
-  }
-  template <class Backend>
-  std::tuple<Tensor, Tensor> forward(Inputs inputs, std::optional<Reduction>, std::optional<ScalarType> dtype) const {
+  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
+                                     std::optional<ScalarType> dtype) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
     DType out_dtype = result_dtype(Op::name, dtype, c.result);

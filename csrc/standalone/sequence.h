@@ -115,7 +115,7 @@ struct CTCLoss {
     }
   }
 
-  // No probability is above 1: a negative loss, beyond what rounding adds up to, is one of raw scores.
+  // A probability is at most 1. So a loss that is further below 0 than rounding takes it comes from raw scores.
   static void look_at_losses(const ctc::Batch& b, const double* loss) {
     for (int64_t n = 0; n < b.samples; n++)
       if (loss[n] < -0.02 * double(b.steps))
