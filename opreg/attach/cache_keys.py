@@ -1,7 +1,9 @@
 """The keys of whatever torch.compile keeps on disk: a cached graph holds what opreg and its ops put into it."""
 
 import hashlib
+import os
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +20,8 @@ _CONTRIBUTED = (
     "qualname", "reference", "shape", "indices", "state", "constants", "detached", "lowered", "inline", "schema",
     "kernels", "backward_kernels",
 )  # fmt: skip
+
+_LOADED = time.time_ns()
 
 # Of the ops that are declared outside of opreg, and the libraries behind them.
 _of_others = hashlib.sha1(usedforsecurity=False)
@@ -47,9 +51,13 @@ def _write() -> None:
 
 @lru_cache(maxsize=1)
 def _of_opreg() -> bytes:
+    """Of the files that this process runs. One that was changed since they were loaded is not what runs: nobody shares
+    what is compiled then."""
     digest = hashlib.sha1(usedforsecurity=False)
     package = Path(__file__).resolve().parents[1]
     elsewhere = Path(str(meta.__file__)).resolve().parent  # in an editable installation
     for path in (*sorted({*package.rglob("*.py"), *elsewhere.rglob("*.py")}), *library_paths()):
         digest.update(path.read_bytes())
+        if path.stat().st_ctime_ns > _LOADED:
+            digest.update(os.urandom(16))
     return digest.digest()

@@ -176,6 +176,18 @@ def test_the_library_is_told_apart_by_its_content(tmp_path):
     assert keys[0][1] != keys[1][1]
 
 
+def test_a_process_whose_files_were_exchanged_shares_nothing(tmp_path):
+    """An upgrade under a running process: the keys are made of files that it does not run."""
+    copy = tmp_path / "library.so"
+    shutil.copy(opreg.library_path(), copy)
+    text = "import os, torch, opreg\n{}\nimport torch._inductor.codecache; print(torch.compiler.config.cache_key_tag)"
+    exchange = f"os.utime({str(copy)!r})"
+    keys = [run(text.format(change), OPREG_LIBRARY=str(copy)).stdout for change in ("", "", exchange, exchange)]
+    assert keys[0].startswith("opreg=")
+    assert keys[0] == keys[1]
+    assert len({*keys}) == 3
+
+
 def test_fingerprints():
     """The same of the same text made twice; another one of every change that another number could come from."""
 
