@@ -75,4 +75,21 @@ HD T log_of_sum(T sum, T max) {
   return max == T(INFINITY) ? T(NAN) : y;
 }
 
+// What e^(z - max) is multiplied with to be the softmax; NaN where max is infinite, for the same reason.
+template <class T>
+HD T inverse_of_sum(T sum, T max) {
+  const T y = T(1) / sum;
+  return max == T(INFINITY) ? T(NAN) : y;
+}
+
+// log(e^a + e^b + e^c), -inf where all three are. Of logarithms that grow with the length of a sequence: they are added
+// up in double, and what they differ by is computed with in T.
+template <class T>
+HD double log_sum_exp(double a, double b, double c) {
+  double high = a > b ? a : b, low = a > b ? b : a;
+  double top = high > c ? high : c, middle = high > c ? c : high;
+  double from = top == -INFINITY ? 0.0 : top;
+  return top + double(log(T(1) + exp_negative(T(low - from)) + exp_negative(T(middle - from))));
+}
+
 }  // namespace lossreg

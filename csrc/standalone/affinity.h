@@ -1,6 +1,7 @@
 #pragma once
 // Losses over pairs of pixels that lie near each other. Nothing is unfolded: a pair is a pixel and a displacement, and
 // each pixel gathers what its neighbours say about it, so that no sum depends on an order of threads.
+#include "../base/log_sum_exp.h"
 #include "shared/images.h"
 
 namespace lossreg {
@@ -222,13 +223,13 @@ struct LogSumExpOfPixels {
     for (int j = 0; j < L; j++) max[j] = x[j];
     for (int64_t c = 1; c < im.channels; c++) {
       x = im.read(s.n, c, s.h, s.w, buffer);
-      for (int j = 0; j < L; j++) max[j] = x[j] > max[j] || x[j] != x[j] ? x[j] : max[j];
+      for (int j = 0; j < L; j++) max[j] = greater(max[j], x[j]);
     }
     for (int64_t c = 0; c < im.channels; c++) {
       x = im.read(s.n, c, s.h, s.w, buffer);
       for (int j = 0; j < L; j++) sum[j] += exp_negative(x[j] - max[j]);
     }
-    for (int j = 0; j < L; j++) sum[j] = log(sum[j]);
+    for (int j = 0; j < L; j++) sum[j] = log_of_sum(sum[j], max[j]);
     double* out = lse + (s.n * im.height + s.h) * im.width + s.w;
     for (int j = 0; j < s.length; j++) out[j] = double(max[j]) + double(sum[j]);
   }

@@ -7,17 +7,6 @@
 
 namespace lossreg {
 
-// 1 - (2 A + s) / (B + s); its derivatives in A and in B.
-struct Overlap {
-  double loss, a, b;
-  HD static Overlap of(double shared, double whole, double s) {
-    double size = whole + s, ratio = (2 * shared + s) / size;
-    // both regions are empty, and s = 0: the limit for s to 0
-    if (size == 0) return {0, 0, 0};
-    return {1 - ratio, -2 / size, ratio / size};
-  }
-};
-
 // The three sums of a region, or of one class of it, over the region's items.
 template <class Team>
 HD void add_items(const double* partial, int64_t chunks, int64_t slots, const Team& team, double (&sums)[3]) {
@@ -38,7 +27,7 @@ struct CloseDice {
     double sums[3];
     add_items(partial + region * chunks * 3, chunks, 1, team, sums);
     if (team.rank() != 0) return;
-    Overlap o = Overlap::of(sums[0], sums[1] + sums[2], smooth);
+    auto o = Overlap<double>::of(sums[0], sums[1] + sums[2], smooth);
     put(losses, region * losses.stride[0], o.loss);
     state[2 * region] = o.a;
     state[2 * region + 1] = o.b;
@@ -69,7 +58,7 @@ struct CloseGeneralizedDice {
     }
     largest = team.max(largest);
     if (largest == 0) largest = 1;
-    Overlap o = Overlap::of(team.sum(shared), team.sum(whole) + largest * team.sum(absent), eps);
+    auto o = Overlap<double>::of(team.sum(shared), team.sum(whole) + largest * team.sum(absent), eps);
     for (int64_t c = team.rank(); c < classes; c += team.size()) {
       double w = of_class[2 * c] == 0 ? largest : of_class[2 * c];
       of_class[2 * c] = w * o.a;

@@ -111,8 +111,9 @@ def test_rows(family: str, tmp_path: Path) -> None:
     assert "gradients compared" in report
 
 
-def test_log_sum_exp(tmp_path: Path) -> None:
-    assert "compared" in build_and_run(tmp_path, "log_sum_exp_test.cpp", "-O1")
+@pytest.mark.parametrize("source", ["log_sum_exp_test.cpp", "regions_test.cpp"])
+def test_shared_mathematics(source: str, tmp_path: Path) -> None:
+    assert "compared" in build_and_run(tmp_path, source, "-O1")
 
 
 # native: with fused multiply-add, as the vector loops have it on a new processor

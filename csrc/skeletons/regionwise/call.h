@@ -3,12 +3,9 @@
 // pixels has a score for every class, and a label. What is here is the host's part; cpu.h and cuda.h
 // run over the pixels.
 #include "../checks.h"
-#include "../formula.h"
+#include "formula.h"
 
 namespace lossreg {
-
-// Labels that are no class.
-constexpr int32_t kIgnored = -1, kUnknown = -2;
 
 struct Regions {
   // The operands of the iteration over the pixels of one region. kFlat has no data: it numbers the pixels in the order
@@ -29,25 +26,6 @@ struct Regions {
     if (target == V(ignore_index)) return kIgnored;
     if (binary) return target == V(1) ? 0 : 1;
     return target >= V(0) && target < V(classes) ? int32_t(target) : kUnknown;
-  }
-};
-
-// q^p of a probability q, and its derivative.
-struct Power {
-  double p = 1;
-  static constexpr int modes = 3;  // p = 1, p = 2, any other
-  int mode() const { return p == 1 ? 0 : p == 2 ? 1 : 2; }
-  template <int Mode, class T>
-  HD T value(T q) const {
-    if constexpr (Mode == 0) return q;
-    if constexpr (Mode == 1) return q * q;
-    return q < T(0) ? T(NAN) : pow_unit(q, T(p));
-  }
-  template <int Mode, class T>
-  HD T slope(T q) const {
-    if constexpr (Mode == 0) return T(1);
-    if constexpr (Mode == 1) return T(2) * q;
-    return q < T(0) ? T(NAN) : T(p) * pow_unit(q, T(p - 1));
   }
 };
 
@@ -75,26 +53,6 @@ HD T finite(double x) {
   if constexpr (sizeof(T) == 4) return T(clamp(x, -3e38, 3e38));
   return x;
 }
-
-// Errors of the Lovasz losses, none below 0.
-template <class T>
-HD T region_error(T q, bool hit) {
-  return hit ? abs(T(1) - q) : q;
-}
-template <class T>
-HD T hinge_error(T x, bool hit) {
-  return relu(T(1) - (hit ? x : -x));
-}
-// Integers that sort upwards as errors sort downwards, ignored pixels last. torch sorts integers by their digits, on
-// the CPU in a fifteenth of the time that floats take; and bits keep every digit.
-template <class T>
-struct Key {
-  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  static constexpr DType dtype = sizeof(T) == 8 ? DType::int64 : DType::int32;
-  static constexpr Bits ignored = sizeof(T) == 8 ? Bits(INT64_MAX) : Bits(INT32_MAX);
-  HD static Bits of(T error) { return ignored - 1 - (bits<Bits>(error) & ignored); }  // without the sign of a NaN
-  HD static T error(Bits key) { return bits<T>(Bits(ignored - 1 - key)); }
-};
 
 // The tensors of one call, checked against each other.
 struct RegionCall {

@@ -1,110 +1,11 @@
 #pragma once
 // The CPU's region kernels: tiles of pixels, one class at a time, as the row kernels do across rows.
-#include "../rowwise/cpu_loops.h"
 #include "call.h"
+#include "cpu_loops.h"
 
 namespace lossreg::cpu {
 
-// ---- vector loops over the n pixels of a tile. An ignored pixel has probability 0 of every class, and no class: so it
-// adds nothing anywhere.
-
-template <class T>
-LOSSREG_CLONES void sigmoid_plane(T* q, const T* x, const int32_t* label, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T s = sigmoid(x[i]);
-    q[i] = label[i] == kIgnored ? T(0) : s;
-  }
-}
-template <class T>
-LOSSREG_CLONES void exp_plane(T* e, T* sum, const T* max, const T* x, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    e[i] = exp_negative(x[i] - max[i]);
-    sum[i] += e[i];
-  }
-}
-template <class T>
-LOSSREG_CLONES void invert_all(T* sum, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) sum[i] = T(1) / sum[i];
-}
-template <class T>
-LOSSREG_CLONES void scale_plane(T* q, const T* inverse, const int32_t* label, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T p = q[i] * inverse[i];
-    q[i] = label[i] == kIgnored ? T(0) : p;
-  }
-}
-// Adds the sums of q y, q^p and y^p.
-template <class T, bool Soft, int Mode>
-LOSSREG_CLONES void sum_plane(Power power, const T* q, const T* y, const int32_t* label, int32_t c, double weight,
-                              double* sums, int64_t n) {
-  T overlap = 0, of_q = 0, of_y = 0;
-#pragma omp simd reduction(+ : overlap, of_q, of_y)
-  for (int64_t i = 0; i < n; i++) {
-    T t = Soft ? y[i] : label[i] == c ? T(1) : T(0);
-    overlap += q[i] * t;
-    of_q += power.template value<Mode>(q[i]);
-    of_y += Soft ? power.template value<Mode>(t) : t;
-  }
-  sums[0] += weight * double(overlap);
-  sums[1] += weight * double(of_q);
-  sums[2] += weight * double(of_y);
-}
-// The gradients of a q y + b (q^p + y^p), q the sigmoid of x.
-template <class T, bool Soft, int Mode>
-LOSSREG_CLONES void grad_sigmoid_plane(Power power, T a, T b, T* grad_x, T* grad_y, const T* x, const T* y,
-                                       const int32_t* label, int32_t c, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    // 1 - q without cancellation
-    const T xi = x[i], e = exp_negative(-abs(xi)), inverse = T(1) / (T(1) + e);
-    const T q = xi < T(0) ? e * inverse : inverse, rest = xi < T(0) ? inverse : e * inverse;
-    const T t = Soft ? y[i] : label[i] == c ? T(1) : T(0);
-    T d = q * rest * (a * t + b * power.template slope<Mode>(q));
-    grad_x[i] = !Soft && label[i] == kIgnored ? T(0) : d;
-    if constexpr (Soft) grad_y[i] = a * q + b * power.template slope<Mode>(t);
-  }
-}
-// dot += q u, with u the gradient in the probabilities: a [c = label] + b, or where there are planes of it, a u.
-template <class T, bool Planes>
-HD T upstream(T a, T b, const T* u, const int32_t* label, int32_t c, int64_t i) {
-  if constexpr (Planes) return a * u[i];
-  return b + (label[i] == c ? a : T(0));
-}
-template <class T, bool Planes>
-LOSSREG_CLONES void dot_plane(T* dot, T a, T b, const T* q, const T* u, const int32_t* label, int32_t c, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) dot[i] += q[i] * upstream<T, Planes>(a, b, u, label, c, i);
-}
-template <class T, bool Planes>
-LOSSREG_CLONES void grad_softmax_plane(T* grad, T a, T b, const T* q, const T* dot, const T* u, const int32_t* label,
-                                       int32_t c, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    T d = q[i] * (upstream<T, Planes>(a, b, u, label, c, i) - dot[i]);
-    grad[i] = label[i] == kIgnored ? T(0) : d;
-  }
-}
-
-// The sort keys of errors: see Key. Of |[c = label] - softmax(x)_c|, and of relu(1 - x y) where there are no
-// statistics.
-template <class T, bool Softmax>
-LOSSREG_CLONES void key_plane(typename Key<T>::Bits* key, const T* x, const T* max, const T* inverse,
-                              const int32_t* label, int32_t c, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const T xi = x[i], m = Softmax ? max[i] : T(0), s = Softmax ? inverse[i] : T(0);
-    const int32_t l = label[i];
-    T error = Softmax ? region_error(exp_negative(xi - m) * s, l == c) : hinge_error(xi, l == c);
-    key[i] = l == kIgnored ? Key<T>::ignored : Key<T>::of(error);
-  }
-}
-
-// ---- one thread's work on a pass
-
+// One thread's work on a pass, and its buffers.
 template <class T>
 class RegionWorker {
  public:
@@ -325,14 +226,14 @@ class RegionWorker {
   void statistics(int64_t n, const int64_t* offset) {
     plane_.resize(size_t(r_.classes * tile_));
     scores_.resize(size_t(r_.classes));
+    std::fill(max_, max_ + n, LogSumExp<T>::empty().max);
     for (int64_t c = 0; c < r_.classes; c++) {
       const T* x = scores_[size_t(c)] = read(Regions::kInput, c, offset, n, plane_.data() + c * tile_);
-      if (c == 0) std::copy(x, x + n, max_);
-      else raise_max(RowFormula{}, max_, x, T(0), n);
+      raise_all(max_, x, n);
     }
     std::fill(sum_, sum_ + n, T(0));
     for (int64_t c = 0; c < r_.classes; c++) exp_plane(plane_.data() + c * tile_, sum_, max_, scores_[size_t(c)], n);
-    invert_all(sum_, n);
+    invert_all(sum_, max_, n);
   }
   void probabilities(int64_t n, const int64_t* offset) {
     statistics(n, offset);

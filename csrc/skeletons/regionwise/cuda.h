@@ -45,21 +45,19 @@ struct PixelReader {
   }
 };
 
-// Online softmax of a pixel, and the dot product of its probabilities with u, before they are divided by sum.
+// The softmax of a pixel, class by class, and the dot product of its probabilities with u, both before they are divided
+// by the sum.
 template <class T>
 struct Softmax {
-  T max = T(-INFINITY), sum = T(0), dot = T(0);
+  LogSumExp<T> lse = LogSumExp<T>::empty();
+  T dot = T(0);
   __device__ void add(T x, T u) {
-    if (x > max || x != x) {
-      T shrink = sum == T(0) ? T(0) : exp(max - x);
-      sum *= shrink;
-      dot *= shrink;
-      max = x;
-    }
-    T e = x == max ? T(1) : exp(x - max);
-    sum += e;
-    dot += e * u;
+    const Rescaled<T> r = rescaled(lse.max, x);
+    lse.sum = lse.sum * r.kept + r.own;
+    dot = dot * r.kept + r.own * u;
   }
+  __device__ T max() const { return lse.max; }
+  __device__ T inverse() const { return inverse_of_sum(lse.sum, lse.max); }
 };
 
 // use(item, region, begin, end) for this block's items.
@@ -83,7 +81,8 @@ __device__ void each_pixel(const RegionPass<T>& pass, int64_t region, int64_t be
 }
 
 template <class T, class S, bool Soft, int Mode>
-__global__ void __launch_bounds__(kThreads) region_sums_sigmoid(RegionPass<T> pass, double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    region_sums_sigmoid(const __grid_constant__ RegionPass<T> pass, double* partial) {
   each_item(pass, [&](int64_t item, int64_t region, int64_t begin, int64_t end) {
     double sums[3] = {0, 0, 0};
     each_pixel(pass, region, begin, end, [&](int64_t region, int64_t pixel, int64_t first, int64_t step) {
@@ -91,11 +90,11 @@ __global__ void __launch_bounds__(kThreads) region_sums_sigmoid(RegionPass<T> pa
       if (!Soft && reader.label == kIgnored) return;
       T overlap = T(0), of_q = T(0), of_y = T(0);
       for (int64_t c = first; c < pass.regions.classes; c += step) {
-        T w = pass.weight_of(c), q = sigmoid(reader.score(c));
-        T y = Soft ? reader.at(Regions::kTarget, c) : reader.label == c ? T(1) : T(0);
-        overlap += w * q * y;
-        of_q += w * pass.power.template value<Mode>(q);
-        of_y += w * (Soft ? pass.power.template value<Mode>(y) : y);
+        T w = pass.weight_of(c), y = Soft ? reader.at(Regions::kTarget, c) : reader.label == c ? T(1) : T(0);
+        OverlapTerms<T> terms = overlap_terms<Soft, Mode>(pass.power, sigmoid(reader.score(c)), y);
+        overlap += w * terms.overlap;
+        of_q += w * terms.of_q;
+        of_y += w * terms.of_y;
       }
       if (!Soft && reader.label == kUnknown) overlap = T(NAN);
       sums[0] += double(overlap);
@@ -112,7 +111,8 @@ __global__ void __launch_bounds__(kThreads) region_sums_sigmoid(RegionPass<T> pa
 // The pixels of an item stay with their threads, the classes come one after the other: their sums are the block's.
 constexpr int kPixels = 8;  // a thread's, at most
 template <class T, class S>
-__global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pass, double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    region_sums_softmax(const __grid_constant__ RegionPass<T> pass, double* partial) {
   each_item(pass, [&](int64_t item, int64_t region, int64_t begin, int64_t end) {
     int64_t offset[kPixels];
     T max[kPixels], inverse[kPixels];
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pa
       if (label[k] == kIgnored) continue;
       Softmax<T> s;
       for (int64_t c = 0; c < r.classes; c++) s.add(reader.score(c), T(0));
-      max[k] = s.max;
-      inverse[k] = label[k] == kUnknown ? T(NAN) : T(1) / s.sum;
+      max[k] = s.max();
+      inverse[k] = label[k] == kUnknown ? T(NAN) : s.inverse();
     }
     for (int64_t c = 0; c < r.classes; c++) {
       T overlap = T(0), of_q = T(0), of_y = T(0);
@@ -143,10 +143,11 @@ __global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pa
         T x;
         if constexpr (std::is_void_v<S>) x = read<T>(r.pixels.operand[Regions::kInput], place);
         else x = widen<T>(static_cast<const S*>(r.pixels.operand[Regions::kInput].data)[place]);
-        T q = exp(x - max[k]) * inverse[k], y = label[k] == c ? T(1) : T(0);
-        overlap += q * y;
-        of_q += q;
-        of_y += y;
+        T q = exp_negative(x - max[k]) * inverse[k];
+        OverlapTerms<T> terms = overlap_terms<false, 0>(pass.power, q, label[k] == c ? T(1) : T(0));
+        overlap += terms.overlap;
+        of_q += terms.of_q;
+        of_y += terms.of_y;
       }
       // a block adds 2048 values at most: float keeps their digits
       double sums[3] = {double(block_sum(overlap)), double(block_sum(of_q)), double(block_sum(of_y))};
@@ -157,29 +158,28 @@ __global__ void __launch_bounds__(kThreads) region_sums_softmax(RegionPass<T> pa
 }
 
 template <class T, class S, bool Soft, int Mode>
-__global__ void __launch_bounds__(kThreads) region_grad_sigmoid(RegionPass<T> pass, const T* coefficients) {
+__global__ void __launch_bounds__(kThreads)
+    region_grad_sigmoid(const __grid_constant__ RegionPass<T> pass, const T* coefficients) {
   each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     each_pixel(pass, region, begin, end, [&](int64_t region, int64_t pixel, int64_t first, int64_t step) {
       PixelReader<T, S> reader(pass.regions, region, pixel, Soft);
       for (int64_t c = first; c < pass.regions.classes; c += step) {
         const T* k = coefficients + 2 * (region * pass.slots + pass.slot(c));
         T w = pass.weight_of(c), a = w * k[0], b = w * k[1];
-        // 1 - q without cancellation
-        T x = reader.score(c), e = exp(-abs(x)), inverse = T(1) / (T(1) + e);
-        T q = x < T(0) ? e * inverse : inverse, rest = x < T(0) ? inverse : e * inverse;
         T y = Soft ? reader.at(Regions::kTarget, c) : reader.label == c ? T(1) : T(0);
-        T d = q * rest * (a * y + b * pass.power.template slope<Mode>(q));
-        reader.put_grad(c, !Soft && reader.label == kIgnored ? T(0) : d);
-        if (Soft) reader.put_target_grad(c, a * q + b * pass.power.template slope<Mode>(y));
+        OverlapSlopes<T> slopes = sigmoid_overlap_slopes<Mode>(pass.power, a, b, reader.score(c), y);
+        reader.put_grad(c, !Soft && reader.label == kIgnored ? T(0) : slopes.in_score);
+        if (Soft) reader.put_target_grad(c, slopes.in_target);
       }
     });
   });
 }
 
-// See cpu.h beside this file.
+// The gradient in the probabilities is that of coefficients a and b a class, or a region's coefficient times planes,
+// which hold the pixels of each class in their flat order.
 template <class T, class S, bool Planes>
 __global__ void __launch_bounds__(kThreads)
-    region_grad_softmax(RegionPass<T> pass, const T* coefficients, const T* planes) {
+    region_grad_softmax(const __grid_constant__ RegionPass<T> pass, const T* coefficients, const T* planes) {
   each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     const Regions& r = pass.regions;
     const T* k = coefficients + region * (Planes ? 1 : 2 * r.classes);
@@ -188,20 +188,23 @@ __global__ void __launch_bounds__(kThreads)
       auto upstream = [&](int64_t c) {
         int64_t at = (region * r.classes + c) * r.pixels.numel + reader.offset[Regions::kFlat];
         if constexpr (Planes) return k[0] * planes[at];
-        else return k[2 * c + 1] + (reader.label == c ? k[2 * c] : T(0));
+        else return class_slope(k[2 * c], k[2 * c + 1], reader.label == c);
       };
       Softmax<T> s;
       bool ignored = reader.label == kIgnored;
       for (int64_t c = 0; c < r.classes && !ignored; c++) s.add(reader.score(c), upstream(c));
-      T inverse = T(1) / s.sum, dot = s.dot * inverse;
-      for (int64_t c = 0; c < r.classes; c++)
-        reader.put_grad(c, ignored ? T(0) : exp(reader.score(c) - s.max) * inverse * (upstream(c) - dot));
+      T inverse = s.inverse(), dot = s.dot * inverse;
+      for (int64_t c = 0; c < r.classes; c++) {
+        T q = ignored ? T(0) : exp_negative(reader.score(c) - s.max()) * inverse;
+        reader.put_grad(c, ignored ? T(0) : softmax_slope(q, upstream(c), dot));
+      }
     }
   });
 }
 
 template <class T, class S, bool WithSoftmax>
-__global__ void __launch_bounds__(kThreads) region_describe(RegionPass<T> pass, T* max, T* inverse, int32_t* label) {
+__global__ void __launch_bounds__(kThreads)
+    region_describe(const __grid_constant__ RegionPass<T> pass, T* max, T* inverse, int32_t* label) {
   each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     for (int64_t pixel = begin + threadIdx.x; pixel < end; pixel += blockDim.x) {
       PixelReader<T, S> reader(pass.regions, region, pixel);
@@ -210,16 +213,16 @@ __global__ void __launch_bounds__(kThreads) region_describe(RegionPass<T> pass, 
       if constexpr (WithSoftmax) {
         Softmax<T> s;
         for (int64_t c = 0; c < pass.regions.classes; c++) s.add(reader.score(c), T(0));
-        max[at] = s.max;
-        inverse[at] = reader.label == kUnknown ? T(NAN) : T(1) / s.sum;
+        max[at] = s.max();
+        inverse[at] = reader.label == kUnknown ? T(NAN) : s.inverse();
       }
     }
   });
 }
 template <class T, class S, bool WithSoftmax>
 __global__ void __launch_bounds__(kThreads)
-    region_keys(RegionPass<T> pass, int64_t first, const T* max, const T* inverse, const int32_t* label,
-                typename Key<T>::Bits* key) {
+    region_keys(const __grid_constant__ RegionPass<T> pass, int64_t first, const T* max, const T* inverse,
+                const int32_t* label, typename Key<T>::Bits* key) {
   int64_t pixels = pass.regions.pixels.numel, classes = pass.regions.classes;
   each_item(pass, [&](int64_t, int64_t plane, int64_t begin, int64_t end) {
     int64_t region = (first + plane) / classes, c = (first + plane) % classes;
@@ -227,7 +230,7 @@ __global__ void __launch_bounds__(kThreads)
       PixelReader<T, S> reader(pass.regions, region, pixel, true);
       int64_t flat = reader.offset[Regions::kFlat], at = region * pixels + flat;
       T x = reader.score(c), error;
-      if constexpr (WithSoftmax) error = region_error(exp(x - max[at]) * inverse[at], label[at] == c);
+      if constexpr (WithSoftmax) error = region_error(exp_negative(x - max[at]) * inverse[at], label[at] == c);
       else error = hinge_error(x, label[at] == c);
       key[plane * pixels + flat] = label[at] == kIgnored ? Key<T>::ignored : Key<T>::of(error);
     }

@@ -2,6 +2,7 @@
 // Connectionist temporal classification (Graves et al., ICML 2006): what its kernels do with one sequence. The op over
 // them is in standalone/sequence.h.
 #include "../../base/iteration.h"
+#include "../../base/log_sum_exp.h"
 #include "../../skeletons/formula.h"
 
 namespace lossreg {
@@ -12,16 +13,6 @@ namespace ctc {
 constexpr int64_t kBefore = 2;
 HD int64_t width_of(int64_t labels) {
   return kBefore + 2 * labels + 1;
-}
-
-// log(e^a + e^b + e^c); -inf where all are; NaN stays. The logarithms of probabilities grow with the length of the
-// sequence and are added up in double; what they differ by, in the type that is computed in.
-template <class T>
-HD double log_sum_exp(double a, double b, double c) {
-  double high = a > b ? a : b, low = a > b ? b : a;
-  double top = high > c ? high : c, middle = high > c ? c : high;
-  double from = top == -INFINITY ? 0.0 : top;
-  return top + double(log(T(1) + exp_negative(T(low - from)) + exp_negative(T(middle - from))));
 }
 
 struct Sample {
