@@ -15,18 +15,38 @@ HD T greater(T max, T z) {
   return z > max ? z : max;
 }
 
-// What one more number z makes of sums over e^(z - max): what was summed times `kept`, plus `own` for z. One of the two
-// is 1, so one exponential serves both. Raises max.
+// One more number z beside a maximum, and how sums of u_c e^(z_c - max) take it in: one exponential scales what was
+// summed where z is the greatest, or else z itself.
 template <class T>
-struct Rescaled {
-  T kept, own;
+struct Rise {
+  bool higher;
+  T e;  // e^-|z - max|
+  HD T joined(T sum, T u) const {
+    const T raised = sum * e + u, added = sum + e * u;
+    return higher ? raised : added;
+  }
 };
 template <class T>
-HD Rescaled<T> rescaled(T& max, T z) {
-  const T rise = z - max, e = exp_negative(-abs(rise));
-  const bool higher = rise > T(0);
+HD Rise<T> raised(T& max, T z) {
+  const T rise = z - max;
   max = greater(max, z);
-  return {higher ? e : T(1), higher ? T(1) : e};
+  return {rise > T(0), exp_negative(-abs(rise))};
+}
+
+// K more numbers z into a maximum and the sum of e^(z - max); more than one at once wait for one another less. Two
+// numbers by reference and no struct: gcc makes no vector loop over structs.
+template <int K, class T>
+HD void add_exponentials(T& max, T& sum, const T (&z)[K]) {
+  if constexpr (K == 1) {
+    sum = raised(max, z[0]).joined(sum, T(1));
+  } else {
+    T top = max;
+    for (int k = 0; k < K; k++) top = greater(top, z[k]);
+    T total = sum * exp_negative(max - top);
+    for (int k = 0; k < K; k++) total += exp_negative(z[k] - top);
+    sum = total;
+    max = top;
+  }
 }
 
 template <class T>
@@ -40,19 +60,7 @@ struct LogSumExp {
     sum *= exp_negative(max - top);
     max = top;
   }
-  HD void add(T z) {
-    const Rescaled<T> r = rescaled(max, z);
-    sum = sum * r.kept + r.own;
-  }
-  // K at once, which wait for one another less.
-  template <int K>
-  HD void add(const T (&z)[K]) {
-    if constexpr (K == 1) return add(z[0]);
-    T top = max;
-    for (int k = 0; k < K; k++) top = greater(top, z[k]);
-    raise(top);
-    for (int k = 0; k < K; k++) sum += exp_negative(z[k] - max);
-  }
+  HD void add(T z) { add_exponentials<1>(max, sum, {z}); }
   // z = x + bias. The exponent adds the bias last, so that a large x keeps its digits.
   HD void add(T x, T bias) {
     const T z = x + bias;

@@ -52,9 +52,9 @@ struct Softmax {
   LogSumExp<T> lse = LogSumExp<T>::empty();
   T dot = T(0);
   __device__ void add(T x, T u) {
-    const Rescaled<T> r = rescaled(lse.max, x);
-    lse.sum = lse.sum * r.kept + r.own;
-    dot = dot * r.kept + r.own * u;
+    const Rise<T> rise = raised(lse.max, x);
+    lse.sum = rise.joined(lse.sum, T(1));
+    dot = rise.joined(dot, u);
   }
   __device__ T max() const { return lse.max; }
   __device__ T inverse() const { return inverse_of_sum(lse.sum, lse.max); }

@@ -61,8 +61,7 @@ LOSSREG_CLONES void add_classes(const F& f, T* max, T* sum, Targets<T> y, const 
 #pragma GCC unroll 2
     for (int l = 0; l < L::width; l++) {
       const int64_t r = i * L::width + l;
-      LogSumExp<T> s{max[r], sum[r]};
-      T z[K];
+      T z[K], m = max[r], s = sum[r];
       for (int k = 0; k < K; k++) {
         z[k] = g.logit(L::template get<T>(at[k][i], l));
         if constexpr (F::has_margin) {
@@ -70,19 +69,16 @@ LOSSREG_CLONES void add_classes(const F& f, T* max, T* sum, Targets<T> y, const 
           z[k] = index[r] == c + k ? zi : z[k];
         }
       }
-      s.add(z);
-      max[r] = s.max;
-      sum[r] = s.sum;
+      add_exponentials<K>(m, s, z);
+      max[r] = m;
+      sum[r] = s;
     }
   }
   if (n % L::width) {
-    LogSumExp<T> s{max[n - 1], sum[n - 1]};
     T z[K];
     for (int k = 0; k < K; k++)
       z[k] = F::has_margin && index[n - 1] == c + k ? own[n - 1] : g.logit(widen<T>(x[k][n - 1]));
-    s.add(z);
-    max[n - 1] = s.max;
-    sum[n - 1] = s.sum;
+    add_exponentials<K>(max[n - 1], sum[n - 1], z);
   }
 }
 template <class T, class F>

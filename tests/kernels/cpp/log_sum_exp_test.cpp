@@ -29,8 +29,8 @@ void each_way(const std::vector<T>& z, Use use) {
   auto empty = LogSumExp<T>::empty();
   LogSumExp<T> one = empty, several = empty, left = empty, right = empty, biased = empty, passes = empty;
   size_t n = z.size(), c = 0;
-  for (; c + 3 <= n; c += 3) several.template add<3>({z[c], z[c + 1], z[c + 2]});
-  for (; c < n; c++) several.template add<1>({z[c]});
+  for (; c + 3 <= n; c += 3) add_exponentials<3>(several.max, several.sum, {z[c], z[c + 1], z[c + 2]});
+  for (; c < n; c++) several.add(z[c]);
   for (size_t i = 0; i < n; i++) {
     one.add(z[i]);
     biased.add(z[i], T(0));
