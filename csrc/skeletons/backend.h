@@ -161,18 +161,18 @@ struct NullBackend {
     static void grad(const lossreg::Boxes&, Body, double /*scale*/) {}
   };
 
-  // Kernels over pixels, in the pieces that a RegionPass divides a region into (regionwise/call.h). WithSoftmax: a
+  // Kernels over pixels, in the chunks that a RegionPass divides a region into (regionwise/call.h). WithSoftmax: a
   // pixel's probabilities are the softmax of its scores, else the sigmoid of each. Soft: the target holds
   // probabilities, not labels. Mode is that of pass.power.
   struct Regions {
     // How many pixels are sorted at once where a region has fewer.
     static constexpr int64_t sorted_at_once = 1;
-    // How many pixels a piece should have.
+    // How many pixels a chunk should have.
     template <class T>
     static int64_t chunk_pixels(const lossreg::Regions&) {
       return 1;
     }
-    // Three sums for each piece and slot, of probabilities q and targets y: of q y, of q^p and of y^p.
+    // Three sums for each chunk and slot, of probabilities q and targets y: of q y, of q^p and of y^p.
     template <class T, bool WithSoftmax, bool Soft, int Mode>
     static void sums(const char* /*op*/, const RegionPass<T>&, double* /*partial*/) {}
     // The gradient in the scores, and of soft targets in these, for d loss / d q = a y + b d(q^p)/dq, where a and b are

@@ -7,9 +7,9 @@
 
 namespace lossreg {
 
-// The three sums of a region, or of one class of it, over the region's items.
+// The three sums of a region, or of one class of it, over the region's chunks.
 template <class Team>
-HD void add_items(const double* partial, int64_t chunks, int64_t slots, const Team& team, double (&sums)[3]) {
+HD void add_chunks(const double* partial, int64_t chunks, int64_t slots, const Team& team, double (&sums)[3]) {
   for (int k = 0; k < 3; k++) {
     double sum = 0;
     for (int64_t i = team.rank(); i < chunks; i += team.size()) sum += partial[i * slots * 3 + k];
@@ -25,7 +25,7 @@ struct CloseDice {
   template <class Team>
   HD void operator()(int64_t region, const Team& team) const {
     double sums[3];
-    add_items(partial + region * chunks * 3, chunks, 1, team, sums);
+    add_chunks(partial + region * chunks * 3, chunks, 1, team, sums);
     if (team.rank() != 0) return;
     auto o = Overlap<double>::of(sums[0], sums[1] + sums[2], smooth);
     put(losses, region * losses.stride[0], o.loss);
@@ -127,7 +127,7 @@ struct OverlapLoss {
     in_compute_type(c.result, out_dtype, [&](auto zero) {
       using T = decltype(zero);
       RegionPass<T> p = pass<Backend, T>(c, regions);
-      Tensor partial = new_empty(c.input, {p.items() * p.slots * 3}, DType::float64);
+      Tensor partial = new_empty(c.input, {p.all_chunks() * p.slots * 3}, DType::float64);
       auto* sums = static_cast<double*>(partial.mutable_data_ptr());
       with_kind(c.soft, p.power, [&](auto soft, auto mode) {
         Backend::Regions::template sums<T, Op::softmax, soft, mode>(Op::name, p, sums);

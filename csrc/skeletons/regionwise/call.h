@@ -29,8 +29,8 @@ struct Regions {
   }
 };
 
-// A pass over regions in items of `chunk` pixels. Sums are kept for each class (slots = classes), or weighted and for
-// all of them together (slots = 1).
+// A pass over regions, each in chunks of `chunk` pixels. Sums are kept for each class (slots = classes), or weighted
+// and for all of them together (slots = 1).
 template <class T>
 struct RegionPass {
   Regions regions;
@@ -38,11 +38,11 @@ struct RegionPass {
   const T* weight = nullptr;  // one a class; null: 1
   int64_t slots = 1, chunk = 1, chunks = 0;
 
-  HD int64_t items() const { return regions.count * chunks; }
+  HD int64_t all_chunks() const { return regions.count * chunks; }
   HD int64_t slot(int64_t c) const { return slots == 1 ? 0 : c; }
   HD T weight_of(int64_t c) const { return weight ? weight[c] : T(1); }
-  void divide(int64_t pixels_an_item) {
-    chunk = pixels_an_item;
+  void divide(int64_t pixels_a_chunk) {
+    chunk = pixels_a_chunk;
     chunks = (regions.pixels.numel + chunk - 1) / chunk;
   }
 };

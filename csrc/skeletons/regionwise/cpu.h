@@ -9,7 +9,7 @@ namespace lossreg::cpu {
 template <class T>
 class RegionWorker {
  public:
-  // Pixels taken together; an item of work is a fixed number of tiles, so that sums do not depend on the threads.
+  // Pixels taken together; a chunk is a fixed number of tiles, so that sums do not depend on the threads.
   static int64_t tile_pixels(int64_t classes) { return std::clamp<int64_t>(kChunk / classes, 16, kMost); }
 
   explicit RegionWorker(const Regions& r) : r_(r), tile_(tile_pixels(r.classes)) {}
@@ -261,23 +261,23 @@ struct RegionKernels {
 
   template <class T, bool Softmax, bool Soft, int Mode>
   static void sums(const char* op, RegionPass<T> pass, double* partial) {
-    std::vector<int64_t> bad(size_t(pass.items()));
-    each_item(pass, [&](RegionWorker<T>& worker, int64_t item, int64_t region, int64_t begin, int64_t end) {
-      worker.template sums<Softmax, Soft, Mode>(pass, region, begin, end, partial + item * pass.slots * 3);
-      bad[size_t(item)] = worker.bad_class;
+    std::vector<int64_t> bad(size_t(pass.all_chunks()));
+    each_chunk(pass, [&](RegionWorker<T>& worker, int64_t chunk, int64_t region, int64_t begin, int64_t end) {
+      worker.template sums<Softmax, Soft, Mode>(pass, region, begin, end, partial + chunk * pass.slots * 3);
+      bad[size_t(chunk)] = worker.bad_class;
     });
     check_classes<T>(op, pass.regions, bad);
   }
   template <class T, bool Soft, int Mode>
   static void grad_sigmoid(RegionPass<T> pass, const T* coefficients) {
-    each_item(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
+    each_chunk(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
       worker.template grad_sigmoid<Soft, Mode>(pass, coefficients + region * pass.slots * 2, region, begin, end);
     });
   }
   template <class T, bool Planes>
   static void grad_softmax(RegionPass<T> pass, const T* coefficients, const T* planes) {
     int64_t each = Planes ? 1 : 2 * pass.slots;
-    each_item(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
+    each_chunk(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
       worker.template grad_softmax<Planes>(coefficients + region * each, planes, region, begin, end);
     });
   }
@@ -285,10 +285,10 @@ struct RegionKernels {
   // See RegionWorker. Planes are counted over the classes of all regions.
   template <class T, bool Softmax>
   static void describe(const char* op, RegionPass<T> pass, T* max, T* inverse, int32_t* label) {
-    std::vector<int64_t> bad(size_t(pass.items()));
-    each_item(pass, [&](RegionWorker<T>& worker, int64_t item, int64_t region, int64_t begin, int64_t end) {
+    std::vector<int64_t> bad(size_t(pass.all_chunks()));
+    each_chunk(pass, [&](RegionWorker<T>& worker, int64_t chunk, int64_t region, int64_t begin, int64_t end) {
       worker.template describe<Softmax>(region, begin, end, max, inverse, label);
-      bad[size_t(item)] = worker.bad_class;
+      bad[size_t(chunk)] = worker.bad_class;
     });
     check_classes<T>(op, pass.regions, bad);
   }
@@ -298,7 +298,7 @@ struct RegionKernels {
     int64_t pixels = pass.regions.pixels.numel, classes = pass.regions.classes;
     RegionPass<T> of_planes = pass;
     of_planes.regions.count = planes;
-    each_item(of_planes, [&](RegionWorker<T>& worker, int64_t, int64_t plane, int64_t begin, int64_t end) {
+    each_chunk(of_planes, [&](RegionWorker<T>& worker, int64_t, int64_t plane, int64_t begin, int64_t end) {
       int64_t region = (first + plane) / classes, c = (first + plane) % classes;
       worker.template keys<Softmax>(region, c, begin, end, max, inverse, label, key + plane * pixels);
     });
@@ -311,18 +311,19 @@ struct RegionKernels {
       if (b != RegionWorker<T>::kNone)
         fail(op, "a class index in [0, ", r.classes, ") or ignore_index ", r.ignore_index, ", got ", b);
   }
-  // each(worker, item, region, begin, end) over the items of a pass, on torch's threads.
+  // each(worker, chunk, region, begin, end) over the chunks of a pass, on torch's threads.
   template <class T, class Each>
-  static void each_item(const RegionPass<T>& pass, Each each) {
+  static void each_chunk(const RegionPass<T>& pass, Each each) {
     int64_t pixels = pass.regions.pixels.numel;
     int64_t cost = std::max<int64_t>(1, std::min(pass.chunk, pixels) * pass.regions.classes);
-    torch::stable::parallel_for(0, pass.items(), std::max<int64_t>(1, kChunk / cost), [&](int64_t first, int64_t last) {
-      RegionWorker<T> worker(pass.regions);
-      for (int64_t item = first; item < last; item++) {
-        int64_t region = item / pass.chunks, begin = item % pass.chunks * pass.chunk;
-        each(worker, item, region, begin, std::min(pixels, begin + pass.chunk));
-      }
-    });
+    torch::stable::parallel_for(0, pass.all_chunks(), std::max<int64_t>(1, kChunk / cost),
+                                [&](int64_t first, int64_t last) {
+                                  RegionWorker<T> worker(pass.regions);
+                                  for (int64_t chunk = first; chunk < last; chunk++) {
+                                    int64_t region = chunk / pass.chunks, begin = chunk % pass.chunks * pass.chunk;
+                                    each(worker, chunk, region, begin, std::min(pixels, begin + pass.chunk));
+                                  }
+                                });
   }
 };
 

@@ -1,5 +1,5 @@
 #pragma once
-// The CUDA region kernels: a block for an item of pixels, a thread a pixel.
+// The CUDA region kernels: a block for a chunk of pixels, a thread a pixel.
 #include "../../cuda/reduce.h"
 #include "call.h"
 
@@ -60,15 +60,15 @@ struct Softmax {
   __device__ T inverse() const { return inverse_of_sum(lse.sum, lse.max); }
 };
 
-// use(item, region, begin, end) for this block's items.
+// use(chunk, region, begin, end) for this block's chunks.
 template <class T, class Use>
-__device__ void each_item(const RegionPass<T>& pass, Use use) {
-  for (int64_t item = blockIdx.x; item < pass.items(); item += gridDim.x) {
-    int64_t begin = item % pass.chunks * pass.chunk, end = begin + pass.chunk, pixels = pass.regions.pixels.numel;
-    use(item, item / pass.chunks, begin, end < pixels ? end : pixels);
+__device__ void each_chunk(const RegionPass<T>& pass, Use use) {
+  for (int64_t chunk = blockIdx.x; chunk < pass.all_chunks(); chunk += gridDim.x) {
+    int64_t begin = chunk % pass.chunks * pass.chunk, end = begin + pass.chunk, pixels = pass.regions.pixels.numel;
+    use(chunk, chunk / pass.chunks, begin, end < pixels ? end : pixels);
   }
 }
-// use(region, pixel, first class, step) for this thread's part of an item: a pixel with all of its classes, or where
+// use(region, pixel, first class, step) for this thread's part of a chunk: a pixel with all of its classes, or where
 // there are fewer pixels than threads, some of the classes.
 template <class T, class Use>
 __device__ void each_pixel(const RegionPass<T>& pass, int64_t region, int64_t begin, int64_t end, Use use) {
@@ -83,7 +83,7 @@ __device__ void each_pixel(const RegionPass<T>& pass, int64_t region, int64_t be
 template <class T, class S, bool Soft, int Mode>
 __global__ void __launch_bounds__(kThreads)
     region_sums_sigmoid(const __grid_constant__ RegionPass<T> pass, double* partial) {
-  each_item(pass, [&](int64_t item, int64_t region, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t chunk, int64_t region, int64_t begin, int64_t end) {
     double sums[3] = {0, 0, 0};
     each_pixel(pass, region, begin, end, [&](int64_t region, int64_t pixel, int64_t first, int64_t step) {
       PixelReader<T, S> reader(pass.regions, region, pixel, Soft);
@@ -103,17 +103,17 @@ __global__ void __launch_bounds__(kThreads)
     });
     for (int k = 0; k < 3; k++) {
       double total = block_sum(sums[k]);
-      if (threadIdx.x == 0) partial[item * 3 + k] = total;
+      if (threadIdx.x == 0) partial[chunk * 3 + k] = total;
     }
   });
 }
 
-// The pixels of an item stay with their threads, the classes come one after the other: their sums are the block's.
+// The pixels of a chunk stay with their threads, the classes come one after the other: their sums are the block's.
 constexpr int kPixels = 8;  // a thread's, at most
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads)
     region_sums_softmax(const __grid_constant__ RegionPass<T> pass, double* partial) {
-  each_item(pass, [&](int64_t item, int64_t region, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t chunk, int64_t region, int64_t begin, int64_t end) {
     int64_t offset[kPixels];
     T max[kPixels], inverse[kPixels];
     int32_t label[kPixels];
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
       // a block adds 2048 values at most: float keeps their digits
       double sums[3] = {double(block_sum(overlap)), double(block_sum(of_q)), double(block_sum(of_y))};
       if (threadIdx.x == 0)
-        for (int k = 0; k < 3; k++) partial[(item * r.classes + c) * 3 + k] = sums[k];
+        for (int k = 0; k < 3; k++) partial[(chunk * r.classes + c) * 3 + k] = sums[k];
     }
   });
 }
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class S, bool Soft, int Mode>
 __global__ void __launch_bounds__(kThreads)
     region_grad_sigmoid(const __grid_constant__ RegionPass<T> pass, const T* coefficients) {
-  each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     each_pixel(pass, region, begin, end, [&](int64_t region, int64_t pixel, int64_t first, int64_t step) {
       PixelReader<T, S> reader(pass.regions, region, pixel, Soft);
       for (int64_t c = first; c < pass.regions.classes; c += step) {
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class S, bool Planes>
 __global__ void __launch_bounds__(kThreads)
     region_grad_softmax(const __grid_constant__ RegionPass<T> pass, const T* coefficients, const T* planes) {
-  each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     const Regions& r = pass.regions;
     const T* k = coefficients + region * (Planes ? 1 : 2 * r.classes);
     for (int64_t pixel = begin + threadIdx.x; pixel < end; pixel += blockDim.x) {
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class S, bool WithSoftmax>
 __global__ void __launch_bounds__(kThreads)
     region_describe(const __grid_constant__ RegionPass<T> pass, T* max, T* inverse, int32_t* label) {
-  each_item(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t, int64_t region, int64_t begin, int64_t end) {
     for (int64_t pixel = begin + threadIdx.x; pixel < end; pixel += blockDim.x) {
       PixelReader<T, S> reader(pass.regions, region, pixel);
       int64_t at = region * pass.regions.pixels.numel + reader.offset[Regions::kFlat];
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads)
     region_keys(const __grid_constant__ RegionPass<T> pass, int64_t first, const T* max, const T* inverse,
                 const int32_t* label, typename Key<T>::Bits* key) {
   int64_t pixels = pass.regions.pixels.numel, classes = pass.regions.classes;
-  each_item(pass, [&](int64_t, int64_t plane, int64_t begin, int64_t end) {
+  each_chunk(pass, [&](int64_t, int64_t plane, int64_t begin, int64_t end) {
     int64_t region = (first + plane) / classes, c = (first + plane) % classes;
     for (int64_t pixel = begin + threadIdx.x; pixel < end; pixel += blockDim.x) {
       PixelReader<T, S> reader(pass.regions, region, pixel, true);
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
 struct RegionKernels {
   static constexpr int64_t sorted_at_once = 1 << 22;
 
-  // About one item a block, a multiple of a block's threads.
+  // About one chunk a block, a multiple of a block's threads.
   template <class T>
   static int64_t chunk_pixels(const Regions& r) {
     int64_t rounds = r.count * r.pixels.numel / (int64_t(kThreads) * kMaxBlocks);
@@ -290,8 +290,8 @@ struct RegionKernels {
   // use(S*, blocks) with the type that the scores and their gradient are stored in.
   template <class T, class Use>
   static void run(const RegionPass<T>& pass, Use use) {
-    if (pass.items() == 0) return;
-    auto blocks = unsigned(std::min<int64_t>(pass.items(), kMaxBlocks));
+    if (pass.all_chunks() == 0) return;
+    auto blocks = unsigned(std::min<int64_t>(pass.all_chunks(), kMaxBlocks));
     with_storage_of<T>(pass.regions.pixels.operand[Regions::kInput].dtype, [&](auto* tag) { use(tag, blocks); });
   }
 };
