@@ -114,7 +114,7 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   // NAME_backward is an op like any other, which a program may call with whatever it has.
   static void check_backward(const Call& call, const std::vector<bool>& mask, const Tensor& grad_output) {
     if (!grad_output.defined()) fail(F::name, "grad_output to be a tensor, got None");
-    check_output_mask(F::name, mask, F::gradients);
+    check_gradient_mask(F::name, mask, F::gradients);
     for (int k = 0; k < F::gradients; k++)
       if (mask[k]) required(F::name, F::args, k, call.tensors[k]);
   }
@@ -133,20 +133,28 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   }
   static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, DTypeCode dtype, std::vector<bool> mask) {
     Call call = parse(a...);
-    check_output_mask(F::name, mask, F::gradients);
+    check_gradient_mask(F::name, mask, F::gradients);
     return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), mask);
   }
-  static std::vector<Tensor> grad(Tensor grad_output, Argument<P>... a, std::vector<bool> output_mask) {
-    Call call = parse(a...);
-    check_backward(call, output_mask, grad_output);
-    return Kernel::grad(call.f, grad_output, call.tensors, call.reduction, output_mask);
+  // The gradients as the schema returns them.
+  static auto returned(const Grads<F::gradients>& grads, const Tensor& grad_output) {
+    auto place = [&](const std::optional<Tensor>& grad) {
+      return grad ? *grad : new_empty(grad_output, {0}, dtype_of(F::name, "grad_output", grad_output, true));
+    };
+    if constexpr (F::gradients == 1) return place(grads[0]);
+    else return std::apply([&](const auto&... grad) { return std::make_tuple(place(grad)...); }, grads);
   }
-  static std::vector<Tensor> grad_with_state(Tensor grad_output, Tensor state, Argument<P>... a,
-                                             std::vector<bool> output_mask) {
+  static auto grad(Tensor grad_output, Argument<P>... a, std::vector<bool> needs_input_grad) {
     Call call = parse(a...);
-    check_backward(call, output_mask, grad_output);
+    check_backward(call, needs_input_grad, grad_output);
+    return returned(Kernel::grad(call.f, grad_output, call.tensors, call.reduction, needs_input_grad), grad_output);
+  }
+  static auto grad_with_state(Tensor grad_output, Tensor state, Argument<P>... a, std::vector<bool> needs_input_grad) {
+    Call call = parse(a...);
+    check_backward(call, needs_input_grad, grad_output);
     if (!state.defined()) fail(F::name, "the state of the forward pass, got None");
-    return Kernel::grad(call.f, grad_output, state, call.tensors, call.reduction, output_mask);
+    return returned(Kernel::grad(call.f, grad_output, state, call.tensors, call.reduction, needs_input_grad),
+                    grad_output);
   }
 };
 template <class Make>
@@ -189,7 +197,7 @@ struct SkeletonOf<WrittenOps<F...>> {
 template <class F, class Library>
 void define(Library& m, bool loss, bool keeps_state) {
   std::string name = entering() = F::name, args = F::args, separator = ", *, ";
-  std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] output_mask";
+  std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] needs_input_grad";
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
   if (keeps_state) {
@@ -198,7 +206,16 @@ void define(Library& m, bool loss, bool keeps_state) {
     m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (Tensor, Tensor)").c_str());
   }
   std::string state = keeps_state ? "Tensor state, " : "";
-  m.def((name + "_backward(Tensor grad_output, " + state + args + mask + ") -> Tensor[]").c_str());
+  // One Tensor for each differentiable argument, whatever the mask says: DTensor's sharding rules take the number of an
+  // op's results from its schema. Where the mask says false, a tensor without elements stands in the gradient's place.
+  // An undefined tensor, which ATen returns, would cost less, but AOTInductor can't write it into a package's list of
+  // results, and Tensor?, which it can write, is refused by DTensor. The dispatcher has no tuple of one: a single
+  // gradient is returned as a Tensor.
+  // The mask's name is also a mark. When the gradients came as a list it was output_mask, and a program that was saved
+  // then would take a wrong one of the results without a word; as it is, the dispatcher refuses its call.
+  std::string returns = "Tensor";
+  for (int k = 1; k < F::gradients; k++) returns += ", Tensor";
+  m.def((name + "_backward(Tensor grad_output, " + state + args + mask + ") -> (" + returns + ")").c_str());
 }
 
 template <class Library, template <class...> class List, class... F>

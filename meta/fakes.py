@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._private import register_fake
 from .rules import Arguments, ShapeRule
-from .schema import bind, require_tensors
+from .schema import bind, require_tensors, returned
 from .sizes import dtype_text, fail, is_size, same_shape, shape_text
 from .states import State
 
@@ -104,25 +104,33 @@ def like(t: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def check_mask(op: str, gradients: int, inputs: Sequence[str], args: Arguments) -> None:
     """One entry a gradient, and a tensor wherever one is asked for: the leading tensors are those with gradients."""
-    mask = args["output_mask"]
+    mask = args["needs_input_grad"]
     if len(mask) != gradients:
-        raise fail(op, "one entry of output_mask a gradient", len(mask))
+        raise fail(op, "one entry of needs_input_grad a gradient", len(mask))
     for name, wanted in zip(inputs, mask, strict=False):
         if wanted and not isinstance(args[name], Tensor):
             raise fail(op, f"{name} to be a tensor", args[name])
 
 
 def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:
-    """Gradients are laid out as their tensors; but an operand's that was expanded comes from a sum: contiguous."""
+    """Gradients are laid out as their tensors; but an operand's that was expanded comes from a sum: contiguous. Where
+    none is asked for, a tensor without elements stands in its place."""
     grads = []
-    for name, wanted in zip(inputs, args["output_mask"], strict=False):
-        if wanted:
-            t: Tensor = args[name]
-            expanded = full_shape is not None and not (
-                t.dim() == len(full_shape) and all(is_size(a, b) for a, b in zip(t.shape, full_shape, strict=True))
-            )
-            grads.append(t.new_empty(t.shape) if expanded else torch.empty_like(t))
+    for name, wanted in zip(inputs, args["needs_input_grad"], strict=False):
+        if not wanted:
+            grads.append(no_gradient(args["grad_output"]))
+            continue
+        t: Tensor = args[name]
+        expanded = full_shape is not None and not (
+            t.dim() == len(full_shape) and all(is_size(a, b) for a, b in zip(t.shape, full_shape, strict=True))
+        )
+        grads.append(t.new_empty(t.shape) if expanded else torch.empty_like(t))
     return grads
+
+
+def no_gradient(grad_output: Tensor) -> Tensor:
+    """What ``NAME_backward`` returns in the place of a gradient that needs_input_grad leaves out."""
+    return grad_output.new_empty(0)
 
 
 def register_fakes(name: str, rule: ShapeRule, lib: torch.library.Library, *, state: State | None = None) -> None:
@@ -147,14 +155,14 @@ def register_fakes(name: str, rule: ShapeRule, lib: torch.library.Library, *, st
         assert state is not None
         return value_fake(short, rule, bound), state(rule(short, bound), bound)
 
-    def backward(*args: Any, **kwargs: Any) -> list[Tensor]:
+    def backward(*args: Any, **kwargs: Any) -> Any:
         bound = bound_to("_backward", args, kwargs)
-        inputs = [n for n in bound if n not in ("grad_output", "state", "output_mask")]
+        inputs = [n for n in bound if n not in ("grad_output", "state", "needs_input_grad")]
         operands = {n: bound[n] for n in inputs}
         check_mask(short, overload_of("_backward")._schema.arguments[-1].N, inputs, bound)
         check_backward(short, rule, state, bound, operands)
         full = rule.elements(short, operands) if rule.elements else None
-        return backward_fake(bound, full, inputs)
+        return returned(backward_fake(bound, full, inputs))
 
     register_fake(name, value, lib)
     register_fake(name + "_backward", backward, lib)

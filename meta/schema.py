@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+
 
 @cache
 def defaults(overload: Any) -> dict[str, Any]:
@@ -22,6 +24,16 @@ def call(overload: Any, bound: Mapping[str, Any]) -> Any:
     arguments = overload._schema.arguments
     positional = [bound[a.name] for a in arguments if not a.kwarg_only]
     return overload(*positional, **{a.name: bound[a.name] for a in arguments if a.kwarg_only})
+
+
+def results_of(returned: Any) -> tuple[Tensor, ...]:
+    """What a call returned, as a tuple: the dispatcher hands out one Tensor by itself."""
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
+
+def returned(results: Sequence[Tensor]) -> Any:
+    """The other way round: what a kernel in Python returns for them."""
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def require_tensors(overload: Any, bound: Mapping[str, Any]) -> None:

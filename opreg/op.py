@@ -102,7 +102,8 @@ class Op:
     Kernels, for an op without a library:
         schema: ``"(Tensor input, ...) -> Tensor"``.
         kernels: dispatch key to Python function.
-        backward_kernels: the same for ``NAME_backward(grad_output, ..., output_mask)``; by default the reference's.
+        backward_kernels: the same for ``NAME_backward(grad_output, ..., needs_input_grad)``, which returns a tuple with
+            a gradient for each tensor argument, None where the mask says False; by default the reference's.
     """
 
     # the mathematics
@@ -141,7 +142,7 @@ class Op:
     # kernels, for an op without a library
     schema: str = ""
     kernels: Mapping[str, Callable[..., Tensor]] | None = None
-    backward_kernels: Mapping[str, Callable[..., list[Tensor]]] | None = None
+    backward_kernels: Mapping[str, Callable[..., Any]] | None = None
 
     @cached_property
     def qualname(self) -> str:
@@ -185,7 +186,8 @@ class Op:
 
     @cached_property
     def backward(self) -> Any:
-        """``NAME_backward``: grad_output, state if any, the arguments. One gradient for each entry of the mask.
+        """``NAME_backward``: grad_output, state if any, the arguments. A gradient for each entry of the mask; where
+        that is False a tensor without elements.
 
         None where the op writes to its arguments.
         """
@@ -233,7 +235,7 @@ class Op:
 
     @cached_property
     def differentiable(self) -> list[str]:
-        """The leading tensor arguments, as many as ``output_mask`` of the backward schema has entries."""
+        """The leading tensor arguments, as many as ``needs_input_grad`` of the backward schema has entries."""
         if self.backward is None:
             return []
         return self.tensor_arguments[: self.backward._schema.arguments[-1].N]
@@ -258,7 +260,7 @@ class Op:
     @cached_property
     def forward_takes_mask(self) -> bool:
         """Does the state depend on which gradients will be asked for?"""
-        return self.forward is not None and self.forward._schema.arguments[-1].name == "output_mask"
+        return self.forward is not None and self.forward._schema.arguments[-1].name == "needs_input_grad"
 
     def differentiable_in(self, args: Mapping[str, Any]) -> list[str]:
         """The arguments with respect to which this call has a gradient."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import opreg
-from opreg.meta.schema import bind
+from opreg.meta.schema import bind, results_of
 from opreg.registry import of_namespace
 from opreg.testing import Maker, tensors_with_grad
 
@@ -74,13 +74,14 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
         if op.forward is None:
             result, state = getattr(namespace, op.short)(**bound), []
         else:
-            asked = {"output_mask": mask} if op.forward_takes_mask else {}
+            asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
             result, *state = getattr(namespace, op.short + "_forward")(**bound, **asked)
         bound.pop("dtype", None)
         weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device)
         grad_output = weights.reshape(result.shape)
         backward = getattr(namespace, op.short + "_backward")
-        return [result, *state, *backward(grad_output, *state, **bound, output_mask=mask)]
+        grads = results_of(backward(grad_output, *state, **bound, needs_input_grad=mask))
+        return [result, *state, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
 
 
 class Emulator:

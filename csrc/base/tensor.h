@@ -20,6 +20,10 @@ using torch::stable::Tensor;
 using Shape = std::vector<int64_t>;
 // The tensors of a call, in the schema's order.
 using Inputs = std::vector<std::optional<Tensor>>;
+// What a gradient kernel returns: a place for each differentiable tensor, in the schema's order. Those that
+// needs_input_grad leaves out hold nothing.
+template <int N>
+using Grads = std::array<std::optional<Tensor>, N>;
 
 // What looks like a mistake and is no error: said as torch says it, once a process for each op F.
 template <class F, class... Parts>

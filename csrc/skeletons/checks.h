@@ -64,9 +64,9 @@ DType check_class_weight(const char* op, const Name& argument, const Tensor& wei
   return dtype;
 }
 
-// The entries of a gradient's output_mask.
-inline void check_output_mask(const char* op, const std::vector<bool>& mask, int gradients) {
-  expect(int64_t(mask.size()) == gradients, op, "one entry of output_mask a gradient", mask.size());
+// The entries of needs_input_grad.
+inline void check_gradient_mask(const char* op, const std::vector<bool>& mask, int gradients) {
+  expect(int64_t(mask.size()) == gradients, op, "one entry of needs_input_grad a gradient", mask.size());
 }
 // The gradient of a result of this shape. Returns its dtype.
 inline DType check_grad_output(const char* op, const Tensor& grad_output, const Shape& expected, const Tensor& input) {

@@ -5,10 +5,10 @@
 //   value<Backend>(tensors, reduction, dtype) -> Tensor
 //   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state), if state is kept; then value is only
 //                   there where it has less to do
-//   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> one Tensor for each true entry of mask
+//   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> Grads: a Tensor for each true entry of mask
 // as members that are const. `tensors` are the op's tensors in the order of its schema, those that are None empty;
 // `reduction` is empty if make() has none, `dtype` if none was asked for. With forward_mask, forward<Backend> gets the
-// output_mask of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor).
+// needs_input_grad of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor).
 //
 // Each of them first checks its arguments (checks.h), which may have any shape, strides and dtype. Then it sets a
 // Backend::Guard, so that all that follows is on the tensors' device, makes the results (new_empty, empty_like), and
@@ -42,7 +42,7 @@ struct WrittenKernel {
     return f.template forward<Backend>(rest...);
   }
   template <class... Rest>
-  static std::vector<Tensor> grad(const F& f, const Rest&... rest) {
+  static Grads<F::gradients> grad(const F& f, const Rest&... rest) {
     return f.template grad<Backend>(rest...);
   }
 };

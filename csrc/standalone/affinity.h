@@ -190,8 +190,8 @@ struct AffinityLoss {
     return {out, state};
   }
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
-                           std::optional<Reduction>, const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs, std::optional<Reduction>,
+                        const std::vector<bool>& mask) const {
     ImageCall<AffinityLoss> call(inputs);
     check_kernel_size(call.shape);
     DType grad_dtype = call.check_grad(grad_output, state, 1);
@@ -453,8 +453,8 @@ struct AffinityFieldLoss {
     return {out, state};
   }
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
-                           std::optional<Reduction>, const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs, std::optional<Reduction>,
+                        const std::vector<bool>& mask) const {
     ImageCall<AffinityFieldLoss> call(inputs);
     DType grad_dtype = call.check_grad(grad_output, state, call.pixels() + 1);
     typename Backend::Guard guard(call.input);

@@ -229,31 +229,28 @@ struct CoordConv2d {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& tensors, std::optional<Reduction>,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Inputs& tensors, std::optional<Reduction>,
+                        const std::vector<bool>& mask) const {
     using namespace convolution;
     Call call(options, tensors);
     typename Backend::Guard guard(call.input);
     Tensor grad = call.checked_grad(grad_output);
-    std::vector<Tensor> results;
+    Grads<gradients> grads;
     for (int k = 0; k < gradients; k++)
-      if (mask[k]) results.push_back(empty_like(*tensors[k], call.dtype));
-    Tensor* next = results.data();
-    Tensor* in_input = mask[0] ? next++ : nullptr;
-    Tensor* in_weight = mask[1] ? next++ : nullptr;
-    Tensor* in_bias = mask[2] ? next++ : nullptr;
+      if (mask[k]) grads[k] = empty_like(*tensors[k], call.dtype);
+    auto& [in_input, in_weight, in_bias] = grads;
 
     int64_t planes = call.input.size(1);
     Tensor of_batch;
     if (in_weight || in_bias) of_batch = sum_over(grad, {0}, call.wide());
     if (in_bias) copy(*in_bias, torch::stable::reshape(sum_over(of_batch, {0, 2, 3}, call.wide()), shape_of(*in_bias)));
-    if (!in_input && !in_weight) return results;
+    if (!in_input && !in_weight) return grads;
     if (call.joined(options)) {
       auto g = convolve_backward(grad, call.with_coordinates<Backend>(), call.weight, options, options.groups,
                                  {mask[0], mask[1], false});
       if (in_input) copy(batched(*in_input, 4), channels(g[0], 2, planes));
       if (in_weight) copy(*in_weight, g[1]);
-      return results;
+      return grads;
     }
     auto g = convolve_backward(grad, call.input, call.weight_of_input(), options, 1, {mask[0], mask[1], false});
     if (in_input) copy(batched(*in_input, 4), g[0]);
@@ -263,7 +260,7 @@ struct CoordConv2d {
       copy(channels(*in_weight, 0, 2), places[1]);
       copy(channels(*in_weight, 2, planes), g[1]);
     }
-    return results;
+    return grads;
   }
 };
 
@@ -325,18 +322,19 @@ struct DynamicConv2d {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& tensors, std::optional<Reduction>,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Inputs& tensors, std::optional<Reduction>,
+                        const std::vector<bool>& mask) const {
     using namespace convolution;
     Call call(options, tensors);
     typename Backend::Guard guard(call.input);
     Tensor grad = call.checked_grad(grad_output);
-    std::vector<Tensor> results;
+    Grads<gradients> grads;
     for (int k = 0; k < gradients; k++)
-      if (mask[k]) results.push_back(empty_like(*tensors[k], call.dtype));
+      if (mask[k]) grads[k] = empty_like(*tensors[k], call.dtype);
     if (call.samples == 0) {
-      for (Tensor& t : results) torch::stable::zero_(t);
-      return results;
+      for (auto& t : grads)
+        if (t) torch::stable::zero_(*t);
+      return grads;
     }
     bool in_kernels = mask[1] || mask[2], in_bias = call.bias && (mask[1] || mask[3]);
     auto g = convolve_backward(call.as_one(grad), call.as_one(call.input), call.sample_kernels(), options, call.groups,
@@ -345,22 +343,19 @@ struct DynamicConv2d {
     if (in_kernels) of_kernels = torch::stable::reshape(g[1], {call.samples, -1});
     if (in_bias) of_bias = torch::stable::reshape(g[2], {call.samples, -1});
     Tensor by_kernel = transposed(call.attention);
-    auto put = [&, next = results.data()](const Tensor& t) mutable {
-      copy(*next, torch::stable::reshape(t, shape_of(*next)));
-      next++;
-    };
-    if (mask[0]) put(g[0]);
+    auto put = [&](int k, const Tensor& t) { copy(*grads[k], torch::stable::reshape(t, shape_of(*grads[k]))); };
+    if (mask[0]) put(0, g[0]);
     if (mask[1]) {
       Tensor t = torch::stable::matmul(of_kernels, transposed(call.weight));
       if (in_bias) {
         Tensor more = torch::stable::matmul(of_bias, transposed(*call.bias));
         map_tensors<Backend, Add>(name, call.dtype, {t, more}, t);
       }
-      put(t);
+      put(1, t);
     }
-    if (mask[2]) put(torch::stable::matmul(by_kernel, of_kernels));
-    if (mask[3]) put(torch::stable::matmul(by_kernel, of_bias));
-    return results;
+    if (mask[2]) put(2, torch::stable::matmul(by_kernel, of_kernels));
+    if (mask[3]) put(3, torch::stable::matmul(by_kernel, of_bias));
+    return grads;
   }
 };
 

@@ -228,8 +228,9 @@ class Pass {
     if (gradients.mask[kLinearBiasAt])
       sum_rows(gradients.part(kLinearBiasAt), c.index == 0, slopes, ones(c.input, {c.count, 1}, call_.dtype));
   }
-  // The gradients in class probabilities and in weight, those that are asked for.
-  std::vector<Tensor> backpropagate_shares(const Chunk& c, const Tensor& grad_loss, bool target, bool weight) const {
+  // The gradients in the row loss's target and weight, those that are asked for.
+  Grads<ScoreLoss::gradients> backpropagate_shares(const Chunk& c, const Tensor& grad_loss, bool target,
+                                                   bool weight) const {
     Shape shape = call_.losses_shape(c.count);
     Tensor of_rows = grad_loss.numel() == 1 ? strided(grad_loss, shape, Shape(shape.size())) : grad_loss;
     return RowKernel<ScoreLoss, Backend>::grad(row_loss_, of_rows, c.state, {c.scores, c.target, call_.weight},
@@ -338,8 +339,8 @@ struct LinearCrossEntropy {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& tensors,
-                           std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& tensors,
+                        std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     using namespace linear;
     Call<LinearCrossEntropy> call(tensors);
     check(call);
@@ -353,7 +354,7 @@ struct LinearCrossEntropy {
     Shape of_state = {(keep ? sums.end : 0) + 1};
     check_state(name, state, of_state, call.wide(), call.input);
 
-    std::optional<Tensor> grads[kArguments];
+    Grads<gradients> grads;
     for (int k = 0; k < kArguments; k++)
       if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
     Tensor normaliser = rows_of(state, of_state[0] - 1, 1);
@@ -368,17 +369,14 @@ struct LinearCrossEntropy {
       }
       recompute<Backend>(call, grad_loss, sums, grads[kTargetAt], grads[kWeightAt]);
     }
-    std::vector<Tensor> results;
-    for (int k = 0; k < kArguments; k++) {
+    for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;
-      results.push_back(*grads[k]);
-      if (k == kTargetAt || k == kWeightAt) continue;
       Tensor part = torch::stable::reshape(sums.part(k), shape_of(*grads[k]));
       DType compute = compute_dtype(grad_dtype, call.dtype);
       if (keep) map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
       else torch::stable::copy_(*grads[k], part);
     }
-    return results;
+    return grads;
   }
 
  private:
@@ -410,10 +408,10 @@ struct LinearCrossEntropy {
         auto shares = pass.backpropagate_shares(c, of_chunk, bool(grad_target), bool(grad_weight));
         if (grad_target) {
           Tensor place = rows_of(by_row, c.first, c.count);
-          torch::stable::copy_(place, shares.front());
+          torch::stable::copy_(place, *shares[1]);
         }
         if (grad_weight)
-          map_tensors<Backend, Add>(ScoreLoss::name, call.wide(), {*grad_weight, shares.back()}, *grad_weight);
+          map_tensors<Backend, Add>(ScoreLoss::name, call.wide(), {*grad_weight, *shares[2]}, *grad_weight);
       }
       if (products) pass.backpropagate(c, of_chunk, sums);
     });

@@ -227,8 +227,8 @@ struct Lovasz {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, Inputs inputs, std::optional<Reduction>,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, Inputs inputs, std::optional<Reduction>,
+                        const std::vector<bool>& mask) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
     check_grad_output(Op::name, grad_output, {}, c.input);

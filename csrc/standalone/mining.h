@@ -196,8 +196,8 @@ struct OHEMCrossEntropy : OHEMRows {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
-                           std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+                        std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     Call call(inputs);
     typename Backend::Guard guard(call.input);
     DType grad_dtype = call.check_grad(grad_output, state, reduction != Reduction::none);

@@ -115,8 +115,8 @@ struct MultiMarginLoss {
     });
   }
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                        const std::vector<bool>& mask) const {
     MarginCall<MultiMarginLoss> call(inputs);
     auto g = call.check_grad(grad_output, *reduction);
     typename Backend::Guard guard(call.input);
@@ -266,8 +266,8 @@ struct MultilabelMarginLoss {
     });
   }
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                        const std::vector<bool>& mask) const {
     Call call(inputs);
     auto g = call.check_grad(grad_output, *reduction);
     typename Backend::Guard guard(call.input);
@@ -430,8 +430,8 @@ struct MultilabelSoftMarginLoss {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
-                           const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Inputs& inputs, std::optional<Reduction> reduction,
+                        const std::vector<bool>& mask) const {
     Call call(inputs);
     const Tensor& input = *call.tensors[0];
     typename Backend::Guard guard(input);
@@ -442,7 +442,7 @@ struct MultilabelSoftMarginLoss {
     if (none) grad_view.strides.insert(grad_view.strides.begin() + call.axis, 0);
     else grad_view.strides.assign(call.shape.size(), 0);
 
-    std::optional<Tensor> full[3];
+    Grads<3> grads;  // of the whole shape, and at the end summed to that of their tensors
     View views[7] = {grad_view, call.view(0), call.view(1), call.view(2)};
     for (int k = 0; k < 3; k++) {
       views[4 + k] = absent_view(call.shape);
@@ -452,8 +452,8 @@ struct MultilabelSoftMarginLoss {
       // the gradient of an operand that was expanded is summed at the end, and kept in a wide type until then
       DType wide = compute_dtype(call.result);
       bool same = shape_of(t) == call.shape;
-      full[k] = same ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
-      views[4 + k] = view_of(*full[k], same ? call.dtypes[k] : wide, call.shape);
+      grads[k] = same ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, wide);
+      views[4 + k] = view_of(*grads[k], same ? call.dtypes[k] : wide, call.shape);
     }
     double scale = call.scale(none ? Reduction::sum : *reduction);
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
@@ -463,11 +463,10 @@ struct MultilabelSoftMarginLoss {
       else
         Backend::Pointwise::template map<T, 4, 1>(make_iteration<5>(name, call.shape, views), ClassGradBody<1>{scale});
     });
-    std::vector<Tensor> results;
     for (int k = 0; k < 3; k++)
-      if (full[k])
-        results.push_back(torch::stable::to(sum_to(*full[k], shape_of(*call.tensors[k])), scalar_type(call.dtypes[k])));
-    return results;
+      if (grads[k])
+        grads[k] = torch::stable::to(sum_to(*grads[k], shape_of(*call.tensors[k])), scalar_type(call.dtypes[k]));
+    return grads;
   }
 };
 

@@ -142,8 +142,8 @@ struct OverlapLoss {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, Inputs inputs, std::optional<Reduction>,
-                           const std::vector<bool>& mask) const {
+  auto grad(const Tensor& grad_output, const Tensor& state, Inputs inputs, std::optional<Reduction>,
+            const std::vector<bool>& mask) const {
     RegionCall c = call(inputs);
     typename Backend::Guard guard(c.input);
     DType grad_dtype = check_grad_output(Op::name, grad_output, result_shape(c), c.input);
@@ -151,9 +151,10 @@ struct OverlapLoss {
     if (Op::gradients == 2) check_no_gradient_beside_indices(Op::name, "target", mask.back(), !c.soft);
     // the pass always writes the gradient in the input
     Tensor grad_input = empty_like(c.input, c.input_dtype);
-    std::optional<Tensor> grad_target;
-    if (Op::gradients == 2 && mask.back()) grad_target = empty_like(c.target, c.target_dtype);
-    Regions regions = c.regions(op().batch, ignore_index, &grad_input, grad_target ? &*grad_target : nullptr);
+    Grads<Op::gradients> grads;
+    if (Op::gradients == 2 && mask.back()) grads.back() = empty_like(c.target, c.target_dtype);
+    Tensor* grad_target = Op::gradients == 2 && grads.back() ? &*grads.back() : nullptr;
+    Regions regions = c.regions(op().batch, ignore_index, &grad_input, grad_target);
     in_compute_type(c.result, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       RegionPass<T> p = pass<Backend, T>(c, regions);
@@ -169,10 +170,8 @@ struct OverlapLoss {
                   [&](auto soft, auto mode) { Backend::Regions::template grad_sigmoid<T, soft, mode>(p, k); });
       }
     });
-    std::vector<Tensor> results;
-    if (mask[0]) results.push_back(grad_input);
-    if (grad_target) results.push_back(*grad_target);
-    return results;
+    if (mask[0]) grads[0] = grad_input;
+    return grads;
   }
 
   template <class Use>

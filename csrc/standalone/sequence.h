@@ -178,8 +178,8 @@ struct CTCLoss {
   }
 
   template <class Backend>
-  std::vector<Tensor> grad(const Tensor& grad_output, const Tensor& state, const Inputs& x,
-                           std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& x,
+                        std::optional<Reduction> reduction, const std::vector<bool>& mask) const {
     ScalarType own = required(name, args, 0, x[0]).scalar_type();
     Call c = parse<Backend>(x, grad_output.scalar_type());
     const ctc::Batch& b = c.batch;

@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import _autocast
 from .._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
 from ..messages.checks import check_call
-from ..meta.schema import bind, defaults
+from ..meta.fakes import no_gradient
+from ..meta.schema import bind, defaults, results_of, returned
 from ..op import Op, no_constants
 
 
@@ -22,6 +23,11 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     schema = op.value._schema
     if any(a.kwarg_only != (a.name == "dtype") for a in schema.arguments):
         raise ValueError(f"{op.qualname}: expected a schema whose one argument behind * is dtype, if any, got {schema}")
+    count, gradients = len(op.differentiable), str(op.backward._schema)
+    results = f"({', '.join(['Tensor'] * count)})" if count > 1 else "Tensor"
+    ending = f"*, bool[{count}] needs_input_grad) -> {results}"
+    if not gradients.endswith(ending):
+        raise ValueError(f"{op.qualname}: expected a schema {op.short}_backward(..., {ending}, got {gradients}")
     # what a call may leave out, by position
     tail = tuple(default for name, default in defaults(op.value).items() if name != "dtype")
     # never a constant: without `constants` any that the schema says, else the first
@@ -51,7 +57,7 @@ def attach(op: Op, lib: torch.library.Library) -> None:
         if not wants_gradient(args):
             with below_autograd():
                 return op.backward_entry(*args, **kwargs)
-        return list(apply_function(Backward, op, *bind(op.backward, args, kwargs).values()))
+        return apply_function(Backward, op, *bind(op.backward, args, kwargs).values())
 
     lib.impl(op.short, value, "Autograd")
     lib.impl(op.short, reference, VMAP_KEY)
@@ -99,7 +105,7 @@ class Value(torch.autograd.Function):
             if op.forward is None:
                 result = op.value_entry(*positional, **dtype)
             elif op.forward_takes_mask:
-                result, state = op.forward_entry(*positional, **dtype, output_mask=mask)
+                result, state = op.forward_entry(*positional, **dtype, needs_input_grad=mask)
             else:
                 result, state = op.forward_entry(*positional, **dtype)
         save(ctx, op, state, positional)
@@ -114,15 +120,14 @@ class Value(torch.autograd.Function):
         mask = ctx.mask or [needed[1 + k] for k in op.differentiable_positions]
         leading = (grad_output,) if state is None else (grad_output, state)
         if torch.is_grad_enabled() or transform_active():
-            given = op.backward(*leading, *positional, output_mask=mask)
+            given = op.backward(*leading, *positional, needs_input_grad=mask)
         else:
             with below_autograd():
-                given = op.backward_entry(*leading, *positional, output_mask=mask)
+                given = op.backward_entry(*leading, *positional, needs_input_grad=mask)
         grads: list[Tensor | None] = [None] * len(needed)
-        made = iter(given)
-        for k, wanted in zip(op.differentiable_positions, mask, strict=True):
+        for k, wanted, grad in zip(op.differentiable_positions, mask, results_of(given), strict=True):
             if wanted:
-                grads[1 + k] = next(made)
+                grads[1 + k] = grad
         return tuple(grads)
 
 
@@ -133,9 +138,9 @@ class Backward(torch.autograd.Function):
     def forward(ctx: Any, op: Op, *values: Any) -> Any:
         *positional, ctx.mask = values
         with below_autograd():
-            grads = op.backward_entry(*positional, output_mask=ctx.mask)
+            given = op.backward_entry(*positional, needs_input_grad=ctx.mask)
         save(ctx, op, None, positional)
-        return tuple(grads)
+        return given
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
@@ -145,7 +150,8 @@ class Backward(torch.autograd.Function):
             raise RuntimeError(f"{op.short}: expected at most a first derivative, got a request for the second")
         create_graph = torch.is_grad_enabled()
         needed = dict(zip(bound, ctx.needs_input_grad[1:], strict=False))
-        wanted = [n for n, m in zip(op.differentiable, ctx.mask, strict=True) if m]
+        wanted = dict(zip(op.differentiable, grad_grads, strict=True))
+        wanted = {n: gg for (n, gg), m in zip(wanted.items(), ctx.mask, strict=True) if m}
         # the saved tensors are those that the kernel got: nothing is left for autocast to do
         with _autocast.suspended(_autocast.active(bound)), torch.enable_grad():
             # New nodes to stop at; with create_graph they stay connected to the saved tensors, for a third derivative.
@@ -160,7 +166,7 @@ class Backward(torch.autograd.Function):
             first = torch.autograd.grad(result, inputs, grad_output, create_graph=True, allow_unused=True)
             pairs = [
                 (g, gg)
-                for g, gg in zip(first, grad_grads, strict=True)
+                for g, gg in zip(first, wanted.values(), strict=True)
                 if g is not None and gg is not None and g.requires_grad
             ]
             second: tuple[Tensor | None, ...] = (None,) * len(sources)
@@ -188,10 +194,10 @@ def saved(ctx: Any) -> tuple[Op, Tensor | None, list[Any]]:
     return ctx.op, state, [a if t is None else t for a, t in zip(ctx.options, tensors, strict=True)]
 
 
-def reference_backward(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def reference_backward(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``NAME_backward`` by the reference: under transforms, and for ops that come without a backward kernel."""
     bound = bind(op.backward, args, kwargs)
-    mask, grad_output = bound.pop("output_mask"), bound.pop("grad_output")
+    mask, grad_output = bound.pop("needs_input_grad"), bound.pop("grad_output")
     bound.pop("state", None)
     wanted = [n for n, m in zip(op.differentiable, mask, strict=True) if m]
 
@@ -204,4 +210,5 @@ def reference_backward(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     with _autocast.suspended(autocast):
         pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
-        return list(pullback(grad_output))
+        made = dict(zip(wanted, pullback(grad_output), strict=True))
+        return returned([made[n] if n in made else no_gradient(grad_output) for n in op.differentiable])

@@ -24,7 +24,9 @@ def wrong_binding(op: Op, overload: Any, args: Sequence[Any], kwargs: Mapping[st
         if a.name not in given:
             if a.has_default_value():
                 continue
-            return f"expected {a.name} to be {kind}, got no such argument"
+            # its name before the gradients came as a tuple
+            saved = "; a program of opreg 0.1 calls it so: export it again" if a.name == "needs_input_grad" else ""
+            return f"expected {a.name} to be {kind}, got no such argument{saved}"
         value = given[a.name]
         if fits(value) or (hasattr(value, "__torch_function__") and not isinstance(value, Tensor)):
             continue

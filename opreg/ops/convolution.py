@@ -298,7 +298,7 @@ def coord_flops(args: Arguments, result: Tensor) -> int:
 
 
 def coord_backward_flops(args: Arguments, result: Any) -> int:
-    in_input, in_weight, _ = args["output_mask"]
+    in_input, in_weight, _ = args["needs_input_grad"]
     convolutions: int = in_input + in_weight
     return convolutions * products(args, args["grad_output"].numel())
 
@@ -316,7 +316,7 @@ def dynamic_flops(args: Arguments, result: Tensor) -> int:
 
 def dynamic_backward_flops(args: Arguments, result: Any) -> int:
     """The backward pass mixes the samples' kernels once more."""
-    in_input, in_attention, in_weight, in_bias = args["output_mask"]
+    in_input, in_attention, in_weight, in_bias = args["needs_input_grad"]
     convolutions = in_input + (in_attention or in_weight)
     count: int = convolutions * products(args, args["grad_output"].numel())
     count += (1 + in_attention + in_weight) * mixing(args, "weight")

@@ -148,7 +148,7 @@ def require_dtype_of_input(op: str, args: Arguments, name: str) -> None:
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
     """The gradients that the forward pass keeps, one after the other, and the mean's denominator."""
     x: Tensor = args["input"]
-    w, mask = args["linear_weight"], args["output_mask"]
+    w, mask = args["linear_weight"], args["needs_input_grad"]
     # as numbers: torch 2.11 does not multiply a symbolic size by a bool
     in_input, in_weight, _, in_bias, _ = map(int, mask)
     size = 1
@@ -161,20 +161,20 @@ def state(shape: Sequence[int], args: Arguments) -> Tensor:
 
 def keeps_gradients(args: Arguments) -> bool:
     """Does the forward pass keep the gradients? Those in probabilities and class weights are as large as all scores."""
-    _, _, in_target, _, in_class_weight = args["output_mask"]
+    _, _, in_target, _, in_class_weight = args["needs_input_grad"]
     return args["reduction"] != "none" and not in_target and not in_class_weight
 
 
 def flops(args: Arguments, result: Any) -> int:
     """Operations of the scores, and of the gradients where the forward pass computes those too."""
     scores = flops_of_scores(args)
-    mask = args.get("output_mask")
+    mask = args.get("needs_input_grad")
     return scores * (1 + mask[0] + mask[1]) if mask and keeps_gradients(args) else scores
 
 
 def backward_flops(args: Arguments, result: Any) -> int:
     """Where the forward pass did not keep the gradients: the scores once more, and the gradients."""
-    mask = args["output_mask"]
+    mask = args["needs_input_grad"]
     return 0 if keeps_gradients(args) else flops_of_scores(args) * (1 + mask[0] + mask[1])
 
 

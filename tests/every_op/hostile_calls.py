@@ -157,13 +157,13 @@ def prepared(r: random.Random, op: opreg.Op) -> tuple[Any, dict[str, Any]]:
     if overload is op.value:
         return overload, bound
     mask = [isinstance(bound[n], Tensor) and bound[n].is_floating_point() for n in op.differentiable]
-    masked = {"output_mask": mask} if op.forward_takes_mask else {}
+    masked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
     if overload is op.forward:
         return overload, {**bound, **masked}
     result, *state = (op.value(**bound),) if op.forward is None else op.forward(**bound, **masked)
     bound.pop("dtype", None)
     leading = {"grad_output": torch.ones_like(result), **({"state": state[0]} if state else {})}
-    return overload, {**leading, **bound, "output_mask": mask}
+    return overload, {**leading, **bound, "needs_input_grad": mask}
 
 
 def text_of(value: Any) -> str:
@@ -257,8 +257,11 @@ class Call:
         made = [results] if isinstance(results, Tensor) else list(results or [])
         if any(meta) and not all(t.is_meta for t in made):
             return "a result on a device with memory, of a call that ran on the meta device"
-        if self.overload is self.op.backward and len(made) != sum(self.arguments["output_mask"]):
-            return f"{len(made)} gradients for the mask {self.arguments['output_mask']}"
+        if self.overload is self.op.backward:
+            mask = self.arguments["needs_input_grad"]
+            left_out = [t for t, wanted in zip(made, mask, strict=False) if not wanted]
+            if len(made) != len(mask) or any(t.shape != (0,) for t in left_out):
+                return f"{[list(t.shape) for t in made]}, the shapes of gradients, for the mask {mask}"
         return ""
 
 

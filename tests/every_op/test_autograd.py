@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import opreg
 from conftest import DEVICE, samples_of
 from opreg.messages.options import option_complaint
-from opreg.meta.schema import bind
+from opreg.meta.schema import bind, results_of
 from opreg.testing import Maker, as_function, differentiable_function, tensors_with_grad
 
 SMALL = 80  # elements: finite differences cost a call for each
@@ -167,6 +167,47 @@ def test_gradient_only_where_asked(op):
         others = {n: (o if n == name else o.detach()) for n, o in inputs.items()}
         (alone,) = torch.autograd.grad(as_function(op, sample, op.value)(*others.values()).sum(), [t])
         torch.testing.assert_close(alone, together[k], msg=name)
+
+
+def test_places_of_the_backward_op(op):
+    """It returns a tensor for each differentiable argument, whatever is asked for: a gradient, or one without elements.
+    Kernel, fake and reference agree."""
+    sample = first_smooth(op)
+    wanted = tensors_with_grad(op, sample)
+    assert [str(r.type) for r in op.backward._schema.returns] == ["Tensor"] * len(op.differentiable)
+
+    def called(mask, where):
+        bound = {n: where(a) for n, a in bind(op.value, sample.args, sample.kwargs).items()}
+        asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
+        result, *state = [op.value(**bound)] if op.forward is None else op.forward(**bound, **asked)
+        bound.pop("dtype", None)
+        return (torch.ones_like(result), *state, *bound.values()), {"needs_input_grad": mask}
+
+    def gradients(mask, where):
+        args, kwargs = called(mask, where)
+        return op.backward(*args, **kwargs)
+
+    def detached(a):
+        return a.detach() if isinstance(a, torch.Tensor) else a
+
+    def on_meta(a):
+        return a.detach().to("meta") if isinstance(a, torch.Tensor) else a
+
+    every = [n in wanted for n in op.differentiable]
+    together = results_of(gradients(every, detached))
+    for k in range(len(every) + 1):
+        mask = [asked and at == k for at, asked in enumerate(every)]  # one alone, in the end none
+        returned = gradients(mask, detached)
+        assert isinstance(returned, tuple if len(mask) > 1 else torch.Tensor)
+        fakes = results_of(gradients(mask, on_meta))
+        for grad, fake, asked, whole in zip(results_of(returned), fakes, mask, together, strict=True):
+            assert (grad.shape, grad.dtype) == (fake.shape, fake.dtype)
+            assert grad.device.type == DEVICE
+            if asked:
+                torch.testing.assert_close(grad, whole)
+            else:
+                assert grad.shape == (0,)
+        torch.library.opcheck(op.backward, *called(mask, detached), test_utils=("test_schema", "test_faketensor"))
 
 
 CONSTANTS = [

@@ -220,7 +220,7 @@ def forward(self, primals_1, primals_2):
     return (focal_loss, primals_1, primals_2)
 
 def forward(self, primals_1, primals_2, tangents_1):
-    focal_loss_backward = torch.ops.lossreg.focal_loss_backward.default(tangents_1, primals_1, primals_2, output_mask = [True, False]);  tangents_1 = primals_1 = primals_2 = None
+    focal_loss_backward = torch.ops.lossreg.focal_loss_backward.default(tangents_1, primals_1, primals_2, needs_input_grad = [True, False]);  tangents_1 = primals_1 = primals_2 = None
     getitem = focal_loss_backward[0];  focal_loss_backward = None
     return (getitem, None)""",
     )
@@ -239,7 +239,7 @@ def forward(self, primals_1, primals_2):
     return (getitem, primals_1, primals_2, getitem_1)
 
 def forward(self, primals_1, primals_2, getitem_1, tangents_1):
-    cross_entropy_backward = torch.ops.lossreg.cross_entropy_backward.default(tangents_1, getitem_1, primals_1, primals_2, output_mask = [True, False, False]);  tangents_1 = getitem_1 = primals_1 = primals_2 = None
+    cross_entropy_backward = torch.ops.lossreg.cross_entropy_backward.default(tangents_1, getitem_1, primals_1, primals_2, needs_input_grad = [True, False, False]);  tangents_1 = getitem_1 = primals_1 = primals_2 = None
     getitem_2 = cross_entropy_backward[0];  cross_entropy_backward = None
     return (getitem_2, None)""",
     )

@@ -59,7 +59,7 @@ def test_gradient_out_of_domain_is_nan(argument: str, value: float) -> None:
     args = {"input": torch.full((4,), 0.25, device=DEVICE), "target": torch.full((4,), 0.5, device=DEVICE)}
     args[argument][2] = value
     ones = torch.ones(4, device=DEVICE)
-    options: dict[str, Any] = {"reduction": "none", "output_mask": [True, True]}
+    options: dict[str, Any] = {"reduction": "none", "needs_input_grad": [True, True]}
     for grad in torch.ops.lossreg.binary_cross_entropy_backward(ones, args["input"], args["target"], None, **options):
         assert grad.isnan().tolist() == [False, False, True, False]
 
@@ -122,7 +122,7 @@ def test_wrong_class_in_the_backward_op(name: str) -> None:
     mask = [k == 0 for k in range(len(op.differentiable))]
     wrong = {**args, op.indices[0]: with_a_wrong_class(op, 97)[op.indices[0]]}
     with pytest.raises(RuntimeError, match=f"{name}: expected a class index in"):
-        op.backward(torch.ones(()), *state, **wrong, output_mask=mask)
+        op.backward(torch.ones(()), *state, **wrong, needs_input_grad=mask)
 
 
 def suspicious_calls() -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]]:

@@ -108,11 +108,11 @@ def backward_call(op: opreg.Op, sample: opreg.Sample) -> dict[str, Any]:
     bound = {n: a.detach() if isinstance(a, Tensor) else a for n, a in bound.items()}
     wanted = tensors_with_grad(op, sample)
     mask = [n in wanted for n in op.differentiable]
-    asked = {"output_mask": mask} if op.forward_takes_mask else {}
+    asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
     result, *state = [op.value(**bound)] if op.forward is None else op.forward(**bound, **asked)
     bound.pop("dtype", None)
     kept = {"state": state[0]} if state else {}
-    return {"grad_output": torch.ones_like(result), **kept, **bound, "output_mask": mask}
+    return {"grad_output": torch.ones_like(result), **kept, **bound, "needs_input_grad": mask}
 
 
 def on_meta(a: Any) -> Any:
@@ -130,8 +130,8 @@ def test_no_gradient_of_what_is_none(emulated: Any, op: opreg.Op) -> None:
     for sample in samples_of(op, requires_grad=True):
         arguments = backward_call(op, sample)
         for k, name in enumerate(op.differentiable):
-            mask = [at == k or asked for at, asked in enumerate(arguments["output_mask"])]
-            wrong = {**arguments, name: None, "output_mask": mask}
+            mask = [at == k or asked for at, asked in enumerate(arguments["needs_input_grad"])]
+            wrong = {**arguments, name: None, "needs_input_grad": mask}
             message = f"{op.short}(_backward)?: expected {name} to be a tensor, got None"
             for namespace in (torch.ops.lossreg, torch.ops.lossreg_emulated):
                 expect_error(getattr(namespace, op.short + "_backward"), wrong, message)
@@ -141,10 +141,10 @@ def test_no_gradient_of_what_is_none(emulated: Any, op: opreg.Op) -> None:
 def test_mask_and_gradient_are_checked_everywhere(emulated: Any, op: opreg.Op) -> None:
     emulated(1)
     arguments = backward_call(op, samples_of(op, requires_grad=True)[0])
-    grad, mask = arguments["grad_output"], arguments["output_mask"]
+    grad, mask = arguments["grad_output"], arguments["needs_input_grad"]
     wrong = [
-        ({"output_mask": [*mask, True]}, "expected one entry of output_mask a gradient, got"),
-        ({"output_mask": []}, "expected one entry of output_mask a gradient, got 0"),
+        ({"needs_input_grad": [*mask, True]}, "expected one entry of needs_input_grad a gradient, got"),
+        ({"needs_input_grad": []}, "expected one entry of needs_input_grad a gradient, got 0"),
         ({"grad_output": torch.ones(3, *grad.shape).double()}, "expected grad_output of shape"),
         ({"grad_output": grad.long()}, "expected grad_output of dtype float64, .* got int64"),
     ]
@@ -163,8 +163,8 @@ def test_meta_beside_memory_is_an_error(op: opreg.Op) -> None:
     """The fake runs then, in the kernel's place: what it returned was memory that nobody wrote."""
     sample = samples_of(op, requires_grad=True)[0]
     backward = backward_call(op, sample)
-    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "output_mask")}
-    asked = {"output_mask": backward["output_mask"]} if op.forward_takes_mask else {}
+    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "needs_input_grad")}
+    asked = {"needs_input_grad": backward["needs_input_grad"]} if op.forward_takes_mask else {}
     on_host = op.rule.on_host
     for overload, arguments in ((op.value, value), (op.forward, {**value, **asked}), (op.backward, backward)):
         tensors = [n for n, a in arguments.items() if isinstance(a, Tensor)]
@@ -221,7 +221,7 @@ def test_lengths_of_any_size(emulated: Any, name: str, together: bool, reduction
     good = backward_call(op, opreg.Sample((*args, *right.values()), {"reduction": reduction}))
     for lengths in itertools.product(LENGTHS, (2, 2**63 - 1), (2, 2**62)):
         bound = {**good, name: torch.tensor(lengths)}
-        call = {n: a for n, a in bound.items() if n not in ("grad_output", "state", "output_mask")}
+        call = {n: a for n, a in bound.items() if n not in ("grad_output", "state", "needs_input_grad")}
         for overload in (op.value, op.forward):
             expect_error(overload, call, f"ctc_loss: expected {name} ")
         loss, state = torch.ops.lossreg_emulated.ctc_loss_forward(**call)
@@ -230,7 +230,7 @@ def test_lengths_of_any_size(emulated: Any, name: str, together: bool, reduction
             (op.backward, good["state"]),
             (torch.ops.lossreg_emulated.ctc_loss_backward, state),
         ):
-            (grad,) = backward(**{**bound, "state": kept})
+            grad = backward(**{**bound, "state": kept})
             assert grad[:, 0].isnan().all() if lengths[0] > 0 or name == "input_lengths" else grad.shape == x.shape
 
 
@@ -275,8 +275,8 @@ def leak_calls(op: opreg.Op) -> dict[str, Callable[[], Any]]:
     """Right calls of each overload, and wrong ones of each kind of argument."""
     sample = samples_of(op, dtype=torch.float32, requires_grad=True)[0]
     backward = backward_call(op, sample)
-    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "output_mask")}
-    asked = {"output_mask": backward["output_mask"]} if op.forward_takes_mask else {}
+    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "needs_input_grad")}
+    asked = {"needs_input_grad": backward["needs_input_grad"]} if op.forward_takes_mask else {}
     calls: dict[str, Callable[[], Any]] = {
         "value": lambda: op.value(**value),
         "backward": lambda: op.backward(**backward),

@@ -173,7 +173,7 @@ def test_other_overloads(any_op):
     """``NAME_backward`` and ``NAME_forward``, which autograd and loaded programs call."""
     call = whole_call(any_op)
     tensors = {"grad_output": torch.ones(()), "state": torch.ones(1)}
-    mask = {"output_mask": [True] * len(any_op.differentiable)}
+    mask = {"needs_input_grad": [True] * len(any_op.differentiable)}
     for overload in any_op.overloads[1:]:
         name = overload._schema.name.split("::")[1]
         arguments = overload._schema.arguments

@@ -108,6 +108,59 @@ def test_a_refused_declaration_leaves_nothing_behind():
     torch.testing.assert_close(opreg.register(declaration("mended")).value(x, t), x * t)
 
 
+def product_gradients(grad_output, input, target, *, needs_input_grad):
+    return tuple(
+        grad_output * t if wanted else None for t, wanted in zip((target, input), needs_input_grad, strict=True)
+    )
+
+
+@pytest.mark.parametrize("requires_grad", [(True, False), (False, True), (True, True)])
+def test_gradients_of_a_kernel_in_python(requires_grad):
+    """None stands for what is not asked for; Inductor and export take the op as they take one from a library."""
+    if "registration::with_gradients" not in [op.qualname for op in opreg.registered()]:
+        opreg.register(declaration("with_gradients", backward_kernels={"CPU": product_gradients}))
+    product = torch.ops.registration.with_gradients
+    x, t = (torch.randn(3).requires_grad_(needed) for needed in requires_grad)
+    inputs = [a for a in (x, t) if a.requires_grad]
+    want = torch.autograd.grad((x * t).sum(), inputs)
+    for function in (product, torch.compile(lambda x, t: product(x, t), fullgraph=True)):
+        torch.testing.assert_close(torch.autograd.grad(function(x, t).sum(), inputs), want)
+    opreg.testing.check(opreg.get("registration::with_gradients"))
+
+
+RETURNED = [
+    (lambda x, t: [x, t], "a list"),
+    (lambda x, t: x, "a float32 tensor of shape"),
+    (lambda x, t: (x,), "a tuple of 1"),
+    (lambda x, t: (x, t, None), "a tuple of 3"),
+    (lambda x, t: (x, None), "a tuple"),
+]
+
+
+@pytest.mark.parametrize(("made", "got"), RETURNED)
+def test_wrong_gradients_of_a_kernel_in_python(made, got):
+    def wrong(grad_output, input, target, *, needs_input_grad):
+        return made(input, target)
+
+    op = opreg.register(declaration("wrong_gradients", backward_kernels={"CPU": wrong}))
+    x, t = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    expected = (
+        "wrong_gradients_backward: expected its kernel to return a tuple with a gradient for each of input, target"
+    )
+    with pytest.raises(RuntimeError, match=rf"{expected}, None only where needs_input_grad says False, got {got}"):
+        op.value(x, t).sum().backward()
+
+
+def test_a_library_with_lists_of_gradients_is_refused():
+    """One that was built against the headers of 0.1."""
+    lib = torch.library.Library("registration", "FRAGMENT")
+    lib.define("listed(Tensor input, Tensor target) -> Tensor")
+    lib.define("listed_backward(Tensor grad_output, Tensor input, Tensor target, *, bool[2] output_mask) -> Tensor[]")
+    expected = r"a schema listed_backward\(\.\.\., \*, bool\[2\] needs_input_grad\) -> \(Tensor, Tensor\), got regis"
+    with pytest.raises(ValueError, match=expected):
+        opreg.register(declaration("listed", schema="", kernels=None))
+
+
 def test_two_libraries_with_the_same_ops(tmp_path):
     """An error that names the op and both files, and not the end of the process."""
     library = opreg.library_path()

@@ -218,7 +218,7 @@ def test_the_state_holds_what_will_be_asked_for():
     for mask in ([True, True, False, True, False], [True, False, False, False, False], [False] * 5):
         for reduction in ("mean", "none"):
             with torch.no_grad():
-                _, state = OP.forward(x, w, target, bias, reduction=reduction, output_mask=mask)
+                _, state = OP.forward(x, w, target, bias, reduction=reduction, needs_input_grad=mask)
             sizes[sum(mask), reduction] = state.numel()
     assert sizes == {
         (3, "mean"): 18 + 15 + 5 + 1, (1, "mean"): 18 + 1, (0, "mean"): 1,

@@ -106,7 +106,7 @@ def test_the_backward_pass_does_not_select_again():
     assert (grad != 0).all()
     assert state[12:].tolist() == [1, 1, 1, 1, 1, 1, 6]
     state[12:18] = 0
-    none = op.backward(torch.ones((), device=DEVICE), state, x.detach(), t, thresh=1.0, output_mask=[True])[0]
+    none = op.backward(torch.ones((), device=DEVICE), state, x.detach(), t, thresh=1.0, needs_input_grad=[True])
     assert (none == 0).all()
 
 

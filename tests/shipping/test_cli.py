@@ -62,14 +62,14 @@ def test_coverage_follows_the_dispatcher():
     )
     covered = dict.fromkeys(catalogue.COVERED, False)
     lib.define("half(Tensor x) -> Tensor")
-    lib.define("half_backward(Tensor grad_output, Tensor x, *, bool[1] output_mask) -> Tensor[]")
+    lib.define("half_backward(Tensor grad_output, Tensor x, *, bool[1] needs_input_grad) -> Tensor")
     lib.impl("half", lambda x: x / 2, "CPU")
     assert catalogue.coverage(op) == covered  # the backward op has no kernel
-    lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "CPU")
+    lib.impl("half_backward", lambda g, x, needs_input_grad: g / 2, "CPU")
     assert catalogue.coverage(op) == {**covered, "CPU": True}
     lib.impl("half", lambda x: x / 2, "Autograd")
     assert catalogue.coverage(op) == {**covered, "CPU": True, "autograd": True}
-    lib.impl("half_backward", lambda g, x, output_mask: [g / 2], "Autograd")
+    lib.impl("half_backward", lambda g, x, needs_input_grad: g / 2, "Autograd")
     assert catalogue.coverage(op) == {**covered, "CPU": True, "autograd": True, "second derivative": True}
 
 

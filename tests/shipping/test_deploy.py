@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,16 @@ class Model(nn.Module):
             ops.mse_loss(logits, target, "sum"),
             ops.cross_entropy(logits, label, label_smoothing=0.1),
             ops.cross_entropy(logits, target, reduction="none"),
+            *gradients(logits, label, target),
         )
+
+
+def gradients(logits: Tensor, label: Tensor, target: Tensor) -> Iterator[Tensor]:
+    """What a program calls that was exported with gradients: one of two is left out, and an op that has just one."""
+    one = logits.new_ones(())
+    for k, mask in enumerate(([True, False], [False, True])):
+        yield ops.focal_loss_backward(one, logits, target, needs_input_grad=mask)[k]
+    yield ops.multi_margin_loss_backward(one, logits, label, needs_input_grad=[True])
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,8 +112,9 @@ def test_package_calls_losses_and_has_activations_inlined(package: Path) -> None
         (calls,) = (json.loads(archive.read(n)) for n in archive.namelist() if n.endswith("wrapper.json"))
     targets = sorted(call["node"]["target"] for call in calls["nodes"])
     # under the name to which no Python is attached
-    kernels = ["cross_entropy", "cross_entropy", "focal_loss", "focal_loss", "mse_loss"]
-    assert targets == [f"lossreg_kernels::{name}" for name in kernels]
+    losses = ["cross_entropy", "cross_entropy", "focal_loss", "focal_loss", "mse_loss"]
+    gradients = ["focal_loss_backward", "focal_loss_backward", "multi_margin_loss_backward"]
+    assert targets == [f"lossreg_kernels::{name}" for name in sorted(losses + gradients)]
 
 
 def test_no_python_in_the_process(runner: Path) -> None:

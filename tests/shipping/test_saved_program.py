@@ -13,6 +13,28 @@ import opreg
 
 ops = torch.ops.lossreg
 
+# A program with the gradients of opreg 0.1 in it, whose backward ops returned a list of those that were asked for.
+SAVE_0_1 = """
+lib = torch.library.Library("lossreg", "DEF")
+lib.define("mish_backward(Tensor grad_output, Tensor input, *, bool[1] output_mask) -> Tensor[]")
+lib.define(
+    "mse_loss_backward(Tensor grad_output, Tensor input, Tensor target, str reduction='mean', *, bool[2] output_mask)"
+    " -> Tensor[]"
+)
+lib.impl("mish_backward", lambda g, x, output_mask: [g * x], "CompositeExplicitAutograd")
+lib.impl("mse_loss_backward", lambda g, x, t, output_mask: [g * (t - x)], "CompositeExplicitAutograd")
+
+class Gradient(torch.nn.Module):
+    def forward(self, g, x, t):
+        if sys.argv[1] == "mish":
+            return torch.ops.lossreg.mish_backward(g, x, output_mask=[True])[0]
+        return torch.ops.lossreg.mse_loss_backward(g, x, t, output_mask=[False, True])[0]
+
+tensors = torch.ones(()), torch.randn(3), torch.randn(3)
+torch.export.save(torch.export.export(Gradient(), tensors), sys.argv[2])
+torch.save((tensors, None), sys.argv[3])
+"""
+
 RUN = """
 program, inputs, expected = torch.export.load(sys.argv[1]), *torch.load(sys.argv[2])
 torch.testing.assert_close(program.module()(*inputs), expected)
@@ -87,3 +109,15 @@ def test_decomposed_program_needs_nothing_of_ours(saved: list[Path], tmp_path: P
     torch.export.save(program, tmp_path / "plain.pt2")
     done = python(RUN + "assert 'opreg' not in sys.modules", tmp_path / "plain.pt2", saved[1])
     assert done.stdout == "same numbers\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["mish", "mse_loss"])
+def test_program_with_gradients_of_the_last_version(tmp_path: Path, name: str) -> None:
+    """Its list of gradients would be read as the tuple that an op returns now, where another gradient stands."""
+    files = [tmp_path / "program.pt2", tmp_path / "inputs.pt"]
+    saved = python(SAVE_0_1, name, *files)
+    assert saved.returncode == 0, saved.stderr
+    done = python(f"import opreg\n{RUN}", *files)
+    assert done.returncode != 0
+    message = f"{name}_backward: expected needs_input_grad to be a list of True and False, got no such argument; "
+    assert message + "a program of opreg 0.1 calls it so: export it again" in done.stderr

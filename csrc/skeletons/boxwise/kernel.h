@@ -96,20 +96,18 @@ struct BoxKernel {
     return out;
   }
 
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, Inputs inputs,
+  static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, Inputs inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     BoxCall<F> call(std::move(inputs));
     typename Backend::Guard guard(call.input());
     Shape expected = reduction != Reduction::none ? Shape{} : call.shape;
     DType grad_dtype = check_grad_output(F::name, grad_output, expected, call.input());
 
-    std::vector<Tensor> results;
-    std::optional<Tensor> grads[F::gradients];
+    Grads<F::gradients> grads;
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       check_differentiable(F::name, call.name(k), call.dtypes[k]);
       grads[k] = empty_like(*call.tensors[k], call.dtypes[k]);
-      results.push_back(*grads[k]);
     }
     Boxes boxes = call.boxes(grad_output, grads[0], grads[1]);
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
@@ -117,7 +115,7 @@ struct BoxKernel {
         Backend::Boxes::template grad<decltype(zero)>(boxes, body, call.normaliser(reduction));
       });
     });
-    return results;
+    return grads;
   }
 
  private:

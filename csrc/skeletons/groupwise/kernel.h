@@ -178,7 +178,7 @@ struct GroupKernel {
     return {out, *state};
   }
 
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+  static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     GroupCall<F> call(inputs);
     typename Backend::Guard guard(call.tensors[0]);
@@ -191,7 +191,7 @@ struct GroupKernel {
       fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
            name_of(computed), " of ", shape_text(shape_of(state)));
 
-    std::optional<Tensor> grads[F::gradients];
+    Grads<F::gradients> grads;
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       const Tensor& t = call.tensors[k];
@@ -202,17 +202,17 @@ struct GroupKernel {
     }
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
-      auto groups = call.problem(&grad_output, &state, grads, reduction);
+      auto groups = call.problem(&grad_output, &state, grads.data(), reduction);
       with_mode(f, [&](auto mode) { Backend::Groups::template grad<T, mode>(f, groups); });
     });
-    std::vector<Tensor> results;
     for (int k = 0; k < F::gradients; k++) {
-      if (!grads[k]) continue;
       const Tensor& t = call.tensors[k];
-      results.push_back(shape_of(t) == call.shape ? *grads[k] : empty_like(t, call.dtypes[k]));
-      if (shape_of(t) != call.shape) torch::stable::copy_(results.back(), sum_to(*grads[k], shape_of(t)));
+      if (!grads[k] || shape_of(t) == call.shape) continue;
+      Tensor sum = empty_like(t, call.dtypes[k]);
+      torch::stable::copy_(sum, sum_to(*grads[k], shape_of(t)));
+      grads[k] = sum;
     }
-    return results;
+    return grads;
   }
 
  private:

@@ -166,26 +166,26 @@ struct PointwiseKernel {
     return out;
   }
 
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, Inputs inputs,
+  static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, Inputs inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     PointwiseCall<F> call(std::move(inputs));
     typename Backend::Guard guard(*call.tensors[0]);
     bool reduced = reduction && *reduction != Reduction::none;
     DType grad_dtype = check_grad_output(F::name, grad_output, reduced ? Shape{} : call.shape, *call.tensors[0]);
 
-    std::vector<Tensor> results;
+    Grads<F::gradients> grads;
     in_compute_type(call.computed, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       bool only_first = mask[0];
       for (int k = 1; k < F::gradients; k++) only_first = only_first && !mask[k];
       with_mode(f, [&](auto mode) {
         double scale = reduced ? call.normaliser(*reduction) : 1.0;
-        if (only_first) run<T, 1>(GradBody<F, mode, 1>{f, scale}, call, grad_output, grad_dtype, mask, results);
+        if (only_first) run<T, 1>(GradBody<F, mode, 1>{f, scale}, call, grad_output, grad_dtype, mask, grads);
         else
-          run<T, F::gradients>(GradBody<F, mode, F::gradients>{f, scale}, call, grad_output, grad_dtype, mask, results);
+          run<T, F::gradients>(GradBody<F, mode, F::gradients>{f, scale}, call, grad_output, grad_dtype, mask, grads);
       });
     });
-    return results;
+    return grads;
   }
 
  private:
@@ -195,7 +195,7 @@ struct PointwiseKernel {
   }
   template <class T, int O, class Body>
   static void run(const Body& body, const PointwiseCall<F>& call, const Tensor& grad_output, DType grad_dtype,
-                  const std::vector<bool>& mask, std::vector<Tensor>& results) {
+                  const std::vector<bool>& mask, Grads<F::gradients>& grads) {
     View views[I + 1 + O];
     views[0] = view_of(grad_output, grad_dtype, call.shape);
     for (int k = 0; k < I; k++) views[k + 1] = call.view(k);
@@ -205,19 +205,17 @@ struct PointwiseKernel {
       if (!mask[k]) continue;
       DType dtype = call.dtypes[k];
       check_differentiable(F::name, call.name(k), dtype);
-      results.push_back(call.full(k, dtype));
-      v = view_of(results.back(), dtype, call.shape);
+      grads[k] = call.full(k, dtype);
+      v = view_of(*grads[k], dtype, call.shape);
     }
     Backend::Pointwise::template map<T, I + 1, O, Sweep::backward>(
         make_iteration<I + 1 + O>(F::name, call.shape, views), body);
-    int at = 0;
     for (int k = 0; k < O; k++) {
-      if (!mask[k]) continue;
-      Tensor& g = results[at++];
+      if (!grads[k]) continue;
       // sums to the shape that broadcasts, then drops the dimensions that align() added
-      g = sum_to(g, call.aligned[k]);
+      Tensor g = sum_to(*grads[k], call.aligned[k]);
       Shape shape = shape_of(*call.tensors[k]);
-      if (shape_of(g) != shape) g = torch::stable::reshape(g, shape);
+      grads[k] = shape_of(g) == shape ? g : torch::stable::reshape(g, shape);
     }
   }
 };

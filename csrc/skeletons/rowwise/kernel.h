@@ -186,15 +186,14 @@ struct RowKernel {
     return {out, state};
   }
 
-  static std::vector<Tensor> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
+  static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
                                   std::optional<Reduction> reduction, const std::vector<bool>& mask) {
     RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
     bool reduced = reduction != Reduction::none;
     DType grad_dtype = call.check_grad(grad_output, state, reduced);
 
-    std::vector<Tensor> results;
-    std::optional<Tensor> grads[3];
+    Grads<F::gradients> grads;
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       const Tensor& t = k == 0 ? call.input : k == 1 ? call.target : *call.weight;
@@ -203,7 +202,7 @@ struct RowKernel {
       grads[k] =
           k == 2 ? empty_like(call.input, compute_dtype(call.result)) : empty_like(t, *known_dtype(t.scalar_type()));
     }
-    auto pointer = [&](int k) { return grads[k] ? &*grads[k] : nullptr; };
+    auto pointer = [&](int k) { return k < F::gradients && grads[k] ? &*grads[k] : nullptr; };
     Rows rows = call.problem(state, &grad_output, pointer(0), pointer(1), pointer(2));
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
@@ -214,19 +213,17 @@ struct RowKernel {
       with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
         if (grads[0]) Backend::Rows::template grad<decltype(zero), mode>(f, rows);
         if constexpr (takes_probabilities<F>)
-          if (grads[1] || grads[2]) Backend::Rows::template share_grad<decltype(zero)>(f, rows);
+          if (pointer(1) || pointer(2)) Backend::Rows::template share_grad<decltype(zero)>(f, rows);
       });
     });
-    if (grads[2]) {
+    if (Tensor* of_weight = pointer(2)) {
       Shape other;
       for (int64_t d = 0; d < int64_t(call.shape.size()); d++)
         if (d != call.axis) other.push_back(d);
-      if (!other.empty()) grads[2] = torch::stable::sum(*grads[2], torch::headeronly::IntHeaderOnlyArrayRef(other));
-      grads[2] = torch::stable::to(*grads[2], call.weight->scalar_type());
+      if (!other.empty()) *of_weight = torch::stable::sum(*of_weight, torch::headeronly::IntHeaderOnlyArrayRef(other));
+      *of_weight = torch::stable::to(*of_weight, call.weight->scalar_type());
     }
-    for (auto& g : grads)
-      if (g) results.push_back(*g);
-    return results;
+    return grads;
   }
 };
 
