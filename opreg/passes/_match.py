@@ -9,6 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, fx
@@ -17,8 +18,8 @@ from ._rule import Argument, Formula
 from .graph.calls import sizes, value_of
 from .graph.view import GraphView
 from .normal_form import algebra
-from .normal_form.evaluate import Evaluator, TooMany, handlers
-from .normal_form.values import Value, leaf, over_all
+from .normal_form.evaluate import Evaluator, TooMany, handlers, prepared
+from .normal_form.values import Value, over_all
 
 # Calls that patterns hold. A formula starts from the first argument of one of them, or from what that argument is made
 # of by calls of one tensor.
@@ -96,10 +97,11 @@ def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Matc
     if not any((c := view.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
         return
     seen: set[Any] = set()
+    reader = Reader(view, root)
     for start in (*starts(view, nodes, anchors), None):
         if start is root:
             continue
-        for value, evaluator in readings(view, root, start):
+        for value, evaluator in reader.readings(start):
             work()
             if not isinstance(value, Value) or value.poly in seen:
                 continue
@@ -124,8 +126,8 @@ def calls_before(view: GraphView, root: fx.Node, most: int) -> list[fx.Node]:
         call, depth = view.calls.get(node), found[node]
         if call is None or call.name not in handlers or len(found) > most or depth > _DEEPEST:
             continue
-        for n in call.inputs():
-            found.setdefault(view.current(n, node), depth + 1)
+        for n in view.inputs(node):
+            found.setdefault(n, depth + 1)
     return list(found)
 
 
@@ -143,7 +145,7 @@ def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -
     for node in nodes:
         call = view.calls.get(node)
         if call is not None and call.name in _PARTS:  # boxes that are computed
-            found.update((view.current(n, node), None) for n in call.inputs())
+            found.update(dict.fromkeys(view.inputs(node)))
         if call is None or call.name not in anchors:
             continue
         at = next(call.inputs(), None)
@@ -158,46 +160,93 @@ def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -
     return list(found)
 
 
-def readings(view: GraphView, root: fx.Node, start: fx.Node | None) -> Iterator[tuple[Any, Evaluator]]:
-    """The root's value as a formula of the start.
+class Reader:
+    """Reads a root's value as a formula of a start, for one start after the other."""
 
-    What is computed without the start is read in three ways: as leaves, as formulas of whatever it is made of, and as
-    formulas of one of these leaves, or of one that such a leaf is made of directly.
-    """
-    first = {} if start is None else {start: leaf(start)}
-    boundary: dict[fx.Node, None] = {}
-    near = set(calls_before(view, root, _MOST_EVALUATED))
-    depends: dict[fx.Node, bool] = dict.fromkeys(first, True)
+    def __init__(self, view: GraphView, root: fx.Node) -> None:
+        self.view, self.root = view, root
+        self.near = dict.fromkeys(calls_before(view, root, _MOST_EVALUATED))
+        # the readings in which all that is near is evaluated, by their leaves
+        self.whole: dict[frozenset[fx.Node], tuple[Any, Evaluator] | None] = {}
 
-    def dependent(node: fx.Node) -> bool:
-        if node not in depends:
-            call = view.calls.get(node)
-            inside = call is not None and call.name in handlers and node in near
-            depends[node] = inside and any(dependent(view.current(n, node)) for n in call.inputs())  # type: ignore[union-attr]
-        return depends[node]
+    def readings(self, start: fx.Node | None) -> Iterator[tuple[Any, Evaluator]]:
+        """The root's values over a start.
 
-    def outside(node: fx.Node) -> bool:
-        call = view.calls.get(node)
-        if start is None or dependent(node) or (call is not None and call.name in _PARTS):
-            return False
-        boundary[node] = None
-        return True
+        What is computed without the start is read in three ways: as leaves, as formulas of whatever it is made of, and
+        as formulas of one of these leaves, or of one that such a leaf is made of directly.
+        """
+        boundary: dict[fx.Node, None] = {}
+        dependent = self.dependent(start)
 
-    def value(leaves: dict[fx.Node, Any], closed: Callable[[fx.Node], bool]) -> Iterator[tuple[Any, Evaluator]]:
-        evaluator = Evaluator(view, leaves, open_ended=True, closed=lambda n: n not in near or closed(n))
+        def outside(node: fx.Node) -> bool:
+            if node not in self.near:
+                return True
+            call = self.view.calls.get(node)
+            if start is None or node in dependent or (call is not None and call.name in _PARTS):
+                return False
+            boundary[node] = None
+            return True
+
+        first = () if start is None else (start,)
+        evaluator = self.evaluator(first, outside)
         with contextlib.suppress(TooMany):
-            yield evaluator.value(root), evaluator
+            yield evaluator.value(self.root), evaluator
+        if not boundary:
+            return
+        yield from self.read(first)
+        if len(boundary) <= Evaluator.LEAVES:
+            for node in boundary:
+                call = self.view.calls.get(node)
+                for candidate in dict.fromkeys((node, *(call.inputs() if call is not None else ()))):
+                    if candidate is not start:
+                        yield from self.read((*first, candidate))
 
-    yield from value(first, outside)
-    if not boundary:
-        return
-    yield from value(first, lambda node: False)
-    if len(boundary) <= Evaluator.LEAVES:
-        for node in boundary:
-            call = view.calls.get(node)
-            for candidate in dict.fromkeys((node, *(call.inputs() if call is not None else ()))):
-                if candidate is not start:
-                    yield from value({**first, candidate: leaf(candidate)}, lambda node: False)
+    def read(self, leaves: tuple[fx.Node, ...]) -> Iterator[tuple[Any, Evaluator]]:
+        """The root's value over leaves, with all that is near evaluated."""
+        key = frozenset(leaves)
+        if key not in self.whole:
+            self.whole[key] = None
+            evaluator = self.evaluator(leaves, lambda node: node not in self.near)
+            if not self.exceeds(leaves):
+                with contextlib.suppress(TooMany):
+                    self.whole[key] = evaluator.value(self.root), evaluator
+        reading = self.whole[key]
+        if reading is not None:
+            yield reading
+
+    def exceeds(self, leaves: tuple[fx.Node, ...]) -> bool:
+        """Are there too many leaves, even if the algebra knows what every call with a meaning gives?"""
+        found, seen, waiting = len(leaves), set(leaves), [self.root]
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                operands = self.operands.get(node)
+                if operands is not None:
+                    waiting += operands
+                elif found == Evaluator.LEAVES:
+                    return True
+                else:
+                    found += 1
+        return False
+
+    def evaluator(self, leaves: tuple[fx.Node, ...], closed: Callable[[fx.Node], bool]) -> Evaluator:
+        return Evaluator(self.view, leaves, self.view.work.results, open_ended=True, closed=closed)
+
+    def dependent(self, start: fx.Node | None) -> set[fx.Node]:
+        """The nodes near the root that are computed from a start, and the start."""
+        found = set() if start is None else {start}
+        for node in self.operands:
+            if not found.isdisjoint(self.view.inputs(node)):
+                found.add(node)
+        return found
+
+    @cached_property
+    def operands(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        """What the calls with a meaning that are near the root are evaluated from, in the graph's order."""
+        calls = [(n, call) for n in self.near if (call := self.view.calls.get(n)) is not None and call.name in handlers]
+        calls.sort(key=lambda entry: self.view.position[entry[0]])
+        return {n: prepared(self.view, n, call).operands for n, call in calls}
 
 
 # Calls that read the shape or the dtype of a tensor, not its elements.
@@ -227,18 +276,10 @@ def forgets(evaluator: Evaluator, leaves: list[fx.Node]) -> bool:
 def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
     """The numbers that calls hold, and 1, which need not be written. Whole ones come last, since most are indices."""
     found: dict[float, None] = {}
-
-    def visit(a: Any) -> None:
-        if isinstance(a, int | float) and not isinstance(a, bool):
-            found[float(a)] = None
-        elif isinstance(a, tuple | list):
-            for item in a:
-                visit(item)
-
     for node in nodes:
         call = view.calls.get(node)
         if call is not None:
-            visit((*call.args, *call.kwargs.values()))
+            found.update(dict.fromkeys(prepared(view, node, call).numbers))
     found[1.0] = None
     return sorted(found, key=float.is_integer)[:_MOST_NUMBERS]
 
@@ -267,7 +308,7 @@ def matched(
             key = (id(formula), tensors, numbers)
             if key not in forms:
                 work()
-                forms[key] = formula.normal_form(tensors, numbers)
+                forms[key] = formula.normal_form(tensors, numbers, evaluator.view.work.results)
             form = forms[key]
             reduction = None if form is None else found_as(form, value)
             if reduction is not None:
@@ -310,10 +351,7 @@ def used(root: fx.Node, evaluator: Evaluator) -> tuple[fx.Node, ...]:
     """The nodes of the interior that the root is made of, without the root."""
     view, reached = evaluator.view, dict.fromkeys([root])
     for node in growing(reached):
-        call = view.calls.get(node)
-        if call is not None:
-            for n in call.inputs():
-                n = view.current(n, node)
-                if n in evaluator.interior:
-                    reached.setdefault(n, None)
+        for n in view.inputs(node):
+            if n in evaluator.interior:
+                reached.setdefault(n, None)
     return tuple(n for n in reached if n is not root)

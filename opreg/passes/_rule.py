@@ -110,22 +110,28 @@ class Formula:
             for node in nodes:
                 node.meta["example_value"] = torch.empty(shape, device="meta")
         found: list[frozenset[str]] = []
+        results: dict[Any, Any] = {}
         for columns in itertools.product(_SHAPES, repeat=len(names)):
             leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
             for given in _NUMBERS:
-                form = self.normal_form(leaves, (given,) * len(number_names))
+                form = self.normal_form(leaves, (given,) * len(number_names), results)
                 if form is not None:
                     found.append(algebra.names(form.poly))
         return frozenset[str]().union(*found).intersection(*found) - {"sum of", "sum", "mean"}
 
-    def normal_form(self, tensors: tuple[fx.Node, ...], given: tuple[float, ...]) -> Value | None:
-        """The pattern's normal form over these leaves and with these numbers; None where it has none."""
+    def normal_form(
+        self, tensors: tuple[fx.Node, ...], given: tuple[float, ...], results: dict[Any, Any]
+    ) -> Value | None:
+        """The pattern's normal form over these leaves and with these numbers; None where it has none.
+
+        ``results``: those of an ``Evaluator``.
+        """
         names, number_names = self.parameters
         leaves: dict[str, Any] = {n: leaf(t) for n, t in zip(names, tensors, strict=True)}
         leaves |= {n: number(c) for n, c in zip(number_names, given, strict=True)}
         bound = {p: leaves[str(p.target)] for p in self.pattern_graph.nodes if p.op == "placeholder"}
         try:
-            result = Evaluator(self.view, bound).value(self.pattern_graph.output_node().args[0])  # type: ignore[arg-type]
+            result = Evaluator(self.view, bound, results).value(self.pattern_graph.output_node().args[0])  # type: ignore[arg-type]
         except (Opaque, TooLarge, ValueError, OverflowError, ZeroDivisionError):
             return None
         return result if isinstance(result, Value) else None

@@ -137,7 +137,7 @@ def normal_form(function, shape):
     graph = fx.symbolic_trace(function)
     view, root = GraphView(graph.graph, graph), graph.graph.output_node().args[0]
     leaves = {p: Value(atom("leaf", p.name), shape, shape) for p in graph.graph.nodes if p.op == "placeholder"}
-    return Evaluator(view, leaves).value(root)
+    return Evaluator(view, leaves, {}).value(root)
 
 
 def test_one_normal_form_is_one_function():

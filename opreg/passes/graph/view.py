@@ -34,6 +34,8 @@ class Work:
     opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
     # the normal forms of patterns, by pattern, nodes and numbers
     forms: dict[Any, Any] = field(default_factory=dict)
+    # the values of calls, by their nodes and the values of their arguments
+    results: dict[Any, Any] = field(default_factory=dict)
     # how many formulas and patterns were evaluated
     done: int = 0
     # the nodes at which this was too much
@@ -65,10 +67,14 @@ class GraphView:
         self.module = module
         known = before.resolved if before is not None else {}
         self.resolved: dict[fx.Node, tuple[Any, Any, Call | None]] = {}
+        # the nodes that write to nothing
+        self.silent: set[fx.Node] = set()
         for n in graph.nodes:
             args, kwargs, call = known.get(n, (None, None, None))
             if args is not n.args or kwargs is not n.kwargs:
                 call = resolve(n, module)
+            elif before is not None and n in before.silent:
+                self.silent.add(n)
             self.resolved[n] = (n.args, n.kwargs, call)
         self.calls: dict[fx.Node, Call | None] = {n: call for n, (_, _, call) in self.resolved.items()}
         attributes: dict[str, fx.Node] = {}
@@ -84,7 +90,16 @@ class GraphView:
         for n, t in self.tensor.items():
             self.names.setdefault(t, []).append(n)
         self.work: Work = before.work if before is not None else Work()
-        self.writes: list[Write] = [w for n in graph.nodes for w in self._writes(n)]
+        # what an evaluation has made of the arguments of calls
+        self.prepared: dict[fx.Node, Any] = {}
+        self._inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.writes: list[Write] = []
+        for n in graph.nodes:
+            if n not in self.silent:
+                found = list(self._writes(n))
+                self.writes += found
+                if not found:
+                    self.silent.add(n)
         self.versions: dict[fx.Node, list[fx.Node]] = {}
         for w in self.writes:
             if self.tensor[w.node] is not w.node:
@@ -169,6 +184,8 @@ class GraphView:
 
     def without_gradient(self, node: fx.Node) -> bool:
         """Is a call made where gradients are off, while they are on elsewhere in the graph?"""
+        if not self.gradients:
+            return False
         before = [on for i, on in self.gradients if i < self.position[node]]
         return bool(before) and not before[-1]
 
@@ -233,8 +250,19 @@ class GraphView:
 
     def current(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """The node whose value a user of ``node`` reads: the last one that wrote to its tensor before the user."""
-        tensor, place = self.tensor[node], self.position[user]
-        return next((w for w in reversed(self.versions.get(tensor, ())) if self.position[w] < place), tensor)
+        tensor = self.tensor[node]
+        versions = self.versions.get(tensor)
+        if versions is None:
+            return tensor
+        place = self.position[user]
+        return next((w for w in reversed(versions) if self.position[w] < place), tensor)
+
+    def inputs(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The nodes whose values a call reads; none of what is no call of a function of torch."""
+        if node not in self._inputs:
+            call = self.calls.get(node)
+            self._inputs[node] = () if call is None else tuple(self.current(n, node) for n in call.inputs())
+        return self._inputs[node]
 
     def holder(self, node: fx.Node) -> fx.Node:
         """A node to read a node's value from, as long as nothing writes to it again: not an assignment to items, which

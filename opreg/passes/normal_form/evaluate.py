@@ -1,12 +1,14 @@
 """The normal form of what a node computes."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.calls import Attribute, Call, value_of
+from ..graph.calls import Call, value_of
 from ..graph.view import GraphView
 from . import algebra
 from .values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
@@ -51,11 +53,77 @@ class TooMany(Exception):
     """An expression has more leaves than any pattern has tensors."""
 
 
+_UNKNOWN = (Opaque, algebra.TooLarge, TypeError, OverflowError, ZeroDivisionError)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The arguments of a call, as far as they are the same in every evaluation.
+
+    Numbers are values, and ``Opaque`` stands for what no handler takes.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    # the nodes that are evaluated, in order, as far as an ``Opaque``
+    operands: tuple[fx.Node, ...]
+    # the numbers among the arguments
+    numbers: tuple[float, ...]
+
+
+def prepared(view: GraphView, node: fx.Node, call: Call) -> Prepared:
+    """What a view knows of the arguments of a call."""
+    if node not in view.prepared:
+        view.prepared[node] = _prepare(view, node, call)
+    found: Prepared = view.prepared[node]
+    return found
+
+
+def _prepare(view: GraphView, node: fx.Node, call: Call) -> Prepared:
+    numbers: list[float] = []
+
+    def note(a: Any) -> None:
+        if isinstance(a, int | float) and not isinstance(a, bool):
+            with contextlib.suppress(OverflowError):
+                numbers.append(float(a))
+        elif isinstance(a, tuple | list):
+            for item in a:
+                note(item)
+
+    note((*call.args, *call.kwargs.values()))
+    if call.name in ("zeros", "new_zeros") and value_of(node) is not None:
+        return Prepared((), {}, (), tuple(numbers))
+    operands: list[fx.Node] = []
+    whole = True
+
+    def prepare(a: Any) -> Any:
+        nonlocal whole
+        if isinstance(a, fx.Node):
+            a = view.current(a, node)
+            if whole:
+                operands.append(a)
+            return a
+        if a is None or a is Ellipsis or isinstance(a, bool | str | torch.dtype | torch.device | slice):
+            return a
+        if isinstance(a, tuple | list):
+            return tuple([prepare(item) for item in a])
+        with contextlib.suppress(*_UNKNOWN):
+            if isinstance(a, int | float):
+                return number(a)
+        whole = False
+        return Opaque
+
+    args = [prepare(a) for a in call.args]
+    kwargs = {k: prepare(a) for k, a in call.kwargs.items()}
+    return Prepared(tuple(args), kwargs, tuple(operands), tuple(numbers))
+
+
 class Evaluator:
     """Evaluates nodes of a graph, down to leaves.
 
     Args:
-        leaves: the nodes at which to stop, with their values.
+        leaves: the nodes at which to stop, perhaps with their values.
+        results: the values that are known of leaves, and of calls by the values of their arguments; others are added.
         open_ended: a node that the algebra does not know becomes a leaf; otherwise it raises ``Opaque``.
         closed: says of other nodes whether they are to be treated as not known.
 
@@ -68,14 +136,16 @@ class Evaluator:
     def __init__(
         self,
         view: GraphView,
-        leaves: Mapping[fx.Node, Any],
+        leaves: Mapping[fx.Node, Any] | Collection[fx.Node],
+        results: dict[Any, Any],
         *,
         open_ended: bool = False,
         closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.view, self.open_ended, self.closed = view, open_ended, closed
+        self.view, self.results, self.open_ended, self.closed = view, results, open_ended, closed
         self.found = len(leaves)
-        self.values: dict[fx.Node, Any] = dict(leaves)
+        self.values: dict[fx.Node, Any] = {}
+        self.values |= leaves if isinstance(leaves, Mapping) else {n: self.leaf(n) for n in leaves}
         self.interior: dict[fx.Node, None] = {}
         # groups of leaves that are of one shape, since torch refuses the call otherwise
         self.alike: list[frozenset[fx.Node]] = []
@@ -89,43 +159,58 @@ class Evaluator:
                 raise Opaque(node.name)
             result = self._apply(node, call)
             self.interior[node] = None
-        except (Opaque, algebra.TooLarge, TypeError, OverflowError, ZeroDivisionError):
+        except _UNKNOWN:
             if not self.open_ended:
                 raise Opaque(node.name) from None
             self.found += 1
             if self.found > self.LEAVES:
                 raise TooMany from None
-            result = leaf(node)
+            result = self.leaf(node)
         self.values[node] = result
         return result
 
-    def argument(self, a: Any, user: fx.Node) -> Any:
-        if isinstance(a, fx.Node):
-            node = self.view.current(a, user)
-            result = self.value(node)
-            if node in self.interior and self.view.without_gradient(node) and not self.view.without_gradient(user):
-                return combine(detached, result)
-            return result
-        if isinstance(a, bool) or a is None or isinstance(a, str | torch.dtype | torch.device | slice):
-            return a
-        if isinstance(a, int | float):
-            return number(a)
-        if isinstance(a, Attribute):
-            raise Opaque(a.path)
-        if isinstance(a, tuple | list):
-            return tuple(self.argument(item, user) for item in a)
-        if a is Ellipsis:
-            return a
-        raise Opaque(str(a))
+    def leaf(self, node: fx.Node) -> Value:
+        if node not in self.results:
+            self.results[node] = leaf(node)
+        found: Value = self.results[node]
+        return found
 
     def _apply(self, node: fx.Node, call: Call) -> Any:
-        handler = handlers[call.name]
-        if call.name in ("zeros", "new_zeros") and value_of(node) is not None:
-            return handler(self, node)
-        args = [self.argument(a, node) for a in call.args]
-        kwargs = {k: self.argument(a, node) for k, a in call.kwargs.items()}
-        if "self" in kwargs:
-            args.insert(0, kwargs.pop("self"))
-        elif "input" in kwargs:
-            args.insert(0, kwargs.pop("input"))
-        return handler(self, node, *args, **kwargs)
+        given = prepared(self.view, node, call)
+        args = tuple([self._filled(a, node) for a in given.args])
+        kwargs = {k: self._filled(a, node) for k, a in given.kwargs.items()}
+        for name in ("self", "input"):
+            if name in kwargs:
+                args = (kwargs.pop(name), *args)
+        # a detached tensor has another value if it is a leaf
+        interior = call.name == "detach" and any(n in self.interior for n in given.operands)
+        key = (node, args, tuple(kwargs.items()), interior)
+        try:
+            result, alike = self.results[key]
+        except TypeError:  # a slice, which can't be hashed
+            return handlers[call.name](self, node, *args, **kwargs)
+        except KeyError:
+            before = len(self.alike)
+            try:
+                result = handlers[call.name](self, node, *args, **kwargs)
+            except _UNKNOWN:
+                result = Opaque
+            self.results[key] = result, self.alike[before:]
+        else:
+            self.alike += alike
+        if result is Opaque:
+            raise Opaque(node.name)
+        return result
+
+    def _filled(self, a: Any, user: fx.Node) -> Any:
+        """An argument with the values of its nodes."""
+        if isinstance(a, fx.Node):
+            result = self.value(a)
+            if a in self.interior and self.view.without_gradient(a) and not self.view.without_gradient(user):
+                return combine(detached, result)
+            return result
+        if isinstance(a, tuple):
+            return tuple([self._filled(item, user) for item in a])
+        if a is Opaque:
+            raise Opaque
+        return a
