@@ -253,6 +253,7 @@ class Rewriter:
         folded.meta = dict(user.meta)
         self.surgery.supersede(user, folded)
         self.graph.erase_node(new)
+        self.surgery.refresh()
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
         """Is the mean or the sum of an op's elements what the op gives for that reduction?

@@ -136,6 +136,7 @@ class Surgery:
 
     def sweep(self) -> None:
         """Erases what nobody uses any more, in-place calls on tensors of their own too."""
+        erased = False
         changed, writing = True, {w.node: w for w in self.view.writes}
         while changed:
             changed = False
@@ -155,8 +156,9 @@ class Surgery:
                 elif not self.pure(call) or node in writing:
                     continue
                 self.graph.erase_node(node)
-                changed = True
-        self.refresh()
+                changed = erased = True
+        if erased:
+            self.refresh()
 
     # the checks
 

@@ -63,55 +63,71 @@ class GraphView:
     """
 
     def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "GraphView | None" = None) -> None:
-        self.position = {n: i for i, n in enumerate(graph.nodes)}
         self.module = module
-        known = before.resolved if before is not None else {}
-        self.resolved: dict[fx.Node, tuple[Any, Any, Call | None]] = {}
-        # the nodes that write to nothing
-        self.silent: set[fx.Node] = set()
-        for n in graph.nodes:
-            args, kwargs, call = known.get(n, (None, None, None))
-            if args is not n.args or kwargs is not n.kwargs:
-                call = resolve(n, module)
-            elif before is not None and n in before.silent:
-                self.silent.add(n)
-            self.resolved[n] = (n.args, n.kwargs, call)
-        self.calls: dict[fx.Node, Call | None] = {n: call for n, (_, _, call) in self.resolved.items()}
-        attributes: dict[str, fx.Node] = {}
-        self.tensor: dict[fx.Node, fx.Node] = {}
-        for n, call in self.calls.items():
-            if n.op == "get_attr":  # every read of an attribute is the same tensor
-                self.tensor[n] = attributes.setdefault(str(n.target), n)
-            elif call is not None and isinstance(call.written, fx.Node) and has_result(n):
-                self.tensor[n] = self.tensor[call.written]
-            else:
-                self.tensor[n] = n
-        self.names: dict[fx.Node, list[fx.Node]] = {}
-        for n, t in self.tensor.items():
-            self.names.setdefault(t, []).append(n)
         self.work: Work = before.work if before is not None else Work()
+        self.position: dict[fx.Node, int] = {}
+        self.calls: dict[fx.Node, Call | None] = {}
+        self.tensor: dict[fx.Node, fx.Node] = {}
+        self.writes: list[Write] = []
+        # the places where autocast or the like is switched, after which the same call may give another dtype
+        self.switches: list[int] = []
+        # the places where gradients are switched, and whether on or off
+        self.gradients: list[tuple[int, bool]] = []
         # what an evaluation has made of the arguments of calls
         self.prepared: dict[fx.Node, Any] = {}
         self._inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
-        self.writes: list[Write] = []
-        for n in graph.nodes:
-            if n not in self.silent:
-                found = list(self._writes(n))
-                self.writes += found
-                if not found:
-                    self.silent.add(n)
+        # the nodes that write to nothing and switch nothing, with their arguments
+        self._quiet: dict[fx.Node, tuple[Any, Any]] = {}
+        self._read(graph, before)
         self.versions: dict[fx.Node, list[fx.Node]] = {}
         for w in self.writes:
             if self.tensor[w.node] is not w.node:
                 self.versions.setdefault(self.tensor[w.node], []).append(w.node)
-        # the places where autocast or the like is switched, after which the same call may give another dtype
-        self.switches = [i for n, i in self.position.items() if n.op == "call_function" and _switches(n.target)]
-        # the places where gradients are switched, and whether on or off
-        self.gradients = [
-            (i, bool(n.args[0]))
-            for n, i in self.position.items()
-            if n.op == "call_function" and getattr(n.target, "__name__", "") == "_set_grad_enabled"
-        ]
+
+    def _read(self, graph: fx.Graph, before: "GraphView | None") -> None:
+        """Looks at every node; at one that is quiet, and was before with the same arguments, only briefly."""
+        attributes: dict[str, fx.Node] = {}
+        quiet = before._quiet if before is not None else {}
+        changed: list[fx.Node] = []
+        first_new = 0 if before is None else None
+        for i, n in enumerate(graph.nodes):
+            self.position[n], self.tensor[n] = i, n
+            args, kwargs = quiet.get(n, (None, None))
+            if before is not None and args is n.args and kwargs is n.kwargs:
+                self.calls[n], self._quiet[n] = before.calls[n], quiet[n]
+                continue
+            if first_new is None and n.op != "get_attr":
+                first_new = i
+            call = self.calls[n] = resolve(n, self.module)
+            if n.op == "get_attr":  # every read of an attribute is the same tensor
+                self.tensor[n] = attributes.setdefault(str(n.target), n)
+            elif call is not None and isinstance(call.written, fx.Node) and has_result(n):
+                self.tensor[n] = self.tensor[call.written]
+            elif n.op == "call_function" and _switches(n.target):
+                self.switches.append(i)
+            elif n.op == "call_function" and getattr(n.target, "__name__", "") == "_set_grad_enabled":
+                self.gradients.append((i, bool(n.args[0])))
+            changed.append(n)
+        switched = {*self.switches, *(i for i, _ in self.gradients)}
+        for n in changed:
+            found = list(self._writes(n))
+            self.writes += found
+            if not found and n.op != "get_attr" and self.position[n] not in switched:
+                self._quiet[n] = (n.args, n.kwargs)
+        # what ``requires_grad`` is of nodes, where nothing is written; found in the graph's order as far as it is asked
+        self._gradient: dict[fx.Node, bool | None] = {}
+        if before is not None and not before.writes:
+            for n, answer in before._gradient.items():
+                if n in self.position and (first_new is None or self.position[n] < first_new):
+                    self._gradient[n] = answer
+        self._without_answer = iter([n for n in self.position if n not in self._gradient])
+
+    @cached_property
+    def names(self) -> dict[fx.Node, list[fx.Node]]:
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for n, t in self.tensor.items():
+            found.setdefault(t, []).append(n)
+        return found
 
     def _writes(self, n: fx.Node) -> Iterator[Write]:
         """The writes of a call: one, or none."""
@@ -191,14 +207,19 @@ class GraphView:
 
     def requires_grad(self, node: fx.Node) -> bool | None:
         """May a gradient flow into a node's value, or into what is written to it? None: the graph does not say."""
-        own = self._gradient[node]
+        if not self.writes:
+            while node not in self._gradient:
+                n = next(self._without_answer)
+                self._gradient[n] = self._gradient_of(n, [self._gradient[i] for i in n.all_input_nodes])
+            return self._gradient[node]
+        own = self._gradient_and_writes[node]
         value = value_of(node)
         if isinstance(value, Tensor) and not _differentiable(value):
             return False
         return _either(own, self._gradient_written.get(self._memory[node], False))
 
     @cached_property
-    def _gradient(self) -> dict[fx.Node, bool | None]:
+    def _gradient_and_writes(self) -> dict[fx.Node, bool | None]:
         """What ``requires_grad`` is of each node, without the gradients that are written to its memory elsewhere."""
         found: dict[fx.Node, bool | None] = {}
         self._gradient_written: dict[fx.Node, bool | None] = {}
@@ -278,6 +299,8 @@ class GraphView:
         low, high = min(self.position[n] for n in (*parts, root)), self.position[root]
         if any(low < i < high for i in self.switches):
             return "autocast is switched between its parts"
+        if not self.writes:
+            return ""
         memory = {self._memory[n] for n in (*parts, *read)}
         if memory & self._reshaped:
             return "one of its tensors gets another shape in place"
@@ -296,13 +319,15 @@ class GraphView:
 
     def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:
         """Is one of these tensors, or memory that it shares, written to after the root?"""
+        if not self.writes:
+            return False
         kept, place = {self._memory[n] for n in nodes}, self.position[root]
         later = (w for w in self.writes if w.certain and self.position[w.node] > place)
         return any(self._memory[t] in kept for w in later for t in w.tensors)
 
     def reshaped(self, node: fx.Node) -> bool:
         """Does a tensor get another shape in place? Then what tracing noted of it does not hold everywhere."""
-        return self._memory[node] in self._reshaped
+        return bool(self.writes) and self._memory[node] in self._reshaped
 
     @cached_property
     def _reshaped(self) -> set[fx.Node]:
