@@ -10,7 +10,7 @@ from .passes import Report
 from .passes._rewrite import Rewriter
 from .passes.rules import RULES
 
-# Of the last graph that the backend compiled; ``torch._dynamo`` has no place for one.
+# The report on the last graph that the backend compiled: a backend returns a callable and nothing beside it.
 last_report: Report | None = None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .calls import Call, assigns, resolve, value_of
+from .gradients import constant, differentiable, either, gradient_of
 from .writes import (
     FRESH_MODULES,
     WRITES_SILENTLY,
@@ -72,7 +73,7 @@ class GraphView:
         # the places where autocast or the like is switched, after which the same call may give another dtype
         self.switches: list[int] = []
         # the places where gradients are switched, and whether on or off
-        self.gradients: list[tuple[int, bool]] = []
+        self.gradient_switches: list[tuple[int, bool]] = []
         # what an evaluation has made of the arguments of calls
         self.prepared: dict[fx.Node, Any] = {}
         self._inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
@@ -89,6 +90,7 @@ class GraphView:
         attributes: dict[str, fx.Node] = {}
         quiet = before._quiet if before is not None else {}
         changed: list[fx.Node] = []
+        # where the first node is that may be another one than before
         first_new = 0 if before is None else None
         for i, n in enumerate(graph.nodes):
             self.position[n], self.tensor[n] = i, n
@@ -106,21 +108,21 @@ class GraphView:
             elif n.op == "call_function" and _switches(n.target):
                 self.switches.append(i)
             elif n.op == "call_function" and getattr(n.target, "__name__", "") == "_set_grad_enabled":
-                self.gradients.append((i, bool(n.args[0])))
+                self.gradient_switches.append((i, bool(n.args[0])))
             changed.append(n)
-        switched = {*self.switches, *(i for i, _ in self.gradients)}
+        switched = {*self.switches, *(i for i, _ in self.gradient_switches)}
         for n in changed:
             found = list(self._writes(n))
             self.writes += found
             if not found and n.op != "get_attr" and self.position[n] not in switched:
                 self._quiet[n] = (n.args, n.kwargs)
-        # what ``requires_grad`` is of nodes, where nothing is written; found in the graph's order as far as it is asked
-        self._gradient: dict[fx.Node, bool | None] = {}
+        # the answers of ``requires_grad`` where nothing is written: in the graph's order, as far as somebody has asked
+        self._gradients: dict[fx.Node, bool | None] = {}
         if before is not None and not before.writes:
-            for n, answer in before._gradient.items():
+            for n, answer in before._gradients.items():
                 if n in self.position and (first_new is None or self.position[n] < first_new):
-                    self._gradient[n] = answer
-        self._without_answer = iter([n for n in self.position if n not in self._gradient])
+                    self._gradients[n] = answer
+        self._without_answer = iter([n for n in self.position if n not in self._gradients])
 
     @cached_property
     def names(self) -> dict[fx.Node, list[fx.Node]]:
@@ -200,56 +202,43 @@ class GraphView:
 
     def without_gradient(self, node: fx.Node) -> bool:
         """Is a call made where gradients are off, while they are on elsewhere in the graph?"""
-        if not self.gradients:
+        if not self.gradient_switches:
             return False
-        before = [on for i, on in self.gradients if i < self.position[node]]
+        before = [on for i, on in self.gradient_switches if i < self.position[node]]
         return bool(before) and not before[-1]
 
     def requires_grad(self, node: fx.Node) -> bool | None:
         """May a gradient flow into a node's value, or into what is written to it? None: the graph does not say."""
         if not self.writes:
-            while node not in self._gradient:
+            while node not in self._gradients:
                 n = next(self._without_answer)
-                self._gradient[n] = self._gradient_of(n, [self._gradient[i] for i in n.all_input_nodes])
-            return self._gradient[node]
-        own = self._gradient_and_writes[node]
+                self._gradients[n] = self._gradient_of(n, [self._gradients[i] for i in n.all_input_nodes])
+            return self._gradients[node]
+        own, written = self._gradients_and_writes
         value = value_of(node)
-        if isinstance(value, Tensor) and not _differentiable(value):
+        if isinstance(value, Tensor) and not differentiable(value):
             return False
-        return _either(own, self._gradient_written.get(self._memory[node], False))
+        return either(own[node], written.get(self._memory[node], False))
 
     @cached_property
-    def _gradient_and_writes(self) -> dict[fx.Node, bool | None]:
-        """What ``requires_grad`` is of each node, without the gradients that are written to its memory elsewhere."""
-        found: dict[fx.Node, bool | None] = {}
-        self._gradient_written: dict[fx.Node, bool | None] = {}
+    def _gradients_and_writes(self) -> tuple[dict[fx.Node, bool | None], dict[fx.Node, bool | None]]:
+        """What ``requires_grad`` is of nodes but for the gradients that are written to their memory; and these."""
+        own: dict[fx.Node, bool | None] = {}
+        written: dict[fx.Node, bool | None] = {}
         writes = {w.node: w for w in self.writes if w.certain}
         for n in self.position:
-            below = [found[i] for i in n.all_input_nodes]
-            below += [self._gradient_written.get(self._memory[i], False) for i in n.all_input_nodes]
-            found[n] = self._gradient_of(n, below)
+            below = [own[i] for i in n.all_input_nodes]
+            below += [written.get(self._memory[i], False) for i in n.all_input_nodes]
+            own[n] = self._gradient_of(n, below)
             if n in writes and not self.without_gradient(n):
                 for t in writes[n].tensors:
                     memory = self._memory[t]
-                    brought = _either(*(found[i] for i in n.all_input_nodes if i is not t and not _constant(i)))
-                    self._gradient_written[memory] = _either(self._gradient_written.get(memory, False), brought)
-        return found
+                    brought = either(*(own[i] for i in n.all_input_nodes if i is not t and not constant(i)))
+                    written[memory] = either(written.get(memory, False), brought)
+        return own, written
 
     def _gradient_of(self, node: fx.Node, below: Sequence[bool | None]) -> bool | None:
-        value = value_of(node)
-        if node.op == "get_attr":
-            owner = self._attribute(node)
-            return isinstance(owner, Tensor) and owner.requires_grad
-        if isinstance(value, Tensor) and not _differentiable(value):
-            return False
-        if node.op == "placeholder" or "example_value" in node.meta:
-            return value.requires_grad if isinstance(value, Tensor) else None
-        call = self.calls.get(node)
-        if call is not None and call.name in ("detach", "one_hot", "argmax", "zeros_like", "ones_like"):
-            return False
-        if getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False:
-            return False
-        return None if node.op == "call_module" and True not in below else _either(*below)
+        return gradient_of(node, self.calls[node], self._attribute(node), below)
 
     def complex(self, node: fx.Node) -> bool:
         """Is a value complex, as far as the graph says?"""
@@ -384,18 +373,3 @@ def _complex_constants(arguments: Any) -> list[Any]:
 
     fx.node.map_aggregate(arguments, visit)
     return found
-
-
-def _differentiable(value: Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
-
-
-def _constant(node: fx.Node) -> bool:
-    """Is a node no tensor that gradients flow through?"""
-    value = value_of(node)
-    return value is not None and not (isinstance(value, Tensor) and _differentiable(value))
-
-
-def _either(*answers: bool | None) -> bool | None:
-    """True if one of these is, else None if one is not known."""
-    return True if True in answers else None if None in answers else False
