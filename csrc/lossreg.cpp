@@ -1,5 +1,5 @@
 // One family of ops on the CPU: its schemas and its kernels. CMake compiles this file once for each header in
-// formulas/.
+// formulas/ and standalone/.
 #include LOSSREG_FAMILY
 #include "cpu.h"
 #include "register.h"

@@ -1,7 +1,7 @@
 #pragma once
 // The region skeleton: losses of whole regions of pixels. A region is a sample, or the whole batch at once; each of its
-// pixels has a score for every class, and a label. What is here is the host's part; cpu.h and cuda.h
-// run over the pixels.
+// pixels has a score for every class, and a label. What is here is the host's part; cpu.h and cuda.h run
+// over the pixels.
 #include "../checks.h"
 #include "formula.h"
 
