@@ -123,6 +123,14 @@ struct CTCLoss {
                                   loss[n]);
   }
 
+  // As with_floating_storage, which is compiled for the device too; and what is called here launches kernels.
+  template <class Use>
+  static void with_log_prob_storage(DType dtype, Use use) {
+    if (dtype == DType::float64) use(static_cast<double*>(nullptr));
+    else if (dtype == DType::float32) use(static_cast<float*>(nullptr));
+    else if (dtype == DType::bfloat16) use(static_cast<BFloat16*>(nullptr));
+    else use(static_cast<Float16*>(nullptr));
+  }
   // Arrays of one row a sample.
   template <class T>
   static T* rows(const Call& c, std::vector<Tensor>& scratch, int64_t arrays) {
@@ -153,7 +161,7 @@ struct CTCLoss {
     Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, DType::float64);
     Tensor losses = new_empty(c.log_probs, {b.samples}, DType::float64);
     auto* loss = static_cast<double*>(losses.mutable_data_ptr());
-    with_floating_storage(c.dtype, [&](auto* tag) {
+    with_log_prob_storage(c.dtype, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       std::vector<Tensor> scratch;
       auto* alpha = static_cast<double*>(state.mutable_data_ptr());
@@ -192,7 +200,7 @@ struct CTCLoss {
 
     Tensor grad = empty_like(c.log_probs, c.dtype);
     Operand grads = by_step(grad), given = operand_of(grad_output);
-    with_floating_storage(c.dtype, [&](auto* tag) {
+    with_log_prob_storage(c.dtype, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       using T = ctc::Compute<S>;
       std::vector<Tensor> scratch;
