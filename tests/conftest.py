@@ -4,6 +4,10 @@ import os
 
 # Every run compiles anew, so that a test never meets what an earlier run left on disk.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+# Where test processes share the processors, more threads in each would wait for each other: a part of the suite took
+# eight times as long. Tests of threads set their number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ctypes
 import fcntl

@@ -1,6 +1,7 @@
 """Values that no op was made for: an error on the CPU, NaN where nothing can raise, a warning where torch is silent."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import opreg
-from conftest import DEVICE, ROOT, samples_of
+from conftest import DEVICE, samples_of
 from opreg.meta.schema import bind
 
 BEYOND_UNIT = (-0.5, 1.5, float("nan"), float("inf"))
@@ -170,8 +171,9 @@ def report() -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="nothing is looked at on a GPU")
 def test_warnings_are_said_once() -> None:
-    code = "import sys; sys.path.insert(0, 'tests'); import test_domains; test_domains.report()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "import test_domains; test_domains.report()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
 
