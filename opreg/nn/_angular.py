@@ -50,6 +50,13 @@ class _MarginSoftmax(torch.nn.Module):
         """The scores without a margin, scale · cos θ: for inference, where there is no target."""
         return self.scale * self.cosine(features)
 
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        margin_loss = getattr(OPS, self.loss)
+        loss: Tensor = margin_loss(
+            self.cosine(features), target, self.margin, self.scale, self.ignore_index, self.reduction
+        )
+        return loss
+
     def extra_repr(self) -> str:
         names = ("in_features", "num_classes", "margin", "scale", "ignore_index", "reduction")
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names)
@@ -114,12 +121,6 @@ class AMSoftmax(_MarginSoftmax):
     ) -> None:
         super().__init__(in_features, num_classes, margin, scale, ignore_index, reduction, device, dtype)
 
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = OPS.amsoftmax_loss(
-            self.cosine(features), target, self.margin, self.scale, self.ignore_index, self.reduction
-        )
-        return loss
-
 
 class ArcFace(_MarginSoftmax):
     """Additive angular margin softmax: the target's angle must be smaller than the others' by ``margin``.
@@ -175,9 +176,3 @@ class ArcFace(_MarginSoftmax):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, num_classes, margin, scale, ignore_index, reduction, device, dtype)
-
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = OPS.arcface_loss(
-            self.cosine(features), target, self.margin, self.scale, self.ignore_index, self.reduction
-        )
-        return loss
