@@ -42,10 +42,10 @@ struct Cuda {
   template <int K, class Body, class Finish>
   static void total(const Tensor& like, int64_t n, int64_t, Body body, Finish finish) {
     unsigned blocks = cuda::blocks_for(n, 1);
-    auto launch_sums = [&](double* partial) {
-      cuda::launch(cuda::total_kernel<K, Body>, blocks, cuda::kThreads, n, body, partial);
+    auto launch_total = [&](auto sums) {
+      cuda::launch(cuda::total_kernel<K, Body, Finish>, blocks, cuda::kThreads, n, body, sums);
     };
-    cuda::sum_blocks<K>(like, blocks, launch_sums, finish);
+    cuda::sum_blocks<K>(like, blocks, launch_total, finish);
   }
 };
 

@@ -1,5 +1,8 @@
 #pragma once
 // Reductions, in an order that depends on the sizes alone: within a block, and over all blocks.
+#include <atomic>
+#include <random>
+
 #include "memory.h"
 
 namespace lossreg::cuda {
@@ -50,30 +53,67 @@ __device__ T block_sum_before(T value) {
   return inclusive - value;
 }
 
-// A sum over all blocks takes two kernels. The blocks of the first leave their K sums in `partial`; the second is one
-// block, which adds these up and calls finish(sums) once.
-template <int K>
-__device__ void leave_sums(const double (&sums)[K], double* partial) {
-  for (int k = 0; k < K; k++) {
-    double sum = block_sum(sums[k]);
-    if (threadIdx.x == 0) partial[blockIdx.x * K + k] = sum;
+// Tells which of a known number of blocks is the last one that has come so far, by a word of memory that holds a tag
+// and how many have come. The memory needs no preparation: whatever it holds, a word without this call's tag counts as
+// 0. That is what spares a launch that would clear it, and holds for a graph that is replayed: the tag is the same each
+// time, so that the last block leaves a word of 0. Tags of one process are all different, and begin at random: that
+// memory holds one by chance has a probability of 2^-44.
+struct Arrivals {
+  static constexpr int kCountBits = 20;
+  unsigned long long* word;
+  unsigned long long tag;  // in its place above the count
+
+  static unsigned long long new_tag() {
+    static std::atomic<uint64_t> next{std::random_device{}()};
+    return (next++ * 0x9e3779b97f4a7c15u) << kCountBits;
   }
-}
+  // For one thread of each block, after what the block wrote for the last one, which may read it from then on.
+  __device__ bool is_last(unsigned blocks) const {
+    __threadfence();
+    unsigned long long seen = __ldcg(word);
+    if (seen >> kCountBits != tag >> kCountBits) atomicCAS(word, seen, tag);  // fails where another block was first
+    bool last = atomicAdd(word, 1ull) - tag == blocks - 1;
+    if (last) *word = 0;
+    __threadfence();
+    return last;
+  }
+};
+
+// The last parameter of a kernel that sums over all blocks: each thread of each block calls add() once with its K sums.
+// The block that comes last adds up what all have left, in the order of their numbers, and calls finish(sums) once.
 template <int K, class Finish>
-__global__ void __launch_bounds__(kThreads) finish_sums(const double* partial, int64_t blocks, Finish finish) {
-  double sums[K] = {};
-  for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x)
-    for (int k = 0; k < K; k++) sums[k] += partial[b * K + k];
-  for (int k = 0; k < K; k++) sums[k] = block_sum(sums[k]);
-  if (threadIdx.x == 0) finish(sums);
-}
-// launch_first(partial) launches the first kernel; `like` says on which device.
-template <int K, class LaunchFirst, class Finish>
-void sum_blocks(const Tensor& like, unsigned blocks, LaunchFirst launch_first, Finish finish) {
-  Tensor partial = new_empty(like, {int64_t(blocks) * K}, DType::float64);
-  auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  launch_first(sums);
-  launch(finish_sums<K, Finish>, 1u, kThreads, sums, int64_t(blocks), finish);
+struct BlockSums {
+  double* partial;  // K of each block
+  Arrivals arrivals;
+  Finish finish;
+
+  __device__ void add(const double (&of_thread)[K]) const {
+    double sums[K];
+    for (int k = 0; k < K; k++) sums[k] = block_sum(of_thread[k]);
+    if (gridDim.x > 1) {
+      __shared__ bool last;
+      if (threadIdx.x == 0) {
+        for (int k = 0; k < K; k++) partial[blockIdx.x * K + k] = sums[k];
+        last = arrivals.is_last(gridDim.x);
+      }
+      __syncthreads();
+      if (!last) return;
+      for (int k = 0; k < K; k++) sums[k] = 0;
+      LOSSREG_UNROLL_BY(4)  // that many loads are under way at once
+      for (unsigned b = threadIdx.x; b < gridDim.x; b += blockDim.x)
+        for (int k = 0; k < K; k++) sums[k] += __ldcg(partial + b * K + k);
+      for (int k = 0; k < K; k++) sums[k] = block_sum(sums[k]);
+    }
+    if (threadIdx.x == 0) finish(sums);
+  }
+};
+// launch_kernel(sums) launches the kernel over so many blocks; `like` says on which device.
+template <int K, class LaunchKernel, class Finish>
+void sum_blocks(const Tensor& like, unsigned blocks, LaunchKernel launch_kernel, Finish finish) {
+  Tensor memory = new_empty(like, {int64_t(blocks) * K + 1}, DType::float64);
+  auto* partial = static_cast<double*>(memory.mutable_data_ptr());
+  auto* word = reinterpret_cast<unsigned long long*>(partial + int64_t(blocks) * K);
+  launch_kernel(BlockSums<K, Finish>{partial, {word, Arrivals::new_tag()}, finish});
 }
 
 // The ends of such a sum. A result without data is none: a loss that is not reduced.

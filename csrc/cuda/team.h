@@ -45,11 +45,11 @@ template <class Body>
 __global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, Body body) {
   for (int64_t i = global_thread(); i < n; i += all_threads()) body(i);
 }
-template <int K, class Body>
-__global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, Body body, double* partial) {
-  double sums[K] = {};
-  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i, sums);
-  leave_sums(sums, partial);
+template <int K, class Body, class Finish>
+__global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, Body body, BlockSums<K, Finish> sums) {
+  double of_thread[K] = {};
+  for (int64_t i = global_thread(); i < n; i += all_threads()) body(i, of_thread);
+  sums.add(of_thread);
 }
 
 }  // namespace lossreg::cuda

@@ -70,13 +70,13 @@ __global__ void __launch_bounds__(kThreads) boxes_map(const __grid_constant__ Bo
     write(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue], body.value(a, b, third));
   });
 }
-template <class T, class S, class Body>
-__global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, double* partial) {
+template <class T, class S, class Body, class Sums>
+__global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, Sums sums) {
   double total[1] = {0};
   each_pair<T, S>(boxes, [&](const T(&a)[4], const T(&b)[4], T third, const int64_t (&)[Boxes::kRoles]) {
     total[0] += double(body.value(a, b, third));
   });
-  leave_sums(total, partial);
+  sums.add(total);
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_grad(const __grid_constant__ Boxes boxes, Body body, double scale) {
@@ -100,13 +100,13 @@ struct BoxKernels {
   template <class T, class Body>
   static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
     unsigned blocks = blocks_for(boxes.it.numel, 1);
-    auto launch_sums = [&](double* partial) {
+    auto launch_sum = [&](auto sums) {
       with_box_storage<T>(boxes, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
-        launch(boxes_sum<T, S, Body>, blocks, kThreads, boxes, body, partial);
+        launch(boxes_sum<T, S, Body, decltype(sums)>, blocks, kThreads, boxes, body, sums);
       });
     };
-    sum_blocks<1>(out, blocks, launch_sums, WriteScaled{out.mutable_data_ptr(), dtype, scale});
+    sum_blocks<1>(out, blocks, launch_sum, WriteScaled{out.mutable_data_ptr(), dtype, scale});
   }
   template <class T, class Body>
   static void grad(const Boxes& boxes, Body body, double scale) {

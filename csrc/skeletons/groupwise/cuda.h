@@ -146,15 +146,15 @@ struct GroupReader {
   }
 };
 
-template <class T, class S, int Lanes, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) groups_forward(F f, const __grid_constant__ Groups<F> g, double* partial) {
+template <class T, class S, int Lanes, int Mode, class F, class Sums>
+__global__ void __launch_bounds__(kThreads) groups_forward(F f, const __grid_constant__ Groups<F> g, Sums sums) {
   double loss = 0, count = 0;
   for (int64_t i = global_thread() / Lanes; i < g.it.numel; i += all_threads() / Lanes) {
     GroupReader<T, S, Lanes, Mode, F> reader(f, g, i);
     Group<T> s = reader.statistics();
     if (reader.lane() == 0) reader.finish(s, loss, count);
   }
-  leave_sums({loss, count}, partial);
+  sums.add({loss, count});
 }
 template <class T, class S, int Lanes, int Mode, class F>
 __global__ void __launch_bounds__(kThreads) groups_grad(F f, const __grid_constant__ Groups<F> g) {
@@ -168,10 +168,10 @@ struct GroupKernels {
     with_lanes(groups, [&](auto shared_by) {
       constexpr int lanes = decltype(shared_by)::value;
       unsigned blocks = group_blocks(groups, lanes);
-      auto launch_sums = [&](double* partial) {
+      auto launch_sums = [&](auto sums) {
         with_group_storage<T>(groups, [&](auto* tag) {
           using S = std::remove_pointer_t<decltype(tag)>;
-          launch(groups_forward<T, S, lanes, Mode, F>, blocks, kThreads, f, groups, partial);
+          launch(groups_forward<T, S, lanes, Mode, F, decltype(sums)>, blocks, kThreads, f, groups, sums);
         });
       };
       void* result = groups.reduced ? out.mutable_data_ptr() : nullptr;

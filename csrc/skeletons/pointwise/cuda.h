@@ -88,9 +88,8 @@ __global__ void __launch_bounds__(kThreads) map_kernel(const __grid_constant__ I
     });
   }
 }
-template <class T, class S, int I, class Body>
-__global__ void __launch_bounds__(kThreads)
-    sum_kernel(const __grid_constant__ Iteration<I> it, Body body, double* partial) {
+template <class T, class S, int I, class Body, class Sums>
+__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Iteration<I> it, Body body, Sums sums) {
   double total[1] = {0};
   if constexpr (std::is_void_v<S>) {
     each_element<T, I>(it, [&](const T(&x)[I], const int64_t (&)[I]) {
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
       total[0] += double(sum);
     });
   }
-  leave_sums(total, partial);
+  sums.add(total);
 }
 
 struct PointwiseKernels {
@@ -127,13 +126,13 @@ struct PointwiseKernels {
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
     unsigned blocks = blocks_for(it.numel, kPack);
-    auto launch_sums = [&](double* partial) {
+    auto launch_sum = [&](auto sums) {
       with_pack_storage<T, I>(it, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
-        launch(sum_kernel<T, S, I, Body>, blocks, kThreads, it, body, partial);
+        launch(sum_kernel<T, S, I, Body, decltype(sums)>, blocks, kThreads, it, body, sums);
       });
     };
-    sum_blocks<1>(out, blocks, launch_sums, WriteScaled{out.mutable_data_ptr(), dtype, scale});
+    sum_blocks<1>(out, blocks, launch_sum, WriteScaled{out.mutable_data_ptr(), dtype, scale});
   }
 };
 

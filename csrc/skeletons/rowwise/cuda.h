@@ -169,24 +169,24 @@ struct RowReader {
   }
 };
 
-template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_forward_across(F f, const __grid_constant__ Rows r, double* partial) {
+template <class T, class S, int Mode, class F, class Sums>
+__global__ void __launch_bounds__(kThreads) rows_forward_across(F f, const __grid_constant__ Rows r, Sums sums) {
   double loss = 0, normaliser = 0;
   for (int64_t row = global_thread(); row < r.it.numel; row += all_threads()) {
     RowReader<T, S, Mode, F> reader(f, r, row);
     reader.finish(reader.statistics(0, 1), loss, normaliser);
   }
-  leave_sums({loss, normaliser}, partial);
+  sums.add({loss, normaliser});
 }
-template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) rows_forward_along(F f, const __grid_constant__ Rows r, double* partial) {
+template <class T, class S, int Mode, class F, class Sums>
+__global__ void __launch_bounds__(kThreads) rows_forward_along(F f, const __grid_constant__ Rows r, Sums sums) {
   double loss = 0, normaliser = 0;
   for (int64_t row = blockIdx.x; row < r.it.numel; row += gridDim.x) {
     RowReader<T, S, Mode, F> reader(f, r, row);
     Statistics<T> s = block_merge(reader.statistics(threadIdx.x, blockDim.x));
     if (threadIdx.x == 0) reader.finish(s, loss, normaliser);
   }
-  leave_sums({loss, normaliser}, partial);
+  sums.add({loss, normaliser});
 }
 
 template <class T, class S, int Mode, class F>
@@ -240,11 +240,12 @@ struct RowKernels {
   template <class T, int Mode, class F>
   static void forward(const F& f, const Rows& rows, const Tensor& out, DType dtype) {
     unsigned blocks = row_blocks(rows);
-    auto launch_sums = [&](double* partial) {
+    auto launch_sums = [&](auto sums) {
       with_storage_of<T>(rows.it.operand[kInput].dtype, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
-        auto kernel = rows.across_rows() ? rows_forward_across<T, S, Mode, F> : rows_forward_along<T, S, Mode, F>;
-        launch(kernel, blocks, kThreads, f, rows, partial);
+        using Sums = decltype(sums);
+        if (rows.across_rows()) launch(rows_forward_across<T, S, Mode, F, Sums>, blocks, kThreads, f, rows, sums);
+        else launch(rows_forward_along<T, S, Mode, F, Sums>, blocks, kThreads, f, rows, sums);
       });
     };
     void* result = rows.reduced ? out.mutable_data_ptr() : nullptr;

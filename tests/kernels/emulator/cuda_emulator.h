@@ -13,6 +13,7 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #define LOSSREG_EMULATE
@@ -133,6 +134,19 @@ T shuffle_xor(T value, int mask) {
   return other;
 }
 
+// Blocks run one after the other: what is atomic on a GPU needs nothing here.
+inline unsigned long long atomicAdd(unsigned long long* word, unsigned long long value) {
+  return std::exchange(*word, *word + value);
+}
+inline unsigned long long atomicCAS(unsigned long long* word, unsigned long long expected, unsigned long long value) {
+  return std::exchange(*word, *word == expected ? value : *word);
+}
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T* place) {
+  return *place;
+}
+
 }  // namespace emulator
 
 #define threadIdx (emulator::Dim{emulator::current})
@@ -144,4 +158,5 @@ T shuffle_xor(T value, int mask) {
 
 namespace lossreg {
 namespace emulator = ::emulator;
-}
+using emulator::__ldcg, emulator::__threadfence, emulator::atomicAdd, emulator::atomicCAS;
+}  // namespace lossreg
