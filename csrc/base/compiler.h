@@ -1,13 +1,16 @@
 #pragma once
 // Which compiler reads this text, and for which processor: the one place that names those of a GPU.
 //   HD                  before a function that the host and the device call; it is always inlined
+//   HD_NOINLINE         the same, never inlined
 //   LOSSREG_ON_DEVICE   defined while the text is compiled for a GPU
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define HD __host__ __device__ __forceinline__
+#define HD_NOINLINE inline __host__ __device__ __noinline__
 #else
 #define HD inline __attribute__((always_inline))
+#define HD_NOINLINE inline __attribute__((noinline))
 #endif
 #if defined(__CUDA_ARCH__)
 #define LOSSREG_ON_DEVICE

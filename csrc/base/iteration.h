@@ -39,22 +39,52 @@ HD void put(const Operand& o, int64_t offset, T value) {
   });
 }
 
+// Division of numbers below 2^31 by one that is known beforehand: a product and a shift, where a GPU has no instruction
+// to divide integers. (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994.)
+class Divisor {
+ public:
+  Divisor() = default;
+  explicit Divisor(uint32_t divisor) {
+    while ((uint64_t(1) << shift_) < divisor) shift_++;
+    multiplier_ = uint32_t(((uint64_t(1) << 32) * ((uint64_t(1) << shift_) - divisor)) / divisor + 1);
+  }
+  HD uint32_t quotient(uint32_t n) const { return (uint32_t((uint64_t(n) * multiplier_) >> 32) + n) >> shift_; }
+
+ private:
+  uint32_t multiplier_ = 1, shift_ = 0;
+};
+// Of any numbers. A call, because it is rare and as long as everything around it.
+HD_NOINLINE int64_t quotient(int64_t n, int64_t divisor) {
+  return n / divisor;
+}
+
 // Dimension 0 is the innermost.
 template <int N>
 struct Iteration {
   int dims = 0;
   int64_t size[kMaxDims] = {};
+  Divisor by_size[kMaxDims];  // where numel is below 2^31
   int64_t numel = 1;
   Operand operand[N];
 
   // Offsets of element `index`, one an operand.
   HD void offsets(int64_t index, int64_t (&offset)[N]) const {
     for (int k = 0; k < N; k++) offset[k] = 0;
-    for (int d = 0; d < dims; d++) {
-      int64_t q = d + 1 < dims ? index / size[d] : 0, r = index - q * size[d];
-      for (int k = 0; k < N; k++) offset[k] += r * operand[k].stride[d];
-      index = q;
+    // all but the outermost dimension take a remainder
+    for (int d = 0; d + 1 < dims; d++) {
+      int64_t rest = is_small() ? by_size[d].quotient(uint32_t(index)) : quotient(index, size[d]);
+      add(index - rest * size[d], d, offset);
+      index = rest;
     }
+    if (dims > 0) add(index, dims - 1, offset);
+  }
+
+  // Every index fits 31 bits.
+  HD bool is_small() const { return numel <= INT32_MAX; }
+
+ private:
+  HD void add(int64_t steps, int d, int64_t (&offset)[N]) const {
+    for (int k = 0; k < N; k++) offset[k] += steps * operand[k].stride[d];
   }
 };
 
@@ -97,6 +127,7 @@ Iteration<N> make_iteration(const char* op, const std::vector<int64_t>& shape, c
     for (int k = 0; k < N; k++) it.operand[k].stride[it.dims] = views[k].strides[d];
     it.dims++;
   }
+  for (int d = 0; d < it.dims && it.numel > 0 && it.is_small(); d++) it.by_size[d] = Divisor(uint32_t(it.size[d]));
   for (int k = 0; k < N; k++) {
     Operand& o = it.operand[k];
     o.data = views[k].data;
