@@ -9,9 +9,13 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
 import ctypes
+import dataclasses
 import fcntl
+import functools
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,34 +92,86 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
         return [result, *state, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Of a launch's loads, or stores: what its warps asked for, sectors of 32 bytes, those sectors each counted once a
+    block, and the bytes that the threads named."""
+
+    requests: int
+    sectors: int
+    distinct: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A launch in the emulator: of its blocks, so many ran; traffic is theirs."""
+
+    symbol: str
+    blocks: int
+    threads: int
+    ran: int
+    loads: Traffic
+    stores: Traffic
+
+
 class Emulator:
     """The loaded emulator. Called with a seed, it shuffles lanes, warps and blocks another way."""
 
     def __init__(self, library: Path) -> None:
         self.library, self.functions = library, ctypes.CDLL(str(library))
+        for name in ("launches", "host"):
+            getattr(self.functions, f"lossreg_emulator_{name}").restype = ctypes.c_char_p
 
     def __call__(self, seed: int) -> None:
         self.functions.lossreg_emulator_seed(ctypes.c_uint64(seed))
 
     def forget(self) -> None:
-        """From here on ``launched`` counts."""
+        """From here on ``launches`` and ``host`` count."""
         self.functions.lossreg_emulator_forget()
 
-    def launched(self) -> set[str]:
-        """The kernels that ran, as the linker knows them."""
-        count = self.functions.lossreg_emulator_launched(None)
-        addresses = (ctypes.c_void_p * count)()
-        self.functions.lossreg_emulator_launched(addresses)
-        symbols = self.symbols()
-        here = ctypes.cast(self.functions.lossreg_emulator_seed, ctypes.c_void_p).value
-        (there,) = [address for address, name in symbols.items() if name == "lossreg_emulator_seed"]
-        return {symbols[address - here + there] for address in addresses}
+    @contextlib.contextmanager
+    def only(self, blocks: int | None, *watched: Tensor, traffic: bool = False) -> Iterator[None]:
+        """Runs so many blocks of each launch, or all; counts their accesses to these tensors and what the ops allocate."""
+        self.forget()
+        for t in watched:
+            self.functions.lossreg_emulator_watch(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(t.nbytes))
+        self.functions.lossreg_emulator_limit(ctypes.c_int64(-1 if blocks is None else blocks), ctypes.c_bool(traffic))
+        try:
+            yield
+        finally:
+            self.functions.lossreg_emulator_limit(ctypes.c_int64(-1), ctypes.c_bool(False))
 
-    def symbols(self) -> dict[int, str]:
-        """The library's functions by their place in it."""
-        done = subprocess.run(["nm", "-C", "--defined-only", self.library], capture_output=True, text=True, check=True)
+    def launches(self) -> list[Launch]:
+        here = ctypes.cast(self.functions.lossreg_emulator_seed, ctypes.c_void_p).value
+        there = self.addresses["lossreg_emulator_seed"]
+        found = []
+        for line in self.functions.lossreg_emulator_launches().decode().splitlines():
+            address, blocks, threads, ran, *traffic = map(int, line.split())
+            symbol = self.symbols[address - here + there]
+            found.append(Launch(symbol, blocks, threads, ran, Traffic(*traffic[:4]), Traffic(*traffic[4:])))
+        return found
+
+    def launched(self) -> set[str]:
+        """The kernels that ran, as a person writes them."""
+        symbols = sorted({launch.symbol for launch in self.launches()})
+        command = ["c++filt"]
+        return set(subprocess.run(command, input="\n".join(symbols), capture_output=True, text=True).stdout.splitlines())
+
+    def host(self) -> list[str]:
+        """What the host's part of the ops asked of torch: "empty BYTES", and names of operators with sizes."""
+        return list(self.functions.lossreg_emulator_host().decode().splitlines())
+
+    @functools.cached_property
+    def addresses(self) -> dict[str, int]:
+        """The library's functions, and their places in it."""
+        done = subprocess.run(["nm", "--defined-only", self.library], capture_output=True, text=True, check=True)
         lines = (line.split(" ", 2) for line in done.stdout.splitlines())
-        return {int(address, 16): name for address, kind, name in lines if kind in "tTwW"}
+        return {name: int(address, 16) for address, kind, name in lines if kind in "tTwW"}
+
+    @functools.cached_property
+    def symbols(self) -> dict[int, str]:
+        return {address: name for name, address in self.addresses.items()}
 
 
 @pytest.fixture(scope="session")

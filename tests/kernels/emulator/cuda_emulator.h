@@ -1,7 +1,8 @@
 #pragma once
 // Runs CUDA kernels on the host: a fiber for each thread of a block, one block after the other. Fibers change places at
 // barriers and shuffles only. Blocks, and the threads between two barriers, run in an order drawn from a seed, so that
-// a kernel that leans on an order, or lacks a barrier, gives another result for another seed.
+// a kernel that leans on an order, or lacks a barrier, gives another result for another seed. What was launched, and
+// what the threads asked of memory, is written down: accesses.cpp.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -11,7 +12,6 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <set>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -45,7 +45,24 @@ inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline std::mt19937_64 random{1};
 inline bool failed = false;
-inline std::set<const void*> launched;  // every kernel that ran
+inline int64_t most_blocks = INT64_MAX;  // of a launch that run; 0: launches are counted, and nothing is computed
+inline bool counting = false;            // whether the threads' accesses to memory are
+inline bool inside = false;              // whether it is a kernel's thread that runs, not what runs the threads
+
+// Of a warp's loads, or of its stores. A sector is 32 bytes, what a GPU's memory is asked for; a request is what one
+// instruction of a warp asks for.
+struct Traffic {
+  int64_t requests = 0, sectors = 0;
+  int64_t distinct = 0;  // sectors, each counted once a block: what a cache would leave
+  int64_t bytes = 0;     // that the threads named
+};
+struct Launch {
+  const void* kernel;
+  unsigned blocks, threads, ran;
+  Traffic loads, stores;
+};
+inline std::vector<Launch> launches;
+void count_block(Launch& launch);  // adds up what the threads of a block asked for
 
 inline void yield() {
   swapcontext(&fibers[current].context, &scheduler);
@@ -103,22 +120,35 @@ inline void run_block() {
       if (fibers[i].done) continue;
       live = true;
       current = i;
+      inside = true;
       swapcontext(&scheduler, &fibers[i].context);
+      inside = false;
     }
   }
 }
 
+// Where not all blocks run: those in the middle of `most_blocks` equal parts.
+inline bool chosen(unsigned b, unsigned blocks) {
+  for (int64_t k = 0; k < most_blocks; k++)
+    if (b == (2 * k + 1) * blocks / (2 * most_blocks)) return true;
+  return false;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
-  launched.insert(reinterpret_cast<const void*>(kernel));
+  launches.push_back({reinterpret_cast<const void*>(kernel), blocks, threads, 0, {}, {}});
   grid_size = {blocks};
   block_size = {threads};
-  body = [&] { kernel(Parameters(arguments)...); };
+  auto call = [&] { kernel(Parameters(arguments)...); };
+  body = std::ref(call);
   for (unsigned b : shuffled(blocks)) {
+    if (most_blocks < blocks && !chosen(b, blocks)) continue;
     block_index = {b};
     failed = false;
     run_block();
     if (failed) throw std::logic_error("emulator: a thread waits at a barrier that another will never reach");
+    launches.back().ran++;
+    if (counting) count_block(launches.back());
   }
 }
 
