@@ -3,6 +3,8 @@
 //   HD                  before a function that the host and the device call; it is always inlined
 //   HD_NOINLINE         the same, never inlined
 //   LOSSREG_ON_DEVICE   defined while the text is compiled for a GPU
+//   LOSSREG_UNROLL      before a loop over an array: a GPU keeps it in registers only where each index is a constant
+//   LOSSREG_UNROLL_BY   the same, so many turns at a time
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,4 +16,10 @@
 #endif
 #if defined(__CUDA_ARCH__)
 #define LOSSREG_ON_DEVICE
+#define LOSSREG_PRAGMA(text) _Pragma(#text)
+#define LOSSREG_UNROLL LOSSREG_PRAGMA(unroll)
+#define LOSSREG_UNROLL_BY(n) LOSSREG_PRAGMA(unroll n)
+#else
+#define LOSSREG_UNROLL
+#define LOSSREG_UNROLL_BY(n)
 #endif

@@ -18,8 +18,6 @@ using emulator::launch;
 }  // namespace lossreg::cuda
 
 #define LOSSREG_NOINLINE
-#define LOSSREG_UNROLL
-#define LOSSREG_UNROLL_BY(n)
 #else
 #include <cuda_runtime.h>
 
@@ -62,7 +60,4 @@ inline void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) {
 }  // namespace lossreg::cuda
 
 #define LOSSREG_NOINLINE __noinline__
-#define LOSSREG_PRAGMA(text) _Pragma(#text)
-#define LOSSREG_UNROLL LOSSREG_PRAGMA(unroll)  // unrolls a loop over an array, so that the array stays in registers
-#define LOSSREG_UNROLL_BY(n) LOSSREG_PRAGMA(unroll n)
 #endif

@@ -50,10 +50,11 @@ struct Pairs {
   HD void find(const Im& im, const Strip& a, const int64_t (&label)[L], int64_t k, int64_t dy, int64_t dx) {
     for (int r = 0; r < kRun; r++)
       for (int j = 0; j < L; j++) dot[r][j] = T(0);
+    auto first = im.template reader<L>(a.n, 0, a.h, a.w);
+    auto second = im.template reader<kWide>(a.n, 0, a.h + dy, a.w + dx);
     for (int64_t c = 0; c < im.channels; c++) {
       T one[L], other[kWide];
-      const T* x = im.read(a.n, c, a.h, a.w, one);
-      const T* y = im.read(a.n, c, a.h + dy, a.w + dx, other);
+      const T *x = first.next(one), *y = second.next(other);
       for (int j = 0; j < L; j++)
         for (int r = 0; r < kRun; r++) dot[r][j] += x[j] * y[j + r];
     }
@@ -118,7 +119,7 @@ struct AffinityGrad {
   Operand grad_output;
   const double* terms;
   // The gradients of so many channels are summed at once; for the next ones the inner products are computed again.
-  static constexpr int kChannels = L > 1 ? 64 : 16;
+  static constexpr int kChannels = L > 1 ? 64 : 32;
 
   HD void operator()(int64_t i) const {
     Strip a = im.strip(i);
@@ -137,17 +138,24 @@ struct AffinityGrad {
               T s = pairs.sign[r][j], g = scale * s * sigmoid(s * pairs.dot[r][j]);
               slope[r][j] = pairs.times[r][j] == 0 ? T(0) : T(pairs.times[r][j]) * g;
             }
-          for (int c = 0; c < kChannels && from + c < im.channels; c++) {
+          auto reader = im.template reader<Pairs<Im>::kWide>(a.n, from, a.h + dy, a.w + dx);
+
+          LOSSREG_UNROLL
+          for (int c = 0; c < kChannels; c++) {
+            if (from + c >= im.channels) break;
             T buffer[Pairs<Im>::kWide];
-            const T* y = im.read(a.n, from + c, a.h + dy, a.w + dx, buffer);
+            const T* y = reader.next(buffer);
             for (int j = 0; j < L; j++)
               for (int r = 0; r < kRun; r++) {
-                T d = slope[r][j] * y[j + r];
-                sum[c][j] += slope[r][j] == T(0) ? T(0) : d;  // an ignored pixel may hold anything
+                T more = sum[c][j] + slope[r][j] * y[j + r];
+                sum[c][j] = slope[r][j] == T(0) ? sum[c][j] : more;  // an ignored pixel may hold anything
               }
           }
         }
-      for (int c = 0; c < kChannels && from + c < im.channels; c++) grad.write(a, from + c, sum[c]);
+
+      LOSSREG_UNROLL
+      for (int c = 0; c < kChannels; c++)
+        if (from + c < im.channels) grad.write(a, from + c, sum[c]);
     }
   }
 };
@@ -219,14 +227,16 @@ struct LogSumExpOfPixels {
   HD void operator()(int64_t i) const {
     Strip s = im.strip(i);
     T buffer[L], max[L], sum[L] = {};
-    const T* x = im.read(s.n, 0, s.h, s.w, buffer);
+    auto reader = im.template reader<L>(s.n, 0, s.h, s.w);
+    const T* x = reader.next(buffer);
     for (int j = 0; j < L; j++) max[j] = x[j];
     for (int64_t c = 1; c < im.channels; c++) {
-      x = im.read(s.n, c, s.h, s.w, buffer);
+      x = reader.next(buffer);
       for (int j = 0; j < L; j++) max[j] = greater(max[j], x[j]);
     }
+    reader = im.template reader<L>(s.n, 0, s.h, s.w);
     for (int64_t c = 0; c < im.channels; c++) {
-      x = im.read(s.n, c, s.h, s.w, buffer);
+      x = reader.next(buffer);
       for (int j = 0; j < L; j++) sum[j] += exp_negative(x[j] - max[j]);
     }
     for (int j = 0; j < L; j++) sum[j] = log_of_sum(sum[j], max[j]);
@@ -235,45 +245,43 @@ struct LogSumExpOfPixels {
   }
 };
 
-// A strip with its neighbours in the rows h + top, h + top + 1 ...: log-softmax and softmax, a channel at a time. What
+// A strip with its neighbours in the rows top, top + 1 ... below it: log-softmax and softmax, a channel at a time. What
 // lies outside of the image has an ignored label.
 template <class Im, int Rows>
 struct Neighbourhood {
   using T = typename Im::Compute;
   static constexpr int L = Im::kStrip, kWide = L + 2;
-  Strip a;
-  int64_t top;
+  typename Im::template Reader<kWide> reader[Rows];
   // log-sum-exp in two parts of T, because x - lse must keep the digits that x has where |x| is large
   T high[Rows][kWide], low[Rows][kWide];
   int64_t label[Rows][kWide];
   T counts[Rows][kWide];  // 0 for an ignored pixel, whose scores may be anything and read as 0; else 1
   T log_p[Rows][kWide], p[Rows][kWide];
 
-  HD void set(const Im& im, const double* lse, const Strip& strip, int64_t first_row) {
-    a = strip;
-    top = first_row;
+  // Reads of the pixels whatever is not their scores, and begins with channel 0.
+  HD void begin(const Im& im, const double* lse, const Strip& a, int64_t top) {
     for (int r = 0; r < Rows; r++) {
-      bool there = im.has_row(a.h + top + r);
-      for (int j = 0; j < kWide; j++) {
-        high[r][j] = low[r][j] = counts[r][j] = log_p[r][j] = p[r][j] = T(0);
-        label[r][j] = im.ignore_index;
-      }
-      if (!there) continue;
-      im.read_labels(a.n, a.h + top + r, a.w - 1, label[r]);
-      const double* row = lse + (a.n * im.height + a.h + top + r) * im.width;
-      auto split = [&](int j, int64_t at) {
-        high[r][j] = T(row[at]);
-        low[r][j] = T(row[at] - double(high[r][j]));
+      int64_t h = a.h + top + r;
+      for (int j = 0; j < kWide; j++) high[r][j] = low[r][j] = T(0);
+      im.read_labels(a.n, h, a.w - 1, label[r]);
+      const double* row = lse + (a.n * im.height + h) * im.width + a.w - 1;
+      auto split = [&](int j) {
+        high[r][j] = T(row[j]);
+        low[r][j] = T(row[j] - double(high[r][j]));
       };
-      im.template columns<kWide>(a.w - 1, split);
+      if (im.has_row(h)) typename Im::template Columns<kWide>(a.w - 1, im.width).each(split);
       for (int j = 0; j < kWide; j++) counts[r][j] = label[r][j] == im.ignore_index ? T(0) : T(1);
     }
+    rewind(im, a, top);
   }
-  HD void read(const Im& im, int64_t c) {
+  HD void rewind(const Im& im, const Strip& a, int64_t top) {
+    for (int r = 0; r < Rows; r++) reader[r] = im.template reader<kWide>(a.n, 0, a.h + top + r, a.w - 1);
+  }
+  // The next channel.
+  HD void next() {
     for (int r = 0; r < Rows; r++) {
-      if (!im.has_row(a.h + top + r)) continue;
       T buffer[kWide];
-      const T* x = im.read(a.n, c, a.h + top + r, a.w - 1, buffer);
+      const T* x = reader[r].next(buffer);
       for (int j = 0; j < kWide; j++) {
         T l = (x[j] - high[r][j]) - low[r][j];
         l = counts[r][j] == T(0) ? T(0) : l;
@@ -289,16 +297,16 @@ struct Neighbourhood {
 template <class Im, int Rows, int N>
 struct Divergences {
   using T = typename Im::Compute;
-  static constexpr int L = Im::kStrip;
+  static constexpr int L = Im::kStrip, kTop = 2 - Rows;
   Neighbourhood<Im, Rows> near;
   T of_a[N][L], of_b[N][L];  // KL(p_a || p_b), KL(p_b || p_a)
 
   HD void find(const Im& im, const double* lse, const Strip& a) {
-    near.set(im, lse, a, 2 - Rows);
+    near.begin(im, lse, a, kTop);
     for (int n = 0; n < N; n++)
       for (int j = 0; j < L; j++) of_a[n][j] = of_b[n][j] = T(0);
     for (int64_t c = 0; c < im.channels; c++) {
-      near.read(im, c);
+      near.next();
       for (int n = 0; n < N; n++) {
         const T *la = center(near.log_p), *pa = center(near.p), *lb = other(near.log_p, n), *pb = other(near.p, n);
         T *da = of_a[n], *db = of_b[n];
@@ -385,8 +393,9 @@ struct FieldGrad {
         slope_b[n][j] = valid ? sb : T(0);
       }
     }
+    d.near.rewind(im, a, d.kTop);
     for (int64_t c = 0; c < im.channels; c++) {
-      d.near.read(im, c);
+      d.near.next();
       const T *la = d.center(d.near.log_p), *pa = d.center(d.near.p);
       T sum[L];
       for (int j = 0; j < L; j++) {

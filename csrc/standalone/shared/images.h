@@ -24,35 +24,66 @@ struct Images {
   HD int64_t strips() const { return (width + L - 1) / L; }  // of one row
   HD Strip strip(int64_t i) const {
     int64_t row = i / strips(), w = (i - row * strips()) * L;
-    return {row / height, row % height, w, int(width - w < L ? width - w : L)};
+    return {row / height, row % height, w, L == 1 ? 1 : int(width - w < L ? width - w : L)};
   }
   HD bool has_row(int64_t h) const { return h >= 0 && h < height; }
 
-  // Calls use(j, w + j) for every j < N where the column w + j is inside of the image.
-  template <int N, class Use>
-  HD void columns(int64_t w, Use use) const {
-    int first = int(w < 0 ? (-w < N ? -w : N) : 0), last = int(width - w < N ? (width - w > 0 ? width - w : 0) : N);
-    for (int j = first; j < last; j++) use(j, w + j);
-  }
-  // The N scores of channel c from column w on, with 0 outside of the image: a pointer into the tensor, if that holds
-  // them all as numbers of T side by side, else the buffer.
+  // Which of N columns from w on are inside of the image: j in [first, last).
   template <int N>
-  HD const T* read(int64_t n, int64_t c, int64_t h, int64_t w, T (&buffer)[N]) const {
-    const S* row = scores + (n * stride[0] + c * stride[1] + h * stride[2]);
-    if constexpr (L > 1 && std::is_same_v<S, T>)
-      if (stride[3] == 1 && w >= 0 && w + N <= width) return row + w;
-    const int64_t step = stride[3];
-    for (int j = 0; j < N; j++) buffer[j] = T(0);
-    if (step == 1) columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at]); });
-    else columns<N>(w, [&](int j, int64_t at) { buffer[j] = widen<T>(row[at * step]); });
-    return buffer;
+  struct Columns {
+    int first, last;
+    Columns() = default;
+    HD Columns(int64_t w, int64_t width)
+        : first(int(w < 0 ? (-w < N ? -w : N) : 0)), last(int(width - w < N ? (width - w > 0 ? width - w : 0) : N)) {}
+    // Calls use(j) for each of them. A GPU takes all N by constant indices, so that arrays of N stay in registers.
+    template <class Use>
+    HD void each(Use use) const {
+      if constexpr (L == 1) {
+        LOSSREG_UNROLL
+        for (int j = 0; j < N; j++)
+          if (j >= first && j < last) use(j);
+      } else {
+        for (int j = first; j < last; j++) use(j);
+      }
+    }
+  };
+  // Reads N scores of a row, from column w on, one channel after the other.
+  template <int N>
+  struct Reader {
+    const S* at;  // column w of the next channel
+    int64_t channel, step;
+    Columns<N> columns;
+    bool together;  // all N are in the image, side by side
+
+    // The next channel, with 0 outside of the image: a pointer into the tensor, if that holds them all as numbers of T
+    // side by side, else the buffer.
+    HD const T* next(T (&buffer)[N]) {
+      const S* from = at;
+      at += channel;
+      if constexpr (L > 1 && std::is_same_v<S, T>)
+        if (together) return from;
+      if (together) {
+        for (int j = 0; j < N; j++) buffer[j] = widen<T>(from[j]);
+        return buffer;
+      }
+      for (int j = 0; j < N; j++) buffer[j] = T(0);
+      columns.each([&](int j) { buffer[j] = widen<T>(from[j * step]); });
+      return buffer;
+    }
+  };
+  // From channel c on; of a row that the image lacks, all are 0.
+  template <int N>
+  HD Reader<N> reader(int64_t n, int64_t c, int64_t h, int64_t w) const {
+    Columns<N> columns(w, has_row(h) ? width : w);
+    const S* at = scores + (n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3]);
+    return {at, stride[1], stride[3], columns, stride[3] == 1 && columns.last - columns.first == N};
   }
   // The N labels from column w on, with ignore_index outside of the image.
   template <int N>
   HD void read_labels(int64_t n, int64_t h, int64_t w, int64_t (&label)[N]) const {
     const int64_t* row = labels + (n * height + h) * width;
     for (int j = 0; j < N; j++) label[j] = ignore_index;
-    columns<N>(w, [&](int j, int64_t at) { label[j] = row[at]; });
+    if (has_row(h)) Columns<N>(w, width).each([&](int j) { label[j] = row[w + j]; });
   }
 };
 
