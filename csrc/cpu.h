@@ -22,6 +22,7 @@ struct Cpu {
   using Groups = cpu::GroupKernels;
   using Boxes = cpu::BoxKernels;
   using Regions = cpu::RegionKernels;
+  using Products = cpu::Products;
 
   struct Guard {
     explicit Guard(const Tensor&) {}

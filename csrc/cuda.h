@@ -3,6 +3,7 @@
 // on the sizes alone, so that results are the same from run to run. Launches go through launch(), onto the current
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator. What each member promises: skeletons/backend.h.
+#include "cuda/products.h"
 #include "cuda/team.h"
 #include "skeletons/boxwise/cuda.h"
 #include "skeletons/groupwise/cuda.h"
@@ -21,6 +22,7 @@ struct Cuda {
   using Groups = cuda::GroupKernels;
   using Boxes = cuda::BoxKernels;
   using Regions = cuda::RegionKernels;
+  using Products = cuda::Products;
 
   using Guard = cuda::Guard;
   static bool zero(const Tensor&) { return false; }

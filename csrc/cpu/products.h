@@ -14,4 +14,12 @@ inline void wide_product(Tensor out, const Tensor& a, const Tensor& b) {
   torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
 }
 
+// Products of fewer rows are slower: with 512 features and 32000 classes in float32, chunks of 64 rows take half as
+// long again as chunks of 512. Larger chunks leave the cache.
+struct Products {
+  static int64_t chunk_bytes(int64_t) { return 64 << 20; }
+  static constexpr int64_t whole_rows = 1, row_step = 1;
+  static DType sum_dtype(DType dtype) { return compute_dtype(dtype); }
+};
+
 }  // namespace lossreg::cpu

@@ -43,6 +43,16 @@ struct NullBackend {
   // out = a b, where out is of a wider dtype than a and b.
   static void wide_product(const Tensor& /*out*/, const Tensor& /*a*/, const Tensor& /*b*/) {}
 
+  // How a large product is best taken apart into products of some rows each.
+  struct Products {
+    // What the results of one of them may take, where the other matrix takes so many bytes.
+    static int64_t chunk_bytes(int64_t /*beside*/) { return 1; }
+    // A multiple of how many rows it should have, and of how many elements a row should lie from the next.
+    static constexpr int64_t whole_rows = 1, row_step = 1;
+    // The dtype of sums of products of matrices of a dtype.
+    static DType sum_dtype(DType dtype) { return dtype; }
+  };
+
   // Three ways to run a body that an op has written out: a struct with an HD operator(), whose members are plain
   // (numbers, pointers, Operands). One i touches about `cost` elements; the work is divided up by that. If n is 0, no
   // body runs.
@@ -223,6 +233,12 @@ using add_product = decltype(B::add_product(some<Tensor>(), some<Tensor>(), 1.0,
 template <class B>
 using wide_product = decltype(B::wide_product(some<Tensor>(), some<Tensor>(), some<Tensor>()));
 template <class B>
+using chunk_bytes = decltype(int64_t(B::Products::chunk_bytes(int64_t())));
+template <class B>
+using whole_rows = decltype(int64_t(B::Products::whole_rows + B::Products::row_step));
+template <class B>
+using sum_dtype = decltype(DType(B::Products::sum_dtype(DType())));
+template <class B>
 using each = decltype(B::each(int64_t(), int64_t(), Body()));
 template <class B>
 using teams = decltype(B::teams(int64_t(), int64_t(), Body()));
@@ -292,10 +308,10 @@ constexpr bool is_whole() {
   using namespace member;
   if constexpr (has<checks_values, Backend>)
     if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
-  return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, each, teams, total,
-                   pointwise_map, pointwise_sum, gradients_in_place, rows_forward, rows_grad, share_grad,
-                   groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad, sorted_at_once, chunk_pixels,
-                   region_sums, grad_sigmoid, grad_softmax, describe, keys>();
+  return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, chunk_bytes, whole_rows,
+                   sum_dtype, each, teams, total, pointwise_map, pointwise_sum, gradients_in_place, rows_forward,
+                   rows_grad, share_grad, groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad, sorted_at_once,
+                   chunk_pixels, region_sums, grad_sigmoid, grad_softmax, describe, keys>();
 }
 
 }  // namespace lossreg

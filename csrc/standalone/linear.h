@@ -14,14 +14,6 @@ struct ScoreLoss : CrossEntropy {
 
 namespace linear {
 
-// What the scores of a chunk and their gradient may take together. Products of fewer rows are slower: with 512 features
-// and 32000 classes in float32, chunks of 64 rows take half as long again as chunks of 512.
-#if defined(LOSSREG_EMULATE)
-constexpr int64_t kChunkBytes = 128;  // so that the smallest test has several chunks
-#else
-constexpr int64_t kChunkBytes = 64 << 20;
-#endif
-
 // out = a b
 template <class Backend>
 void product(const Tensor& out, const Tensor& a, const Tensor& b) {
@@ -147,25 +139,45 @@ struct Call {
   }
 };
 
-// The gradients of input, linear_weight and linear_bias, of those that are asked for, one after the other in one flat
-// tensor.
+// The gradients of input, linear_weight and linear_bias, of those that are asked for, as sums over rows.
 struct GradientSums {
-  Tensor flat;
+  DType dtype;
   Shape shape[kArguments];
-  int64_t start[kArguments] = {}, end = 0;
+  int64_t elements = 0;
   std::vector<bool> mask;
+  Grads<kArguments> part;
 
   template <class F>
-  GradientSums(const Call<F>& call, const std::vector<bool>& mask) : mask(mask) {
+  GradientSums(const Call<F>& call, const std::vector<bool>& mask, DType dtype) : dtype(dtype), mask(mask) {
     shape[kInputAt] = {call.rows, call.features};
     shape[kLinearWeightAt] = {call.columns, call.features};
     shape[kLinearBiasAt] = {call.columns, 1};
+    for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt})
+      if (mask[k]) elements += shape[k][0] * shape[k][1];
+  }
+  // The elements of the state, a tensor of dtype `wide`: the sums one after the other, then the mean's denominator.
+  int64_t state_size(DType wide) const { return (elements * size_of(dtype) + size_of(wide) - 1) / size_of(wide) + 1; }
+  // Puts the sums into a state.
+  void place_in(const Tensor& state) {
+    if (elements == 0) return;
+    bool same = state.scalar_type() == scalar_type(dtype);
+    Tensor flat = same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
+    int64_t start = 0;
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
-      start[k] = end;
-      if (mask[k]) end += shape[k][0] * shape[k][1];
+      if (!mask[k]) continue;
+      part[k] = strided(flat, shape[k], {shape[k][1], 1}, start);
+      start += shape[k][0] * shape[k][1];
     }
   }
-  Tensor part(int k) const { return strided(flat, shape[k], {shape[k][1], 1}, start[k]); }
+  // Puts each into the gradient itself, where that can hold it, else into a tensor of its own.
+  void place_beside(const Grads<kArguments>& grads) {
+    for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
+      if (!mask[k]) continue;
+      const Tensor& grad = *grads[k];
+      bool fits = grad.scalar_type() == scalar_type(dtype) && grad.is_contiguous();
+      part[k] = fits ? strided(grad, shape[k], {shape[k][1], 1}) : new_empty(grad, shape[k], dtype);
+    }
+  }
 };
 
 // The rows [first, first + count): their losses, and the state of the row kernels, whose last entry is the normaliser.
@@ -180,14 +192,18 @@ class Pass {
  public:
   Pass(const F& f, const Call<F>& call, DType loss_dtype, bool gradients)
       : call_(call), row_loss_{{f.ignore_index, f.smoothing}}, loss_dtype_(loss_dtype) {
+    constexpr int64_t whole = Backend::Products::whole_rows, step = Backend::Products::row_step;
     bool apart = gradients && !Backend::Rows::gradients_in_place;
-    // an expanded linear_weight may have so many columns that their bytes would overflow
-    int64_t row_bytes = std::min(call.columns, kChunkBytes) * size_of(call.dtype) * (apart ? 2 : 1);
-    int64_t most = row_bytes ? std::max<int64_t>(1, kChunkBytes / row_bytes) : 1;
-    chunks_ = row_bytes ? (call.rows + most - 1) / most : 0;    // nothing to do for no places
+    row_step_ = (call.columns + step - 1) / step * step;
+    int64_t weight_bytes = call.columns * call.features * size_of(call.dtype);
+    int64_t room = Backend::Products::chunk_bytes(weight_bytes) / (size_of(call.dtype) * (apart ? 2 : 1));
+    int64_t most = row_step_ ? std::max<int64_t>(1, room / row_step_) : 1;
+    if (most > whole) most -= most % whole;
+    chunks_ = row_step_ ? (call.rows + most - 1) / most : 0;    // nothing to do for no places
     rows_ = chunks_ ? (call.rows + chunks_ - 1) / chunks_ : 0;  // chunks of about one size
-    scores_ = new_empty(call.input, {rows_, call.columns}, call.dtype);
-    slopes_ = apart ? new_empty(call.input, {rows_, call.columns}, call.dtype) : scores_;
+    rows_ = std::min((rows_ + whole - 1) / whole * whole, std::min(most, call.rows));
+    scores_ = matrix();
+    slopes_ = apart ? matrix() : scores_;
   }
   int64_t chunks() const { return chunks_; }
 
@@ -199,7 +215,7 @@ class Pass {
               first,
               count,
               rows_of(call_.input, first, count),
-              as_scores(rows_of(scores_, 0, count)),
+              as_scores(scores_, count),
               rows_of(call_.target, first, count),
               {},
               {}};
@@ -215,7 +231,7 @@ class Pass {
 
   // Adds the chunk's part to the gradients. grad_loss: of each row's loss, or one for all. Destroys the scores.
   void backpropagate(const Chunk& c, const Tensor& grad_loss, const GradientSums& gradients) const {
-    Tensor slopes = rows_of(slopes_, 0, c.count), of_scores = as_scores(slopes);
+    Tensor slopes = rows_of(slopes_, 0, c.count), of_scores = as_scores(slopes_, c.count);
     RowCall<ScoreLoss> call({c.scores, c.target, call_.weight});
     Rows rows = call.problem(c.state, &grad_loss, &of_scores, nullptr, nullptr);
     in_compute_type(call.result, *known_dtype(grad_loss.scalar_type()), [&](auto zero) {
@@ -223,10 +239,10 @@ class Pass {
                                [&](auto mode) { Backend::Rows::template grad<decltype(zero), mode>(row_loss_, rows); });
     });
     if (gradients.mask[kInputAt])
-      product<Backend>(rows_of(gradients.part(kInputAt), c.first, c.count), slopes, call_.linear_weight);
-    if (gradients.mask[kLinearWeightAt]) sum_rows(gradients.part(kLinearWeightAt), c.index == 0, slopes, c.input);
+      product<Backend>(rows_of(*gradients.part[kInputAt], c.first, c.count), slopes, call_.linear_weight);
+    if (gradients.mask[kLinearWeightAt]) sum_rows(*gradients.part[kLinearWeightAt], c.index == 0, slopes, c.input);
     if (gradients.mask[kLinearBiasAt])
-      sum_rows(gradients.part(kLinearBiasAt), c.index == 0, slopes, ones(c.input, {c.count, 1}, call_.dtype));
+      sum_rows(*gradients.part[kLinearBiasAt], c.index == 0, slopes, ones(c.input, {c.count, 1}, call_.dtype));
   }
   // The gradients in the row loss's target and weight, those that are asked for.
   Grads<ScoreLoss::gradients> backpropagate_shares(const Chunk& c, const Tensor& grad_loss, bool target,
@@ -238,10 +254,15 @@ class Pass {
   }
 
  private:
-  // (count, C P) as the row kernels have it
-  Tensor as_scores(const Tensor& t) const {
-    Shape shape = call_.scores_shape(t.size(0));
-    return strided(t, shape, contiguous_strides(shape));
+  // (rows, C P), each row as far from the next as products like it
+  Tensor matrix() const {
+    return empty_strided(call_.input, {rows_, call_.columns}, {std::max<int64_t>(1, row_step_), 1}, call_.dtype);
+  }
+  // The first rows of a matrix as the row kernels have them.
+  Tensor as_scores(const Tensor& t, int64_t count) const {
+    Shape shape = call_.scores_shape(count), strides = contiguous_strides(shape);
+    strides[0] = t.strides()[0];
+    return strided(t, shape, strides);
   }
   // sum += slopes^T x; the first chunk sets it.
   void sum_rows(const Tensor& sum, bool first, const Tensor& slopes, const Tensor& x) const {
@@ -253,7 +274,7 @@ class Pass {
     }
     // low precision: some classes at a time, and added up in float32
     int64_t row_bytes = std::max<int64_t>(1, x.size(1)) * size_of(call_.wide());
-    int64_t most = std::max<int64_t>(1, kChunkBytes / 8 / row_bytes);
+    int64_t most = std::max<int64_t>(1, Backend::Products::chunk_bytes(0) / 8 / row_bytes);
     for (int64_t at = 0; at < call_.columns; at += most) {
       int64_t count = std::min(most, call_.columns - at);
       Tensor part = new_empty(x, {count, x.size(1)}, call_.wide()), to = rows_of(sum, at, count);
@@ -265,7 +286,7 @@ class Pass {
   const Call<F>& call_;
   const ScoreLoss row_loss_;
   DType loss_dtype_;
-  int64_t chunks_, rows_;
+  int64_t chunks_, rows_, row_step_;
   Tensor scores_, slopes_;
 };
 
@@ -312,9 +333,9 @@ struct LinearCrossEntropy {
     typename Backend::Guard guard(call.input);
     DType out_dtype = result_dtype(name, dtype, call.result), loss_dtype = compute_dtype(out_dtype, call.result);
     bool keep = kept(reduction, mask), reduced = reduction != Reduction::none;
-    GradientSums sums(call, keep ? mask : std::vector<bool>(gradients));
-    Tensor state = new_empty(call.input, {sums.end + 1}, call.wide());
-    sums.flat = state;
+    GradientSums sums(call, keep ? mask : std::vector<bool>(gradients), Backend::Products::sum_dtype(call.dtype));
+    Tensor state = new_empty(call.input, {sums.state_size(call.wide())}, call.wide());
+    sums.place_in(state);
 
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, keep);
     if (pass.chunks() == 0) torch::stable::zero_(state);
@@ -329,7 +350,7 @@ struct LinearCrossEntropy {
     });
 
     Tensor result = new_empty(call.input, {}, out_dtype);
-    FinishLoss finish{reduced ? operand_of(result) : Operand{}, operand_of(rows_of(state, sums.end, 1)),
+    FinishLoss finish{reduced ? operand_of(result) : Operand{}, operand_of(normaliser_in(state)),
                       reduction == Reduction::mean};
     SumLosses sum{operand_of(losses), operand_of(normalisers), pass.chunks()};
     Backend::template total<2>(losses, losses.numel(), 1, sum, finish);
@@ -349,18 +370,18 @@ struct LinearCrossEntropy {
     DType grad_dtype = check_grad_output(name, grad_output, reduced ? Shape{} : call.row_shape, call.input);
     for (int k : {kTargetAt, kWeightAt})
       check_no_gradient_beside_indices(name, call.name(k), mask[k], !call.probabilities);
-    GradientSums sums(call, mask);
+    GradientSums sums(call, mask, Backend::Products::sum_dtype(call.dtype));
     bool keep = kept(reduction, mask);
-    Shape of_state = {(keep ? sums.end : 0) + 1};
-    check_state(name, state, of_state, call.wide(), call.input);
+    check_state(name, state, {keep ? sums.state_size(call.wide()) : 1}, call.wide(), call.input);
 
     Grads<gradients> grads;
     for (int k = 0; k < kArguments; k++)
       if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
-    Tensor normaliser = rows_of(state, of_state[0] - 1, 1);
-    sums.flat = state;
-    if (!keep) {
-      sums.flat = new_empty(call.input, {sums.end}, call.wide());
+    Tensor normaliser = normaliser_in(state);
+    if (keep) {
+      sums.place_in(state);
+    } else {
+      sums.place_beside(grads);
       Tensor grad_loss = torch::stable::reshape(grad_output, reduced ? Shape{1} : call.losses_shape(call.rows));
       if (reduced) {
         grad_loss = new_empty(call.input, {1}, call.wide());
@@ -371,15 +392,16 @@ struct LinearCrossEntropy {
     }
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;
-      Tensor part = torch::stable::reshape(sums.part(k), shape_of(*grads[k]));
+      Tensor part = torch::stable::reshape(*sums.part[k], shape_of(*grads[k]));
       DType compute = compute_dtype(grad_dtype, call.dtype);
       if (keep) map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
-      else torch::stable::copy_(*grads[k], part);
+      else if (part.const_data_ptr() != grads[k]->const_data_ptr()) torch::stable::copy_(*grads[k], part);
     }
     return grads;
   }
 
  private:
+  static Tensor normaliser_in(const Tensor& state) { return linear::rows_of(state, state.numel() - 1, 1); }
   // torch.nn.functional.linear_cross_entropy refuses any ignore_index there; the default is no different from none.
   void check(const linear::Call<LinearCrossEntropy>& call) const {
     if (call.probabilities && ignore_index != -100)
@@ -390,10 +412,12 @@ struct LinearCrossEntropy {
   void recompute(const linear::Call<LinearCrossEntropy>& call, const Tensor& grad_loss, linear::GradientSums& sums,
                  std::optional<Tensor>& grad_target, std::optional<Tensor>& grad_weight) const {
     using namespace linear;
-    bool products = sums.end > 0;
+    bool products = sums.elements > 0;
     DType loss_dtype = compute_dtype(call.result, call.dtype);
     Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, products);
-    if (pass.chunks() == 0) torch::stable::zero_(sums.flat);
+    if (pass.chunks() == 0)
+      for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt})
+        if (sums.mask[k]) torch::stable::zero_(*sums.part[k]);
     if (grad_weight) torch::stable::zero_(*grad_weight);
     bool apart = grad_target && !grad_target->is_contiguous();
     Tensor by_row;  // the gradient in the target, as the chunks have it

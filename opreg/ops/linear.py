@@ -151,11 +151,13 @@ def state(shape: Sequence[int], args: Arguments) -> Tensor:
     w, mask = args["linear_weight"], args["needs_input_grad"]
     # as numbers: torch 2.11 does not multiply a symbolic size by a bool
     in_input, in_weight, _, in_bias, _ = map(int, mask)
-    size = 1
+    size = 0
     if keeps_gradients(args):
-        size += in_input * x.numel() + in_weight * w.numel() + in_bias * math.prod(w.shape[:-1])
+        size = in_input * x.numel() + in_weight * w.numel() + in_bias * math.prod(w.shape[:-1])
+    if x.dtype == torch.bfloat16 and x.device.type == "cuda":  # sums of that dtype, two in the place of one
+        size = (size + 1) // 2
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    kept: Tensor = x.new_empty((size,), dtype=dtype)
+    kept: Tensor = x.new_empty((size + 1,), dtype=dtype)
     return kept
 
 
