@@ -33,7 +33,7 @@ def linear_cross_entropy(
     For large vocabularies and many classes, where the scores take more memory than the model: they exist for one chunk
     of rows at a time, and the gradients are computed in the same pass. The scores have the dtype of ``input``, as those
     of ``torch.nn.functional.linear``; losses and sums are float32 (float64). On CUDA, sums of bfloat16 products are
-    rounded to bfloat16 after each chunk, of which there are N / max(1024, D) or fewer.
+    rounded to bfloat16 after each chunk, of about max(1024, D) rows.
 
     Args:
         input: (N, D) or (D) features, or (..., D) with several leading dimensions, as a language model has them.
