@@ -9,25 +9,20 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import contextlib
-import ctypes
-import dataclasses
-import fcntl
-import functools
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gpu_check
 import pytest
 import torch
-from torch import Tensor
 
+import emulated as emulator
 import opreg
-from opreg.meta.schema import bind, results_of
+from emulated import Emulator, run_raw
 from opreg.registry import of_namespace
-from opreg.testing import Maker, tensors_with_grad
+from opreg.testing import Maker
+
+__all__ = ["run_raw"]  # beside what stands here
 
 ROOT = Path(__file__).parents[1]
 # make gpu-check sets this: the same suite, on the GPU
@@ -43,10 +38,10 @@ def pytest_report_header() -> str:
     """The size of the library, and what its build recorded."""
     library = opreg.library_path()
     facts = [f"{library.stat().st_size / 2**20:.1f} MiB"]
-    if BUILD and (found := gpu_check.spilled(BUILD)):
+    if BUILD and (found := gpu_check.local_memory(BUILD)):
         functions = [count for of_one in found.values() for count in of_one.values()]
         spilling = sum(count > 0 for count in functions)
-        facts += [" ".join(found), f"{len(functions)} functions for GPUs", f"{spilling} spill registers"]
+        facts += [" ".join(found), f"{len(functions)} functions for GPUs", f"{spilling} use local memory"]
     if BUILD and (BUILD / ".ninja_log").exists():
         rows = [line.split("\t") for line in (BUILD / ".ninja_log").read_text().splitlines()[1:]]
         seconds = {output: (int(end) - int(start)) / 1000 for start, end, _, output, _ in rows}  # the latest of each
@@ -73,121 +68,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
-    """Result, state and gradients straight from the kernels of a namespace, without autograd."""
-    bound = bind(op.value, sample.args, sample.kwargs)
-    wanted = tensors_with_grad(op, sample)
-    mask = [n in wanted for n in op.differentiable]
-    with torch.no_grad():
-        if op.forward is None:
-            result, state = getattr(namespace, op.short)(**bound), []
-        else:
-            asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
-            result, *state = getattr(namespace, op.short + "_forward")(**bound, **asked)
-        bound.pop("dtype", None)
-        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device)
-        grad_output = weights.reshape(result.shape)
-        backward = getattr(namespace, op.short + "_backward")
-        grads = results_of(backward(grad_output, *state, **bound, needs_input_grad=mask))
-        return [result, *state, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Of a launch's loads, or stores: what its warps asked for, sectors of 32 bytes, those sectors each counted once a
-    block, and the bytes that the threads named."""
-
-    requests: int
-    sectors: int
-    distinct: int
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """A launch in the emulator: of its blocks, so many ran; traffic is theirs."""
-
-    symbol: str
-    blocks: int
-    threads: int
-    ran: int
-    loads: Traffic
-    stores: Traffic
-
-
-class Emulator:
-    """The loaded emulator. Called with a seed, it shuffles lanes, warps and blocks another way."""
-
-    def __init__(self, library: Path) -> None:
-        self.library, self.functions = library, ctypes.CDLL(str(library))
-        for name in ("launches", "host"):
-            getattr(self.functions, f"lossreg_emulator_{name}").restype = ctypes.c_char_p
-
-    def __call__(self, seed: int) -> None:
-        self.functions.lossreg_emulator_seed(ctypes.c_uint64(seed))
-
-    def forget(self) -> None:
-        """From here on ``launches`` and ``host`` count."""
-        self.functions.lossreg_emulator_forget()
-
-    @contextlib.contextmanager
-    def only(self, blocks: int | None, *watched: Tensor, traffic: bool = False) -> Iterator[None]:
-        """Runs so many blocks of each launch, or all; counts their accesses to these tensors and what the ops allocate."""
-        self.forget()
-        for t in watched:
-            self.functions.lossreg_emulator_watch(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(t.nbytes))
-        self.functions.lossreg_emulator_limit(ctypes.c_int64(-1 if blocks is None else blocks), ctypes.c_bool(traffic))
-        try:
-            yield
-        finally:
-            self.functions.lossreg_emulator_limit(ctypes.c_int64(-1), ctypes.c_bool(False))
-
-    def launches(self) -> list[Launch]:
-        here = ctypes.cast(self.functions.lossreg_emulator_seed, ctypes.c_void_p).value
-        there = self.addresses["lossreg_emulator_seed"]
-        found = []
-        for line in self.functions.lossreg_emulator_launches().decode().splitlines():
-            address, blocks, threads, ran, *traffic = map(int, line.split())
-            symbol = self.symbols[address - here + there]
-            found.append(Launch(symbol, blocks, threads, ran, Traffic(*traffic[:4]), Traffic(*traffic[4:])))
-        return found
-
-    def launched(self) -> set[str]:
-        """The kernels that ran, as a person writes them."""
-        symbols = sorted({launch.symbol for launch in self.launches()})
-        command = ["c++filt"]
-        return set(subprocess.run(command, input="\n".join(symbols), capture_output=True, text=True).stdout.splitlines())
-
-    def host(self) -> list[str]:
-        """What the host's part of the ops asked of torch: "empty BYTES", and names of operators with sizes."""
-        return list(self.functions.lossreg_emulator_host().decode().splitlines())
-
-    @functools.cached_property
-    def addresses(self) -> dict[str, int]:
-        """The library's functions, and their places in it."""
-        done = subprocess.run(["nm", "--defined-only", self.library], capture_output=True, text=True, check=True)
-        lines = (line.split(" ", 2) for line in done.stdout.splitlines())
-        return {name: int(address, 16) for address, kind, name in lines if kind in "tTwW"}
-
-    @functools.cached_property
-    def symbols(self) -> dict[int, str]:
-        return {address: name for name, address in self.addresses.items()}
-
-
 @pytest.fixture(scope="session")
 def emulated() -> Emulator:
-    """Builds and loads ``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU."""
-    build = ROOT / "build" / "emulator"
-    build.mkdir(parents=True, exist_ok=True)
-    torch_dir = Path(torch.__file__).parent
-    with (build / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers
-        families = os.environ.get("LOSSREG_FAMILIES", "")  # as in csrc/CMakeLists.txt: while working on some
-        options = [f"-DLOSSREG_TORCH_DIR={torch_dir}", f"-DLOSSREG_FAMILIES={families}"]
-        configure = ["cmake", "-S", str(ROOT / "tests/kernels/emulator"), "-B", str(build), *options]
-        for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-    library = build / "liblossreg_emulated.so"
-    torch.ops.load_library(str(library))
-    return Emulator(library)
+    """``torch.ops.lossreg_emulated``: the CUDA kernels on the CPU."""
+    return emulator.load()

@@ -134,7 +134,7 @@ def test_a_command_is_stopped_and_keeps_what_it_printed(tmp_path):
     assert output.startswith("begun\n")
 
 
-def test_spills_are_read():
+def test_local_memory_is_read():
     output = """ptxas info    : Compiling entry function '_ZN7lossreg4cuda3oneE' for 'sm_80'
 ptxas info    : Function properties for _ZN7lossreg4cuda3oneE
     592 bytes stack frame, 32 bytes spill stores, 16 bytes spill loads
@@ -143,10 +143,10 @@ ptxas info    : Function properties for _ZN7lossreg4cuda3twoE
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Compiling entry function '_ZN7lossreg4cuda3oneE' for 'sm_90'
 ptxas info    : Function properties for _ZN7lossreg4cuda3oneE
-    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+    8 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
 """
     one, two = "_ZN7lossreg4cuda3oneE", "_ZN7lossreg4cuda3twoE"
-    assert gpu_check.spills(output) == {"sm_80": {one: 48, two: 0}, "sm_90": {one: 8}}
+    assert gpu_check.local_bytes(output) == {"sm_80": {one: 592, two: 0}, "sm_90": {one: 12}}
 
 
 def test_results_of_pytest_are_read(tmp_path):
