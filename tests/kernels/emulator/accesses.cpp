@@ -3,7 +3,6 @@
 // library.
 #include <algorithm>
 #include <array>
-#include <map>
 #include <tuple>
 #include <unordered_map>
 
@@ -12,11 +11,17 @@
 namespace emulator {
 namespace {
 
-std::map<uintptr_t, uintptr_t> watched;  // begin and end of the tensors' memory
+struct Memory {
+  uintptr_t begin, end;
+};
+std::vector<Memory> watched;  // of the tensors
+Memory latest{0, 0};          // that an access was found in
 
 bool is_watched(uintptr_t at) {
-  auto after = watched.upper_bound(at);
-  return after != watched.begin() && at < std::prev(after)->second;
+  if (at - latest.begin < latest.end - latest.begin) return true;
+  for (const Memory& m : watched)
+    if (at >= m.begin && at < m.end) return latest = m, true;
+  return false;
 }
 
 // What a thread asked for, and as the how-manyeth time at this place of the code: the threads of a warp that do so as
@@ -96,10 +101,11 @@ void count_block(Launch& launch) {
 
 void watch(const void* data, size_t bytes) {
   auto begin = reinterpret_cast<uintptr_t>(data);
-  if (bytes) watched[begin] = std::max(watched[begin], begin + bytes);
+  if (bytes) watched.push_back({begin, begin + bytes});
 }
 void forget_watched() {
   watched.clear();
+  latest = {0, 0};
 }
 
 }  // namespace emulator
@@ -114,7 +120,8 @@ void forget_watched() {
   }
 #define SIZE(size) ACCESS(read, size, false) ACCESS(write, size, true)
 SIZE(1)
-SIZE(2) SIZE(4) SIZE(8) SIZE(16)
+SIZE(2)
+SIZE(4) SIZE(8) SIZE(16)
 
     HOOK void __tsan_read_range(void* p, size_t size) {
   emulator::access(p, size, false, __builtin_return_address(0));

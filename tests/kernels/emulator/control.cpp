@@ -17,7 +17,7 @@ void note(const char* what, AtenTensorHandle first, AtenTensorHandle second = nu
   host << what;
   for (AtenTensorHandle t : {first, second}) {
     if (!t) continue;
-    int64_t dims, *sizes, *strides;
+    int64_t dims, *sizes;
     aoti_torch_get_dim(t, &dims);
     aoti_torch_get_sizes(t, &sizes);
     host << ' ';

@@ -3,6 +3,7 @@
 // barriers and shuffles only. Blocks, and the threads between two barriers, run in an order drawn from a seed, so that
 // a kernel that leans on an order, or lacks a barrier, gives another result for another seed. What was launched, and
 // what the threads asked of memory, is written down: accesses.cpp.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -33,15 +34,18 @@ inline Dim block_index, block_size, grid_size;
 
 constexpr size_t kStack = 128 << 10;
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf place;
+  bool started = false;
   std::unique_ptr<char[]> stack{new char[kStack]};
   int64_t reached[2] = {0, 0};  // barriers of its warp, of the block
   bool done = false;
   unsigned char slot[32];  // what it shows to its warp in a shuffle
 };
+#define LOSSREG_NOT_COUNTED __attribute__((no_sanitize("thread")))  // no kernel's access to memory
 inline std::vector<Fiber> fibers;
 inline unsigned current = 0;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline std::mt19937_64 random{1};
 inline bool failed = false;
@@ -64,8 +68,15 @@ struct Launch {
 inline std::vector<Launch> launches;
 void count_block(Launch& launch);  // adds up what the threads of a block asked for
 
-inline void yield() {
-  swapcontext(&fibers[current].context, &scheduler);
+// From one stack to the other by jumps: swapcontext would ask the system for the mask of signals each time.
+__attribute__((noinline)) inline void yield() {
+  if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
+}
+__attribute__((noinline)) inline void resume(Fiber& f) {
+  if (_setjmp(scheduler) != 0) return;
+  if (f.started) _longjmp(f.place, 1);
+  f.started = true;
+  setcontext(&f.start);
 }
 inline void run_body() {
   body();
@@ -75,7 +86,7 @@ inline void run_body() {
 
 // Waits until every fiber of [first, last) has come as far. Where one has returned without, a GPU would hang.
 enum Scope { kWarp, kBlock };
-inline void barrier(Scope scope, unsigned first, unsigned last) {
+LOSSREG_NOT_COUNTED inline void barrier(Scope scope, unsigned first, unsigned last) {
   int64_t mine = ++fibers[current].reached[scope];
   for (;;) {
     bool all = true;
@@ -106,13 +117,13 @@ inline void run_block() {
   if (fibers.size() < n) fibers.resize(n);
   for (unsigned i = 0; i < n; i++) {
     Fiber& f = fibers[i];
-    f.done = false;
+    f.done = f.started = false;
     f.reached[kWarp] = f.reached[kBlock] = 0;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, run_body, 0);
+    getcontext(&f.start);
+    f.start.uc_stack.ss_sp = f.stack.get();
+    f.start.uc_stack.ss_size = kStack;
+    f.start.uc_link = nullptr;
+    makecontext(&f.start, run_body, 0);
   }
   for (bool live = true; live;) {
     live = false;
@@ -121,7 +132,7 @@ inline void run_block() {
       live = true;
       current = i;
       inside = true;
-      swapcontext(&scheduler, &fibers[i].context);
+      resume(fibers[i]);
       inside = false;
     }
   }
@@ -153,7 +164,7 @@ void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, co
 }
 
 template <class T>
-T shuffle_xor(T value, int mask) {
+LOSSREG_NOT_COUNTED T shuffle_xor(T value, int mask) {
   static_assert(sizeof(T) <= sizeof(Fiber::slot));
   unsigned first = current / 32 * 32, last = std::min(first + 32, block_size.x), me = current;
   std::memcpy(fibers[me].slot, &value, sizeof value);
