@@ -167,7 +167,7 @@ std::array<Tensor, Returns> call_aten(const char* name, const char* overload, co
   std::array<StableIValue, std::max<size_t>(sizeof...(Args), Returns)> stack{from(args)...};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, Returns> results;
-  for (size_t i = 0; i < Returns; i++) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
+  for (int i = 0; i < Returns; i++) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;
 }
 

@@ -120,6 +120,11 @@ struct NullBackend {
       T x[I] = {}, y[O];
       if (it.numel < 0) body(x, y);
     }
+    // The same for each of many index spaces, in few launches.
+    template <class T, int I, int O, class Body>
+    static void map_many(const std::vector<Iteration<I + O>>& many, Body body) {
+      for (const auto& it : many) map<T, I, O>(it, body);
+    }
     // out = scale * the sum of y[0] over all elements, from body(x, y) as above.
     template <class T, int I, class Body>
     static void sum(const Iteration<I>& it, Body body, double /*scale*/, const Tensor& /*out*/, DType /*dtype*/) {
@@ -248,6 +253,9 @@ using total = decltype(B::template total<1>(some<Tensor>(), int64_t(), int64_t()
 template <class B>
 using pointwise_map = decltype(B::Pointwise::template map<float, 1, 1, Sweep::backward>(some<Iteration<2>>(), Body()));
 template <class B>
+using pointwise_map_many =
+    decltype(B::Pointwise::template map_many<float, 1, 1>(some<std::vector<Iteration<2>>>(), Body()));
+template <class B>
 using pointwise_sum =
     decltype(B::Pointwise::template sum<float, 1>(some<Iteration<1>>(), Body(), 1.0, some<Tensor>(), DType()));
 template <class B>
@@ -309,9 +317,9 @@ constexpr bool is_whole() {
   if constexpr (has<checks_values, Backend>)
     if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
   return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, chunk_bytes, whole_rows,
-                   sum_dtype, each, teams, total, pointwise_map, pointwise_sum, gradients_in_place, rows_forward,
-                   rows_grad, share_grad, groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad, sorted_at_once,
-                   chunk_pixels, region_sums, grad_sigmoid, grad_softmax, describe, keys>();
+                   sum_dtype, each, teams, total, pointwise_map, pointwise_map_many, pointwise_sum, gradients_in_place,
+                   rows_forward, rows_grad, share_grad, groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad,
+                   sorted_at_once, chunk_pixels, region_sums, grad_sigmoid, grad_softmax, describe, keys>();
 }
 
 }  // namespace lossreg

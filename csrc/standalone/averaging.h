@@ -1,6 +1,7 @@
 #pragma once
 // Moving averages of a model's tensors, in place.
 #include <algorithm>
+#include <map>
 #include <tuple>
 
 #include "../base/overlap.h"
@@ -27,23 +28,36 @@ struct EmaUpdate {
     expect(decay >= 0 && decay <= 1, name, "decay in [0, 1]", decay);
     if (averages.size() != params.size())
       fail(name, "as many averages as params, got ", averages.size(), " and ", params.size());
-    std::vector<Iteration<3>> steps;
-    for (size_t i = 0; i < averages.size(); i++) steps.push_back(step(averages[i], params[i], averages[0], i));
+    std::map<int32_t, OfDevice> devices;
+    for (size_t i = 0; i < averages.size(); i++) {
+      Iteration<3> it = step(averages[i], params[i], averages[0], i);
+      if (it.numel > 0) devices[averages[i].get_device_index()].add(it, averages[i], params[i]);
+    }
     expect_apart(averages, params);
 
     Average body{decay, 1 - decay};
-    for (size_t i = 0; i < averages.size(); i++) {
-      if (steps[i].numel == 0) continue;
-      typename Backend::Guard guard(averages[i]);
-      DType dtype = steps[i].operand[0].dtype;
-      if (!is_floating(dtype)) torch::stable::copy_(averages[i], params[i]);
-      else
-        in_compute_type(dtype, dtype,
-                        [&](auto zero) { Backend::Pointwise::template map<decltype(zero), 2, 1>(steps[i], body); });
+    for (const auto& [index, own] : devices) {
+      typename Backend::Guard guard(own.first);
+      Backend::Pointwise::template map_many<float, 2, 1>(own.narrow, body);
+      Backend::Pointwise::template map_many<double, 2, 1>(own.wide, body);
+      if (!own.copies.empty()) call_aten<0>("aten::_foreach_copy_", "", own.copies, own.sources, false);
     }
   }
 
  private:
+  // What there is to do on one device: averages computed in float, in double, and copies.
+  struct OfDevice {
+    Tensor first;
+    std::vector<Iteration<3>> narrow, wide;
+    std::vector<Tensor> copies, sources;
+
+    void add(const Iteration<3>& it, const Tensor& average, const Tensor& param) {
+      if (!first.defined()) first = average;
+      DType dtype = it.operand[0].dtype;
+      if (!is_floating(dtype)) copies.push_back(average), sources.push_back(param);
+      else (dtype == DType::float64 ? wide : narrow).push_back(it);
+    }
+  };
   static std::string item(const char* list, size_t i) { return std::string(list) + "[" + std::to_string(i) + "]"; }
 
   static Footprint footprint(const Tensor& t) {

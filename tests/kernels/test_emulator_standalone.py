@@ -28,3 +28,59 @@ def test_neighbours(emulated, name, shape, layout):
         sizes = [{"kernel_size": k} for k in (1, 3, 5) if k <= min(h, w)]
     for options in sizes:
         compare(emulated, opreg.get(name), opreg.Sample((x.detach().requires_grad_(), y), options), 1e-5)
+
+
+def misaligned(*shape, dtype=torch.float32):
+    """On no boundary that 16 bytes have."""
+    numel = torch.Size(shape).numel()
+    buffer = torch.randn(numel + 17).to(dtype)
+    start = buffer.data_ptr() % 16 // buffer.element_size() + 1
+    return buffer[start : start + numel].reshape(shape)
+
+
+def model(dtype):
+    """Sizes around a pack and a block's share, and layouts: a list of averages and one of parameters."""
+    sizes = [0, 1, 3, 4, 5, 8, 255, 1024, 4095, 4096, 4097, 8191, 8192, 8200, 20000]
+    averages = [torch.randn(n).to(dtype) for n in sizes]
+    params = [torch.randn(n).to(dtype) for n in sizes]
+    averages += [misaligned(4100, dtype=dtype), torch.randn(130, dtype=torch.float32).to(dtype), averages[3].clone()]
+    params += [torch.randn(4100).to(dtype), misaligned(130, dtype=dtype), params[3].clone()]
+    for layout in (lambda t: t[:, ::2], lambda t: t.t(), lambda t: t.unsqueeze(0).expand(2, -1, -1)):
+        shape = layout(torch.empty(30, 42)).shape
+        averages += [torch.randn(shape).to(dtype), layout(torch.randn(30, 42).to(dtype)).clone()]
+        params += [layout(torch.randn(30, 42).to(dtype)), torch.randn(shape).to(dtype)]
+    return averages, params
+
+
+def update(namespace, averages, params, decay=0.9):
+    averages = [a.clone() if a.is_contiguous() and a.data_ptr() % 16 == 0 else a for a in averages]
+    kept = [a.clone() for a in averages]
+    namespace.ema_update_(averages, params, decay)
+    written = [a.clone() for a in averages]
+    for a, before in zip(averages, kept, strict=True):
+        a.copy_(before)
+    return written
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, "mixed"], ids=str)
+def test_averages_of_many_tensors(emulated, dtype):
+    emulated(1)
+    drawn = [model(d) for d in ([torch.float32, torch.float64, torch.bfloat16] if dtype == "mixed" else [dtype])]
+    pairs = [pair for one in drawn for pair in zip(*one, strict=True)]
+    pairs += [(torch.tensor(3), torch.tensor(5)), (torch.zeros(7, dtype=torch.bool), torch.arange(7) > 3)]
+    averages, params = map(list, zip(*pairs, strict=True))
+    want = update(torch.ops.lossreg, averages, params)
+    for got, expected in zip(update(torch.ops.lossreg_emulated, averages, params), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-2 if got.dtype.itemsize == 2 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tensors", "launches"), [(1, 1), (106, 1), (107, 2), (160, 2), (320, 4)])
+def test_averages_take_few_launches(emulated, tensors, launches):
+    emulated(1)
+    averages = [torch.randn(i % 7 + 1) for i in range(tensors)]
+    params = [torch.randn(a.shape) for a in averages]
+    want = [0.9 * a + 0.1 * p for a, p in zip(averages, params, strict=True)]
+    emulated.forget()
+    torch.ops.lossreg_emulated.ema_update_(averages, params, 0.9)
+    assert len(emulated.launches()) == launches
+    torch.testing.assert_close(averages, want)

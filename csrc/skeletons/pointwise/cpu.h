@@ -110,6 +110,11 @@ struct PointwiseKernels {
     map_of<T, T, I, O, sweep>(it, body);
   }
 
+  template <class T, int I, int O, class Body>
+  static void map_many(const std::vector<Iteration<I + O>>& many, Body body) {
+    for (const auto& it : many) map<T, I, O>(it, body);
+  }
+
   template <class T, int I, class Body>
   static void sum(const Iteration<I>& it, Body body, double scale, const Tensor& out, DType dtype) {
     double total = 0;

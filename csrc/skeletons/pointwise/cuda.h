@@ -1,6 +1,7 @@
 #pragma once
 // The pointwise kernels on CUDA: packs of elements where memory allows, else one element a thread.
 #include "../../cuda/reduce.h"
+#include "cuda_many.h"
 
 namespace lossreg::cuda {
 
@@ -121,6 +122,19 @@ struct PointwiseKernels {
       unsigned blocks = blocks_for(it.numel, kPack);
       launch(map_kernel<T, S, I, O, Body>, blocks, kThreads, it, body);
     });
+  }
+
+  // What is not flat has a launch of its own.
+  template <class T, int I, int O, class Body>
+  static void map_many(const std::vector<Iteration<I + O>>& many, Body body) {
+    if constexpr (sizeof(T) == 4) {
+      map_many_of<T, float, I, O>(many, body);
+      map_many_of<T, BFloat16, I, O>(many, body);
+      map_many_of<T, Float16, I, O>(many, body);
+    }
+    for (const auto& it : many)
+      if (sizeof(T) == 8 || !(are_flat<float>(it) || are_flat<BFloat16>(it) || are_flat<Float16>(it)))
+        map<T, I, O>(it, body);
   }
 
   template <class T, int I, class Body>

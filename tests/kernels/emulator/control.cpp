@@ -85,7 +85,8 @@ WRAPPED(torch_call_dispatcher, const char* name, const char* overload, StableIVa
     return t;
   };
   bool product = std::string(name) == "aten::mm";
-  note((std::string(name) + '.' + overload).c_str(), tensor(0), product ? tensor(1) : nullptr);
+  bool lists = std::string(name).find("_foreach_") != std::string::npos;
+  note((std::string(name) + '.' + overload).c_str(), lists ? nullptr : tensor(0), product ? tensor(1) : nullptr);
   if (product && emulator::most_blocks < INT64_MAX) {
     // nothing is computed, of whatever size it is
     AtenTensorHandle a = tensor(0), b = tensor(1), result;
