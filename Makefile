@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make check · make fuzz · make gpu-check · make wheel · make compat
+# make demo · make test · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test check fuzz format bench wheel compat gpu-check clean
+.PHONY: install demo test check fuzz format bench predict wheel compat gpu-check clean
 
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
@@ -29,6 +29,8 @@ $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 $(BIN)/tests-installed: $(BIN)/torch-installed
 	$(BIN)/pip install --quiet onnx onnxscript onnxruntime transformers
 	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)"
+	# the disassembler that tests/kernels/sass.py reads the CUDA kernels with: 10 MB, and no toolkit
+	$(BIN)/pip install --quiet --no-deps nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
 
 install: $(BIN)/opreg-installed
@@ -72,6 +74,10 @@ $(BIN)/peers-installed: $(BIN)/torch-installed
 BENCH ?=
 bench: install $(BIN)/peers-installed
 	$(BIN)/python -m opreg bench $(BENCH) --threads 1 2 --sweep --steps --peers benchmarks/peers.py --output benchmarks/results
+
+# The time of every op on a GPU, predicted from the machine code and from what the emulator counts.
+predict: install $(BIN)/tests-installed
+	$(BIN)/python benchmarks/predict.py --output benchmarks/results/predicted-sm90.json
 
 wheel: $(BIN)/torch-installed
 	rm -f dist/opreg-*.whl
