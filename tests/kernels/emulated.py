@@ -122,6 +122,50 @@ class Emulator:
         return {address: name for name, address in self.addresses.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What the forward or the backward pass of a call asked for."""
+
+    launches: list[Launch]
+    host: list[str]
+
+    @property
+    def allocations(self) -> int:
+        return sum(line.startswith("empty ") and line != "empty 0" for line in self.host)
+
+    @property
+    def calls(self) -> list[str]:
+        """Operators of torch."""
+        return [line for line in self.host if not line.startswith("empty ")]
+
+
+def passes(
+    emulator: Emulator, op: opreg.Op, sample: opreg.Sample, blocks: int | None, traffic: bool = False
+) -> dict[str, Pass]:
+    """A call, its passes one after the other, with so many blocks of each launch; of what writes, the call alone."""
+    lists = [a if isinstance(a, list) else [a] for a in (*sample.args, *sample.kwargs.values())]
+    watched = [t.detach() for of in lists for t in of if isinstance(t, Tensor)]
+    namespace = torch.ops.lossreg_emulated
+    bound = bind(op.value, sample.args, sample.kwargs)
+    wanted = [] if op.mutated else tensors_with_grad(op, sample)
+    mask = [n in wanted for n in op.differentiable]
+    with torch.no_grad():
+        asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
+        forward = getattr(namespace, op.short + ("" if op.forward is None else "_forward"))
+        with emulator.only(blocks, *watched, traffic=traffic):
+            results = forward(**bound, **asked)
+            found = {"forward": Pass(emulator.launches(), emulator.host())}
+        if op.mutated:
+            return found
+        result, *state = results_of(results)
+        bound.pop("dtype", None)
+        grad_output = torch.ones_like(result)  # what is multiplied by 0 need not be read
+        with emulator.only(blocks, *watched, *state, grad_output, traffic=traffic):
+            getattr(namespace, op.short + "_backward")(grad_output, *state, **bound, needs_input_grad=mask)
+            found["backward"] = Pass(emulator.launches(), emulator.host())
+    return found
+
+
 def load() -> Emulator:
     """Builds it, where that was not done, and makes ``torch.ops.lossreg_emulated`` of it."""
     build = ROOT / "build" / "emulator"

@@ -3,6 +3,7 @@
 // library.
 #include <algorithm>
 #include <array>
+#include <map>
 #include <tuple>
 #include <unordered_map>
 
@@ -11,17 +12,13 @@
 namespace emulator {
 namespace {
 
-struct Memory {
-  uintptr_t begin, end;
-};
-std::vector<Memory> watched;  // of the tensors
-Memory latest{0, 0};          // that an access was found in
+std::map<uintptr_t, uintptr_t> watched;  // begin and end of the tensors' memory
 
 bool is_watched(uintptr_t at) {
-  if (at - latest.begin < latest.end - latest.begin) return true;
-  for (const Memory& m : watched)
-    if (at >= m.begin && at < m.end) return latest = m, true;
-  return false;
+  // most accesses are to a thread's own variables
+  if (at - reinterpret_cast<uintptr_t>(fibers[current].stack.get()) < kStack) return false;
+  auto after = watched.upper_bound(at);
+  return after != watched.begin() && at < std::prev(after)->second;
 }
 
 // What a thread asked for, and as the how-manyeth time at this place of the code: the threads of a warp that do so as
@@ -101,11 +98,10 @@ void count_block(Launch& launch) {
 
 void watch(const void* data, size_t bytes) {
   auto begin = reinterpret_cast<uintptr_t>(data);
-  if (bytes) watched.push_back({begin, begin + bytes});
+  if (bytes) watched[begin] = std::max(watched[begin], begin + bytes);
 }
 void forget_watched() {
   watched.clear();
-  latest = {0, 0};
 }
 
 }  // namespace emulator
@@ -121,7 +117,8 @@ void forget_watched() {
 #define SIZE(size) ACCESS(read, size, false) ACCESS(write, size, true)
 SIZE(1)
 SIZE(2)
-SIZE(4) SIZE(8) SIZE(16)
+SIZE(4)
+SIZE(8) SIZE(16)
 
     HOOK void __tsan_read_range(void* p, size_t size) {
   emulator::access(p, size, false, __builtin_return_address(0));

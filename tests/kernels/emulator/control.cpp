@@ -109,5 +109,6 @@ WRAPPED(torch_call_dispatcher, const char* name, const char* overload, StableIVa
 WRAPPED(aoti_torch_cpu_addmm_out, AtenTensorHandle out, AtenTensorHandle self, AtenTensorHandle a, AtenTensorHandle b,
         double beta, double alpha) {
   note("aten::addmm.out", a, b);
-  return emulator::most_blocks ? __real_aoti_torch_cpu_addmm_out(out, self, a, b, beta, alpha) : AOTI_TORCH_SUCCESS;
+  return emulator::most_blocks == INT64_MAX ? __real_aoti_torch_cpu_addmm_out(out, self, a, b, beta, alpha)
+                                            : AOTI_TORCH_SUCCESS;
 }
