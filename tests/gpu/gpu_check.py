@@ -34,9 +34,11 @@ WORKERS = 8  # tests at a time: more processes would wait for their slices of th
 BUDGET = 590  # seconds in all; each step has at most these, and what is left
 SECONDS = {
     "build": 240, "stage": 60, "suite": 240, "planted error": 60, "memcheck": 100, "racecheck": 100, "graph": 60,
-    "repeat": 60, "benchmark": 300,
+    "repeat": 60, "constants": 60, "model": 240, "benchmark": 300,
 }  # fmt: skip
-DRIVEN = ("memcheck", "racecheck", "graph", "repeat")  # these answer for every op
+DRIVEN = ("memcheck", "racecheck", "graph", "repeat", "model")  # these answer for every op
+PREDICTED = ROOT / "benchmarks" / "results" / "predicted-sm90.json"
+KEY = ("op", "shape", "dtype", "pass")  # what a prediction is of
 DRIVER = Path(__file__).with_name("gpu_driver.py")
 
 # Where the package was found, and which ops have a CUDA kernel.
@@ -210,6 +212,29 @@ class Check:
             raise Failed(f"memcheck missed a read past the end ({why or 'exit status 0'})", output)
         return {"found": "memcheck sees a read past the end of an input"}
 
+    def constants(self, limit: float) -> Found:
+        """Those of the model in benchmarks/roofline.py, as this GPU has them."""
+        if self.architecture is None:
+            return {"result": "skipped", "found": "no --architecture"}
+        program, code = self.build / "constants", self.architecture.split("-")[0]
+        command = [tool("nvcc"), "-O2", f"-arch=sm_{code}", "-o", program, DRIVER.with_name("constants.cu")]
+        self.must("nvcc", command, limit)
+        if self.dry:
+            return {"found": f"compiled for {self.architecture}, not run"}
+        measured = json.loads(self.must("constants", [program], limit))
+        return {"found": ", ".join(f"{name} {value:g}" for name, value in measured.items()), "constants": measured}
+
+    def model(self, limit: float) -> Found:
+        """The calls that benchmarks/predict.py predicts, and beside each what was predicted for it, in seconds."""
+        found, _ = self.drive("model", limit)
+        predicted = {} if self.dry or not PREDICTED.exists() else json.loads(PREDICTED.read_text())
+        by_name = {tuple(r[k] for k in KEY): r for r in predicted.get("predictions", [])}
+        for row in (r for op in found["ops"].values() for r in op.get("rows", [])):
+            if expected := by_name.get(tuple(row[k] for k in KEY)):
+                row["predicted"] = expected["predicted"] / 1e6
+                row["measured/predicted"] = row["seconds"]["ours"] / row["predicted"]
+        return found
+
     def steps(self) -> Iterator[tuple[str, Callable[[float], Found]]]:
         yield "build", self.make
         yield "stage", self.stage
@@ -219,6 +244,8 @@ class Check:
         yield "racecheck", lambda limit: self.sanitized("racecheck", limit)
         yield "graph", lambda limit: self.drive("graph", limit)[0]
         yield "repeat", lambda limit: self.drive("repeat", limit)[0]
+        yield "constants", self.constants
+        yield "model", self.model
         # the compilations of an earlier run in this folder serve again
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor")}
         yield "benchmark", lambda limit: self.drive("benchmark", limit, **cache)[0]
@@ -296,6 +323,16 @@ def benchmark_rows(found: Mapping[str, Any]) -> list[list[object]]:
     return rows
 
 
+def model_rows(found: Mapping[str, Any]) -> list[list[object]]:
+    rows = []
+    for r in (r for op in found["ops"].values() for r in op.get("rows", [])):
+        ours = r["seconds"]["ours"]
+        beside = ", ".join(f"{name} {1e6 * r['seconds'][name]:.1f}" for name in r["seconds"] if name != "ours")
+        predicted = [f"{1e6 * r['predicted']:.1f}", f"{r['measured/predicted']:.2f}"] if "predicted" in r else ["", ""]
+        rows.append([*(r[k] for k in KEY), predicted[0], f"{1e6 * ours:.1f}", predicted[1], beside])
+    return rows
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     steps, device = report["steps"], report["device"]
     facts = ", ".join(f"{name} {value}" for name, value in {**device, **report["machine"]}.items() if name != "name")
@@ -319,6 +356,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["## benchmark", "", f"A copy moves {bandwidth:.0f} GB/s, read and written both counted.", ""]
         header = ["op", "shape", "pass", "ours ms", "eager/ours", "inductor/ours", "ours/floor", "GB/s", "of a copy"]
         lines += table(header, rows)
+    if rows := model_rows(steps.get("model", {"ops": {}})):
+        measured = steps.get("constants", {}).get("found", "")
+        lines += ["## model", "", f"Predicted for an H100 by benchmarks/predict.py. This GPU: {measured}.", ""]
+        lines += table([*KEY, "predicted µs", "measured µs", "measured/predicted", "others µs"], rows)
     return "\n".join(lines)
 
 

@@ -1,16 +1,17 @@
 """Drives every op's kernels, in one process: for compute-sanitizer, for CUDA graphs, bit by bit, against the clock.
 
-    python tests/gpu/gpu_driver.py memory|graph|repeat|benchmark|"planted error" cpu|cuda RESULT.json
+    python tests/gpu/gpu_driver.py memory|graph|repeat|model|benchmark|"planted error" cpu|cuda RESULT.json
 
 A part of tests/gpu/gpu_check.py, with a process of its own so that a sanitizer can watch it.
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,91 @@ def drive_benchmark(op: Any, device: str) -> Found:
     return {"calls": len(report["results"]), **report}
 
 
+def peers(op: Any) -> dict[str, Callable[..., Tensor]]:
+    """Functions of the same meaning in other libraries, where they are installed: of an op's first arguments."""
+    found: dict[str, Callable[..., Tensor]] = {}
+    try:
+        from liger_kernel.transformers import functional as liger
+
+        if op.short == "cross_entropy":
+            found["liger"] = lambda x, t: liger.liger_cross_entropy(x, t)
+        if op.short == "linear_cross_entropy":
+            found["liger"] = lambda x, w, t: liger.liger_fused_linear_cross_entropy(x, w, t)
+    except ImportError:
+        pass
+    try:
+        from quack.cross_entropy import cross_entropy as quack
+
+        if op.short == "cross_entropy":
+            found["quack"] = lambda x, t: quack(x, t, reduction="mean")
+    except ImportError:
+        pass
+    return found
+
+
+def drive_model(op: Any, device: str) -> Found:
+    """The calls that benchmarks/predict.py predicts: seconds of the kernels, of eager torch, Inductor, and peers."""
+    import gpu_cases
+    from opreg.meta.schema import bind, results_of
+    from opreg.testing import tensors_with_grad
+
+    large = device == "cuda"
+    rows: list[Found] = []
+    for dtype in gpu_cases.DTYPES:
+        make = gpu_cases.OnDevice(gpu_cases.DTYPES[dtype], device)
+        for case in gpu_cases.cases(op, dtype, make, "gpu" if large else "small"):
+            args, kwargs = case.sample.args, case.sample.kwargs
+            bound = bind(op.value, args, kwargs)
+            kernels = torch.ops.lossreg_kernels
+            row = {"op": op.short, "shape": case.shape, "dtype": dtype}
+            if op.mutated:
+                write = functools.partial(op.value, **bound)
+                rows.append({**row, "pass": "forward", "seconds": timed({"ours": write}, device)})
+                continue
+            wanted = tensors_with_grad(op, case.sample)
+            mask = {"needs_input_grad": [n in wanted for n in op.differentiable]}
+            forward = getattr(kernels, op.short + ("" if op.forward is None else "_forward"))
+            forward = functools.partial(forward, **bound, **(mask if op.forward_takes_mask else {}))
+            passes: dict[str, dict[str, Callable[[], object]]] = {"forward": {"ours": forward}, "backward": {}}
+            with torch.no_grad():
+                result, *state = results_of(forward())
+                grad = torch.ones_like(result)
+                without = {n: a for n, a in bound.items() if n != "dtype"}
+                backward = getattr(kernels, op.short + "_backward")
+                passes["backward"]["ours"] = functools.partial(backward, grad, *state, **without, **mask)
+            others: dict[str, Callable[..., Tensor]] = {"eager": lambda *a, o=op, **k: (o.native or o.reference)(**k)}
+            if large:
+                others["inductor"] = torch.compile(others["eager"])
+                others |= {n: (lambda *a, p=p, **k: p(*a)) for n, p in peers(op).items()}
+            for name, call in others.items():
+                try:
+                    value = call(*args, **without)
+                    tensors = list(wanted.values())
+                    passes["forward"][name] = functools.partial(call, *args, **without)
+                    passes["backward"][name] = functools.partial(
+                        torch.autograd.grad, value, tensors, torch.ones_like(value), retain_graph=True
+                    )
+                except (RuntimeError, NotImplementedError) as e:
+                    row[f"without {name}"] = f"{type(e).__name__}: {e}".splitlines()[0]
+            for which, calls in passes.items():
+                rows.append({**row, "pass": which, "seconds": timed(calls, device)})
+    return {"calls": len(rows), "rows": rows}
+
+
+def timed(calls: Mapping[str, Callable[[], object]], device: str) -> dict[str, float]:
+    """Seconds: medians on a GPU; elsewhere one call each, which shows that it works."""
+    from opreg.bench import time_calls
+
+    if device == "cuda":
+        return {name: statistics.median(of) for name, of in time_calls(calls, 7, device).items()}
+    found = {}
+    for name, call in calls.items():
+        start = time.perf_counter()
+        call()
+        found[name] = time.perf_counter() - start
+    return found
+
+
 def copy_bandwidth(device: str) -> float:
     """Bytes a second of a copy within the device's memory, what is read and what is written both counted."""
     source = torch.ones(2**29 if device == "cuda" else 2**20, device=device)
@@ -234,12 +320,16 @@ def drive(what: str, device: str, file: Path) -> None:
     ops = opreg.registered()
     if what == "benchmark" and device == "cpu":
         ops = ops[:1]  # two compilations show that it works
+    if what == "model":
+        sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
     found: Found = {"ops": {op.short: {"why": "not reached"} for op in ops}}
     if what == "benchmark":
         found["copy bytes a second"] = copy_bandwidth(device)
     for op in ops:
         try:
-            found["ops"][op.short] = globals()[f"drive_{'update' if op.mutated else what}"](op, device)
+            found["ops"][op.short] = globals()[f"drive_{'update' if op.mutated and what != 'model' else what}"](
+                op, device
+            )
         except Exception as e:
             found["ops"][op.short] = {"why": f"{type(e).__name__}: {e}".splitlines()[0]}
         file.write_text(json.dumps(found))

@@ -42,7 +42,7 @@ def dry_run(tmp_path_factory):
 
 def test_every_step_is_recorded(dry_run):
     report, markdown, printed = dry_run
-    skipped = ["suite", "planted error"] if NVCC else ["build", "suite", "planted error"]
+    skipped = ["suite", "planted error"] if NVCC else ["build", "suite", "planted error", "constants"]
     assert {name: s["result"] for name, s in report["steps"].items()} == {
         name: "skipped" if name in skipped else "passed" for name in gpu_check.SECONDS
     }
@@ -52,6 +52,8 @@ def test_every_step_is_recorded(dry_run):
     assert 0 < sum(s["seconds"] for s in report["steps"].values()) <= report["machine"]["seconds"] + 1
     configured = "configured for 90-real, not built" if NVCC else "no --architecture"
     assert report["steps"]["build"]["found"] == configured
+    compiled = "compiled for 90-real, not run" if NVCC else "no --architecture"
+    assert report["steps"]["constants"]["found"] == compiled
     assert report["steps"]["suite"]["found"].startswith("test_values.py, test_categorical.py")
     assert markdown.startswith(f"# gpu-check: dry-run, {report['date']}\n")
     header, _, *rows = table(markdown, "step")
@@ -66,11 +68,32 @@ def test_every_step_drives_every_op(dry_run):
     assert report["steps"]["stage"]["ops"] == OPS
     for step in gpu_check.DRIVEN:
         assert list(report["steps"][step]["ops"]) == OPS
-        assert all(found["calls"] >= 3 for found in report["steps"][step]["ops"].values())
+        assert all(found["calls"] >= 2 for found in report["steps"][step]["ops"].values())
     header, _, *rows = table(markdown, "op")
     assert header == ["op", *gpu_check.DRIVEN]
     calls = [[f"{report['steps'][s]['ops'][op]['calls']} calls" for s in gpu_check.DRIVEN] for op in OPS]
     assert rows == [[op, *row] for op, row in zip(OPS, calls, strict=True)]
+
+
+def test_the_model_stands_beside_what_is_measured(dry_run):
+    report, markdown, _ = dry_run
+    rows = [r for op in report["steps"]["model"]["ops"].values() for r in op["rows"]]
+    assert {r["op"] for r in rows} == set(OPS)
+    assert {r["pass"] for r in rows} == {"forward", "backward"}
+    assert all(r["seconds"]["ours"] > 0 for r in rows)
+    assert {"ours", "eager"} <= set(next(r for r in rows if r["op"] == "mse_loss")["seconds"])
+    _, _, *cells = table(markdown[markdown.index("## model") :], "op")
+    assert [row[:4] for row in cells] == [[r[k] for k in gpu_check.KEY] for r in rows]
+
+
+def test_a_prediction_is_found_for_a_measurement(tmp_path, monkeypatch):
+    name = dict(zip(gpu_check.KEY, ("mse_loss", "64", "float32", "forward"), strict=True))
+    monkeypatch.setattr(gpu_check, "PREDICTED", tmp_path / "predicted.json")
+    gpu_check.PREDICTED.write_text(json.dumps({"predictions": [{**name, "predicted": 20.0}]}))
+    found = {"ops": {"mse_loss": {"calls": 1, "rows": [{**name, "seconds": {"ours": 3e-5, "eager": 4e-5}}]}}}
+    monkeypatch.setattr(gpu_check.Check, "drive", lambda self, what, limit: (found, ""))
+    (row,) = gpu_check.model_rows(gpu_check.Check(tmp_path, "90", False).model(60))
+    assert row == [*name.values(), "20.0", "30.0", "1.50", "eager 40.0"]
 
 
 def test_the_benchmark_is_merged(dry_run):
