@@ -34,6 +34,13 @@ struct Team {
     for (int64_t k = 0; k < n; k++) total += body(k);
     return total;
   }
+  // The sums of body(i, k), one for each k < K.
+  template <int K, class T, class Body>
+  HD void sums(int64_t n, T (&out)[K], Body body) const {
+    for (int k = 0; k < K; k++) out[k] = sum(n, [=](int64_t i) { return body(i, k); });
+  }
+  static constexpr int64_t kMemory = 0;
+  HD double* memory() const { return nullptr; }
 };
 template <class Body>
 LOSSREG_CLONES void each_loop(Body body, int64_t begin, int64_t end) {

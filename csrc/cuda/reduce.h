@@ -19,18 +19,28 @@ struct Larger {
   }
 };
 // The values of all threads of the block joined, in a fixed order: lanes by halves, then warps by halves. Every thread
-// gets it.
+// gets it. K values of a thread at once wait for each other no longer than one.
+template <int K, class Join, class T>
+__device__ void block_join(T (&value)[K], T neutral, Join join) {
+  __shared__ T of_warp[K][32];
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  auto join_lanes = [&] {
+    for (int step = 16; step > 0; step /= 2)
+      for (int k = 0; k < K; k++) value[k] = join(value[k], __shfl_xor_sync(0xffffffffu, value[k], step));
+  };
+  join_lanes();
+  if (lane == 0)
+    for (int k = 0; k < K; k++) of_warp[k][warp] = value[k];
+  __syncthreads();
+  for (int k = 0; k < K; k++) value[k] = lane < warps ? of_warp[k][lane] : neutral;
+  join_lanes();
+  __syncthreads();  // before the array is used again
+}
 template <class Join, class T>
 __device__ T block_join(T value, T neutral, Join join) {
-  __shared__ T of_warp[32];
-  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
-  if (lane == 0) of_warp[warp] = value;
-  __syncthreads();
-  value = lane < warps ? of_warp[lane] : neutral;
-  for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
-  __syncthreads();  // before the array is used again
-  return value;
+  T values[1] = {value};
+  block_join(values, neutral, join);
+  return values[0];
 }
 template <class T>
 __device__ T block_sum(T value) {

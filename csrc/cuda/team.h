@@ -33,6 +33,20 @@ struct Team {
     for (int64_t k = rank(); k < n; k += size()) total += body(k);
     return sum(total);
   }
+  // The sums of body(i, k), one for each k < K.
+  template <int K, class T, class Body>
+  __device__ void sums(int64_t n, T (&out)[K], Body body) const {
+    for (int k = 0; k < K; k++) out[k] = T(0);
+    for (int64_t i = rank(); i < n; i += size())
+      for (int k = 0; k < K; k++) out[k] += body(i, k);
+    block_join(out, T(0), Plus{});
+  }
+  // Shared memory: the blocks of few samples don't have to share it, and of many four still fit a multiprocessor.
+  static constexpr int64_t kMemory = 44 << 10;
+  __device__ double* memory() const {
+    __shared__ double bytes[kMemory / 8];
+    return bytes;
+  }
 };
 template <class Body>
 __global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {

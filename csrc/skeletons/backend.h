@@ -96,6 +96,14 @@ struct NullBackend {
     HD auto sum(int64_t n, F f) const {
       return f(n);
     }
+    // K such sums at once: that of f(i, k) over i < n becomes out[k].
+    template <int K, class T, class F>
+    HD void sums(int64_t n, T (&out)[K], F f) const {
+      for (int k = 0; k < K; k++) out[k] = f(n, k);
+    }
+    // So many bytes of fast memory are the team's own while it runs one body. 0: what is read again lies in a cache.
+    static constexpr int64_t kMemory = 0;
+    HD double* memory() const { return nullptr; }
   };
   // body(i, team) for every i < n, in any order.
   template <class Body>

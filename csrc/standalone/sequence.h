@@ -214,8 +214,8 @@ struct CTCLoss {
       Backend::Pointwise::template map<T, 2, 1>(everywhere, ctc::Unlabelled<S>{});
       Backend::teams(
           b.samples, cost(b),
-          ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<double>(c, scratch, 2), rows<T>(c, scratch, 2),
-                           rows<T>(c, scratch, 2), rows<int32_t>(c, scratch, 1), rows<int32_t>(c, scratch, 1), grads});
+          ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<double>(c, scratch, 2), rows<T>(c, scratch, 1),
+                           rows<int32_t>(c, scratch, 1), rows<int32_t>(c, scratch, 1), grads});
     });
     return {grad.scalar_type() == own ? grad : torch::stable::to(grad, own)};
   }

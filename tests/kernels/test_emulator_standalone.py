@@ -84,3 +84,22 @@ def test_averages_take_few_launches(emulated, tensors, launches):
     torch.ops.lossreg_emulated.ema_update_(averages, params, 0.9)
     assert len(emulated.launches()) == launches
     torch.testing.assert_close(averages, want)
+
+
+# labels of a sample: the scores of eight steps fit into a block's memory, of fewer, of one, of none
+LABELS = [(n, torch.float32) for n in (0, 1, 20, 150, 300, 460, 500)]
+LABELS += [(n, dtype) for n in (0, 20, 120) for dtype in (torch.bfloat16, torch.float64)]
+
+
+@pytest.mark.parametrize(("labels", "dtype"), LABELS, ids=str)
+def test_alignments_of_any_length(emulated, labels, dtype):
+    """Several samples, of which some are shorter, have no path, or lengths out of range."""
+    make = Maker(dtype, requires_grad=True)
+    steps, classes = labels + 7, 5
+    scores = make.normal(steps, 4, classes).detach().log_softmax(-1).requires_grad_()
+    targets = make.index(classes - 1, 4, max(labels, 1)) + 1
+    inputs = torch.tensor([steps, steps - 3, labels // 2, steps])
+    lengths = torch.tensor([labels, labels // 3, labels, max(labels - 1, 0)])
+    sample = opreg.Sample((scores, targets, inputs, lengths), {"reduction": "none", "zero_infinity": labels % 2 == 0})
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-11}[dtype]
+    compare(emulated, opreg.get("ctc_loss"), sample, tolerance)

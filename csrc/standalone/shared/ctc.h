@@ -76,16 +76,69 @@ struct BoundedLengths {
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-// What both passes need to know of the states: arrays of one row a sample.
+// Of how many steps the scores are read at once. Where a team has memory of its own, the steps between two reads wait
+// for no other.
+template <class Team>
+constexpr int kMostSteps = Team::kMemory > 0 ? 8 : 1;
+
+// Copies one value a step. All are read before the first is written, so that they are under way at once.
+template <int K, class S, class T>
+HD void copy_steps(const S* from, int64_t from_step, T* to, int64_t to_step, int steps) {
+  T value[K];
+  LOSSREG_UNROLL
+  for (int k = 0; k < K; k++)
+    if (K == 1 || k < steps) value[k] = widen<T>(from[k * from_step]);
+  LOSSREG_UNROLL
+  for (int k = 0; k < K; k++)
+    if (K == 1 || k < steps) to[k * to_step] = value[k];
+}
+
+// A team's memory for the states of one sample, by arrays of one place a state.
+template <class Team>
+class Memory {
+ public:
+  // With so many bytes a state, and so many more a state and step.
+  HD Memory(const Team& team, const Sample& x, int64_t fixed, int64_t a_step) : width_(x.width()) {
+    if constexpr (Team::kMemory > 0) {
+      next_ = reinterpret_cast<char*>(team.memory());
+      // a place between two arrays, so that each begins where a double may
+      int64_t fit = (Team::kMemory / (width_ + 1) - fixed) / a_step;
+      steps_ = int(fit < 0 ? 0 : fit < kMostSteps<Team> ? fit : kMostSteps<Team>);
+    }
+  }
+  // How many steps fit; 0: not one.
+  HD int steps() const { return steps_; }
+  template <class T>
+  HD T* take(int64_t rows) {
+    T* array = reinterpret_cast<T*>(next_);
+    next_ += (rows * width_ * int64_t(sizeof(T)) + 7) / 8 * 8;
+    return array;
+  }
+
+ private:
+  int64_t width_;
+  char* next_ = nullptr;
+  int steps_ = 0;
+};
+
+// What both passes need to know of the states: arrays of one row a sample, or of a team's memory.
 template <class S>
 struct Lattice {
   using T = Compute<S>;
   Batch batch;
   int32_t* label;  // 0 where it is no class
   double* skip;    // 0 where a state may be entered from the one before the last: between different labels; else -inf
-  T* score;        // log p of the label, at one step
+  T* score;        // log p of the label, at one step, or at a few: a row each
+
+  static constexpr int64_t kBytes = sizeof(double) + sizeof(int32_t), kStepBytes = sizeof(T);
 
   HD Lattice of(const Sample& x) const { return {batch, label + x.row, skip + x.row, score + x.row}; }
+  template <class Team>
+  HD Lattice in(Memory<Team>& memory) const {
+    auto* skip = memory.template take<double>(1);
+    auto* score = memory.template take<T>(memory.steps());
+    return {batch, memory.template take<int32_t>(1), skip, score};
+  }
 
   // To be called with that of a sample; what it wrote, all threads can read after. Is every label a class?
   template <class Team>
@@ -99,14 +152,16 @@ struct Lattice {
     }
     return team.sum(wrong) == 0;
   }
+  // Those of the steps t to t + steps - 1; each thread reads what it takes of team.each().
   template <class Team>
-  HD void read_scores(const Sample& x, int64_t n, int64_t t, Team team) const {
+  HD void read_scores(const Sample& x, int64_t n, int64_t t, int steps, Team team) const {
+    constexpr int K = kMostSteps<Team>;
     const int64_t* stride = batch.log_probs.stride;
     const S* from = static_cast<const S*>(batch.log_probs.data) + t * stride[0] + n * stride[1];
-    int64_t step = stride[2];
+    int64_t step = stride[2], next = stride[0], width = x.width();
     const int32_t* labels = label;
     T* to = score;
-    team.each(x.states(), [=](int64_t s) { to[s] = widen<T>(from[labels[s] * step]); });
+    team.each(x.states(), [=](int64_t s) { copy_steps<K>(from + labels[s] * step, next, to + s, width, steps); });
   }
 };
 
@@ -132,24 +187,45 @@ struct Forward {
       if (team.rank() == 0) loss[n] = x.valid ? INFINITY : NAN;
       return;
     }
-    Lattice<S> lattice = samples.of(x);
+    // two rows in turn, and what the lattice has
+    Memory<Team> memory(team, x, 2 * sizeof(double) + Lattice<S>::kBytes, Lattice<S>::kStepBytes);
+    const bool inside = memory.steps() > 0;
+    const int together = inside ? memory.steps() : 1;
+    double* two = inside ? memory.template take<double>(2) : nullptr;
+    const Lattice<S> lattice = inside ? samples.in(memory) : samples.of(x);
+    const int64_t width = x.width();
+    double* stored = first + kBefore;  // the row of the state that is next to be kept
+    double *before = inside ? two + kBefore : stored, *now = before + width;
+
     // All of the probability in the first state, so that the first step enters this one or the next.
     double start = lattice.prepare(x, team) ? 0.0 : NAN;
-    team.each(x.width(), [=](int64_t k) { first[k] = k == kBefore ? start : start - INFINITY; });
-    auto row = [=](int64_t r) { return first + (keep ? r : r % 2) * x.width() + kBefore; };
-    for (int64_t t = 0; t < x.steps; t++) {
-      lattice.read_scores(x, n, t, team);
-      team.sync();  // the row before is complete
-      const double *before = row(t), *skip = lattice.skip;
-      const T* score = lattice.score;
-      double* now = row(t + 1);
-      team.each(x.states(), [=](int64_t s) {
-        now[s] = log_sum_exp<T>(before[s], before[s - 1], before[s - 2] + skip[s]) + double(score[s]);
-      });
-      if (team.rank() == 0) now[-1] = now[-2] = -INFINITY;
+    auto begin = [=](double* to) {
+      team.each(width, [=](int64_t k) { to[k - kBefore] = k == kBefore ? start : start - INFINITY; });
+    };
+    begin(before);
+    if (inside) begin(now);
+    if (inside && keep) begin(stored);
+    for (int64_t from = 0; from < x.steps; from += together) {
+      const int steps = int(x.steps - from < together ? x.steps - from : together);
+      lattice.read_scores(x, n, from, steps, team);
+      for (int k = 0; k < steps; k++) {
+        team.sync();  // the row before is complete
+        stored += width;
+        const double* skip = lattice.skip;
+        const T* score = lattice.score + k * width;
+        double* kept = inside && keep ? stored : nullptr;
+        team.each(x.states(), [=](int64_t s) {
+          now[s] = log_sum_exp<T>(before[s], before[s - 1], before[s - 2] + skip[s]) + double(score[s]);
+          if (kept) kept[s] = now[s];
+        });
+        double* ends = inside ? kept : now;
+        if (team.rank() == 0 && ends) ends[-1] = ends[-2] = -INFINITY;
+        double* after = inside || !keep ? before : now + width;
+        before = now, now = after;
+      }
     }
     team.sync();
-    if (team.rank() == 0) loss[n] = 0.0 - log_likelihood(row(x.steps), x);
+    if (team.rank() == 0) loss[n] = 0.0 - log_likelihood(before, x);
   }
 
   // Paths end in the last label or in the blank after it.
@@ -202,72 +278,105 @@ struct Labelled {
   Lattice<S> samples;
   const double* alpha;
   const T* scale;
-  // two arrays of one row a sample each: written at one step while the other is still read
-  double* beta;
-  T *probability, *posterior;
+  double* beta;           // two rows a sample
+  T* posterior;           // one row a sample, and these
   int32_t *first, *next;  // is a state the first of its label, and which is the next one: 0 for none
   Operand grad;           // strides of step, sample and class
 
   template <class Team>
   HD void operator()(int64_t n, Team team) const {
     const Batch& batch = samples.batch;
+    constexpr int K = kMostSteps<Team>;
     Sample x = batch.sample(n);
     if (!x.fits() || x.steps == 0 || scale[n] == T(0)) return;
-    Lattice<S> lattice = samples.of(x);
+    // two rows of beta, the chains, and what the lattice has; and at each step alpha and the posterior probability
+    constexpr int64_t kFixed = 2 * sizeof(double) + 2 * sizeof(int32_t) + Lattice<S>::kBytes;
+    Memory<Team> memory(team, x, kFixed, sizeof(double) + sizeof(T) + Lattice<S>::kStepBytes);
+    const bool inside = memory.steps() > 0;
+    const int together = inside ? memory.steps() : 1;
+    const int64_t states = x.states(), width = x.width(), room = inside ? width : batch.room();
+    double* rows = inside ? memory.template take<double>(2) : beta + x.row;
+    double* read = inside ? memory.template take<double>(together) : nullptr;
+    const Lattice<S> lattice = inside ? samples.in(memory) : samples.of(x);
+    T* posterior = inside ? memory.template take<T>(together) : this->posterior + x.row;
+    const Chains chains = inside ? Chains{memory.template take<int32_t>(1), memory.template take<int32_t>(1)}
+                                 : Chains{first + x.row, next + x.row};
     lattice.prepare(x, team);
-    link(x, lattice.label, team);
+    link(x, lattice.label, chains, team);
 
-    int64_t states = x.states(), room = batch.room();
     const double* start = alpha + (batch.steps + 1) * x.row + kBefore;
-    double total = Forward<S>::log_likelihood(start + x.steps * x.width(), x);
+    double total = Forward<S>::log_likelihood(start + x.steps * width, x);
     // Mirrors the row before the first step; the two places behind the last state stay -inf.
-    double* rows = beta + x.row;
-    team.each(x.width(), [=](int64_t s) { rows[s] = rows[room + s] = s == states - 1 ? 0.0 : -INFINITY; });
-    for (int64_t t = x.steps - 1; t >= 0; t--) {
-      lattice.read_scores(x, n, t, team);
-      team.sync();  // the row after is complete
-      const double *ahead = start + (t + 1) * x.width(), *after = rows + (t + 1) % 2 * room, *skip = lattice.skip;
-      const T* score = lattice.score;
-      double* now = rows + t % 2 * room;
-      T *p = probability + x.row + t % 2 * room, *q = posterior + x.row + t % 2 * room;
-      team.each(states, [=](int64_t s) {
-        double beyond = log_sum_exp<T>(after[s], after[s + 1], after[s + 2] + skip[s + 2]);
-        q[s] = exp(T(ahead[s] + beyond - total));
-        now[s] = beyond + double(score[s]);
-      });
-      team.each(states, [=](int64_t s) { p[s] = exp(score[s]); });
-      write(x, lattice.label, n, t, p, q, team);
+    team.each(width, [=](int64_t s) { rows[s] = rows[room + s] = s == states - 1 ? 0.0 : -INFINITY; });
+    double *after = rows + x.steps % 2 * room, *now = rows + (x.steps + 1) % 2 * room;
+    for (int64_t end = x.steps; end > 0; end -= together) {
+      const int64_t from = end > together ? end - together : 0;
+      const int steps = int(end - from);
+      const double* stored = start + (from + 1) * width;
+      if (inside) team.each(states, [=](int64_t s) { copy_steps<K>(stored + s, width, read + s, width, steps); });
+      lattice.read_scores(x, n, from, steps, team);
+      for (int k = steps - 1; k >= 0; k--) {
+        team.sync();  // the row after is complete
+        const double *ahead = (inside ? read : stored) + k * width, *skip = lattice.skip;
+        T *score = lattice.score + k * width, *q = posterior + k * width;
+        team.each(states, [=](int64_t s) {
+          double beyond = log_sum_exp<T>(after[s], after[s + 1], after[s + 2] + skip[s + 2]);
+          q[s] = exp(T(ahead[s] + beyond - total));
+          now[s] = beyond + double(score[s]);
+        });
+        team.each(states, [=](int64_t s) { score[s] = exp(score[s]); });
+        double* other = after;
+        after = now, now = other;
+      }
+      write<K>(x, lattice.label, chains, n, from, steps, lattice.score, posterior, team);
+      team.sync();  // before what was read is written again
     }
   }
 
  private:
+  struct Chains {
+    int32_t *first, *next;
+  };
   // Chains of the states of one label, so that one thread adds them up, in order. Blanks are added up by all threads.
   template <class Team>
-  HD void link(const Sample& x, const int32_t* label, Team team) const {
+  HD void link(const Sample& x, const int32_t* label, const Chains& chains, Team team) const {
     for (int64_t s = 2 * team.rank() + 1; s < x.states(); s += 2 * team.size()) {
       int64_t before = s - 2, after = s + 2;
       while (before > 0 && label[before] != label[s]) before -= 2;
       while (after < x.states() && label[after] != label[s]) after += 2;
-      first[x.row + s] = before < 0 && label[s] != samples.batch.blank;
-      next[x.row + s] = after < x.states() ? int32_t(after) : 0;
+      chains.first[s] = before < 0 && label[s] != samples.batch.blank;
+      chains.next[s] = after < x.states() ? int32_t(after) : 0;
     }
   }
-  // A step's gradients, from the probability and the posterior probability of each state.
-  template <class Team>
-  HD void write(const Sample& x, const int32_t* label, int64_t n, int64_t t, const T* p, const T* q, Team team) const {
+  // The gradients of a few steps, from the probability and the posterior probability of each state.
+  template <int K, class Team>
+  HD void write(const Sample& x, const int32_t* label, const Chains& chains, int64_t n, int64_t t, int steps,
+                const T* p, const T* q, Team team) const {
     int32_t blank = int32_t(samples.batch.blank);
-    // all threads have written theirs when this has its sum
-    T blanks = team.sum(x.states(), [=](int64_t s) { return label[s] == blank ? q[s] : T(0); });
+    int64_t width = x.width();
+    // all threads have written theirs when this has its sums
+    T sum[K];
+    team.sums(x.states(), sum,
+              [=](int64_t s, int k) { return label[s] == blank && (K == 1 || k < steps) ? q[k * width + s] : T(0); });
     S* frame = static_cast<S*>(grad.data) + t * grad.stride[0] + n * grad.stride[1];
-    int64_t step = grad.stride[2];
     T factor = scale[n];
-    auto put = [=](int64_t s, T sum) { frame[label[s] * step] = Narrow<S>::from(factor * (p[s] - sum)); };
-    if (team.rank() == 0) put(0, blanks);
+    auto put = [&](int64_t s) {
+      LOSSREG_UNROLL
+      for (int k = 0; k < K; k++)
+        if (K == 1 || k < steps)
+          frame[k * grad.stride[0] + label[s] * grad.stride[2]] = Narrow<S>::from(factor * (p[k * width + s] - sum[k]));
+    };
+    if (team.rank() == 0) put(0);
     for (int64_t s = 2 * team.rank() + 1; s < x.states(); s += 2 * team.size()) {
-      if (!first[x.row + s]) continue;
-      T sum = T(0);
-      for (int64_t same = s; same > 0; same = next[x.row + same]) sum += q[same];
-      put(s, sum);
+      if (!chains.first[s]) continue;
+      LOSSREG_UNROLL
+      for (int k = 0; k < K; k++) sum[k] = T(0);
+      for (int64_t same = s; same > 0; same = chains.next[same]) {
+        LOSSREG_UNROLL
+        for (int k = 0; k < K; k++)
+          if (K == 1 || k < steps) sum[k] += q[k * width + same];
+      }
+      put(s);
     }
   }
 };
