@@ -19,6 +19,8 @@ bench.ROWS["gpu"] = ((1024, 32000), (8, 19, 512, 512))
 # Sizes of one op besides: few wide rows, a language model's, a classifier's, few classes.
 ROWS = {"cross_entropy": ((64, 128256), (4096, 128256), (65536, 1000), (65536, 10))}
 bench.ROWS.update(ROWS)
+# Rows, features and classes of the heads of two language models, Llama 3 and Gemma 2; in bfloat16.
+HEADS = ((8192, 4096, 128256), (8192, 2304, 256000))
 # What a training step asks gradients of, where that is not the first argument alone.
 TRAINED = {
     "linear_cross_entropy": 2, "triplet_margin_loss": 3, "triplet_margin_with_distance_loss": 3, "coord_conv2d": 2,
@@ -75,8 +77,10 @@ class GpuCase:
     def shape(self) -> str:
         first = self.sample.args[0]
         tensors = first if isinstance(first, Sequence) else [first]
-        lead = "×".join(map(str, tensors[0].shape))
-        return lead if tensors is not first else f"{len(tensors)} tensors"
+        if tensors is first:
+            return f"{len(tensors)} tensors"
+        weight = self.sample.args[1].shape[:1] if self.op.short == "linear_cross_entropy" else ()
+        return "×".join(map(str, (*tensors[0].shape, *weight)))
 
     @property
     def title(self) -> str:
@@ -98,6 +102,10 @@ def samples(op: Op, make: Maker, size: str) -> Iterator[Sample]:
         yield Sample((*pairs, 0.999))
     elif op.workload is not None:
         yield from op.workload(make, "large" if size == "gpu" else size)
+        if op.short == "linear_cross_entropy" and size == "gpu" and make.dtype == torch.bfloat16:
+            for rows, features, classes in HEADS:
+                x, w = make.normal(rows, features), make.normal(classes, features, scale=features**-0.5)
+                yield Sample((x, w, make.index(classes, rows)))
     else:
         first = bench.small_calls(op)[0]
         for of in shapes(op, size):

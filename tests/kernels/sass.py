@@ -1,7 +1,9 @@
 """Reads the sm_90 machine code of the CUDA kernels: what a warp does an iteration, and how much of memory it asks for.
 
 ``kernels(build)`` disassembles the objects of a build with NVIDIA's cuobjdump and nvdisasm. ``Kernel.hot`` is where a
-kernel spends its time: its innermost loop over global memory, or all of its code where there is none.
+kernel spends its time: one turn of its innermost loop over global memory, or all of its code where there is none. Of
+ways that part, the one that moves most is followed, then the shortest: neither the ends that fill no pack nor the slow
+paths for unusual values are what a kernel's time is made of.
 """
 
 import dataclasses
@@ -45,13 +47,14 @@ class Instruction:
 
     def bytes_of(self, kinds: str) -> int:
         """What one thread moves, where this is an access of one of these kinds."""
-        if not re.match(rf"({kinds})\b", self.opcode):
-            return 0
+        if not re.match(rf"({kinds})\b", self.opcode) or "STRONG" in self.opcode:
+            return 0  # STRONG: what other blocks left, once a launch
         width = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
         return next((width[part] for part in self.opcode.split(".") if part in width), 4)
 
 
 LOADS, STORES = "LDG|LDGSTS", "STG"
+SLOW_PATH = 8  # instructions at most of what is run for unusual values alone, where it is no call
 # Cycles of one scheduler's share of a pipe that one warp's instruction takes; each also takes one to issue.
 PIPES = {
     "special": (r"MUFU|F2F|F2I|I2F(?!P)", 8),
@@ -75,15 +78,10 @@ class Block:
     def calls(self) -> list[str]:
         return [i.target or "" for i in self.code if i.opcode.startswith("CALL")]
 
-    @property
-    def is_slow_path(self) -> bool:
-        """Runs for values out of the usual range alone."""
-        return any("slowpath" in name for name in self.calls)
-
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A piece of a kernel, in the order of its addresses, without its slow paths."""
+    """A way through a piece of a kernel."""
 
     code: tuple[Instruction, ...]
     calls: tuple[str, ...]
@@ -156,42 +154,96 @@ class Kernel:
         """The blocks of each loop, outer ones first."""
         return natural_loops(self.blocks)
 
-    def region(self, chosen: Iterable[int], is_loop: bool) -> Region:
-        blocks = [self.blocks[b] for b in sorted(chosen)]
-        fast = [b for b in blocks if not b.is_slow_path]
-        code = tuple(i for b in fast for i in b.code)
-        return Region(code, tuple(name for b in fast for name in b.calls), is_loop)
+    def path(self, chosen: Iterable[int], is_loop: bool) -> list[int]:
+        """The blocks of the way from the first to the last of these that moves most, and of those the shortest one."""
+        inside = set(chosen)
+        first = min(inside, key=lambda k: self.order.get(k, len(self.blocks)))
+        traffic = f"{LOADS}|{STORES}"
+        sizes = {k: [i.bytes_of(traffic) for i in self.blocks[k].code] for k in inside}
+        # the elements of a pack, one after the other, are its end
+        least = max((n for of in sizes.values() for n in of), default=0) / 2
+        gain = {k: (sum(n for n in of if n >= least), -len(of)) for k, of in sizes.items()}
+        in_order = sorted(inside & self.order.keys(), key=lambda k: self.order[k])
+        after = {
+            k: [s for s in self.blocks[k].successors if s in inside and self.order[s] > self.order[k]] for k in in_order
+        }
+
+        def aside(k: int) -> bool:
+            """Is it a pack's end, element by element, or a call for unusual values?"""
+            calls = any("slowpath" in name for name in self.blocks[k].calls)
+            return calls or (bool(sum(sizes[k])) and not gain[k][0])
+
+        def is_the_work(k: int, end: int) -> bool:
+            """Is what lies between a block and one after it more than a slow path, and not a pack's end?"""
+            shortest = {k: len(self.blocks[k].code)}
+            narrow = {k: aside(k)}
+            for b in in_order:
+                if b not in shortest or b == end:
+                    continue
+                for s in after[b]:
+                    length = shortest[b] + len(self.blocks[s].code)
+                    if s not in shortest or length < shortest[s]:
+                        shortest[s] = length
+                        narrow[s] = narrow[b] or (aside(s) and s != end)
+            return end in shortest and shortest[end] - len(self.blocks[end].code) > SLOW_PATH and not narrow[end]
+
+        best = {first: (gain[first], [first])}
+        ends = []
+        for k in in_order:
+            if k not in best:
+                continue
+            (moved, fewer), way = best[k]
+            forward = after[k]
+            if len(forward) == 2:
+                # a guard around the work is passed: this thread has some
+                forward = [s for s, other in (forward, forward[::-1]) if not is_the_work(other, s)] or forward
+            if (first in self.blocks[k].successors) if is_loop else not after[k]:
+                ends.append(k)
+            for s in forward:
+                value = (moved + gain[s][0], fewer + gain[s][1])
+                if s not in best or value > best[s][0]:
+                    best[s] = (value, [*way, s])
+        last = max(ends or best, key=lambda k: best[k][0])
+        return best[last][1]
+
+    def region(self, way: Sequence[int], is_loop: bool) -> Region:
+        blocks = [self.blocks[b] for b in way]
+        code = tuple(i for b in blocks for i in b.code)
+        return Region(code, tuple(name for b in blocks for name in b.calls), is_loop)
 
     @functools.cached_property
-    def hot_blocks(self) -> frozenset[int] | None:
-        def traffic(loop: Iterable[int]) -> int:
-            return self.region(loop, True).bytes_of(f"{LOADS}|{STORES}")
+    def order(self) -> dict[int, int]:
+        """The place of each block that can be reached, one after all that lead to it but for loops."""
+        return {k: n for n, k in enumerate(reachable(self.blocks))}
 
-        def loads(loop: Iterable[int]) -> int:
-            return self.region(loop, True).bytes_of(LOADS) or any(
-                "read_at" in name for b in loop for name in self.blocks[b].calls
-            )
+    @functools.cached_property
+    def hot_loop(self) -> frozenset[int] | None:
+        def loads(loop: Iterable[int]) -> bool:
+            blocks = [self.blocks[b] for b in loop]
+            calls = any("read_at" in name for b in blocks for name in b.calls)
+            return calls or any(i.bytes_of(LOADS) for b in blocks for i in b.code)
+
+        def traffic(loop: Iterable[int]) -> tuple[int, int]:
+            turn = self.region(self.path(loop, True), True)
+            return turn.bytes_of(f"{LOADS}|{STORES}"), len(turn.code)
 
         touching = [loop for loop in self.loops if loads(loop)]
         inner = [loop for loop in touching if not any(other < loop for other in touching)]
-        return max(inner, key=lambda loop: (traffic(loop), len(loop)), default=None)
+        return max(inner, key=traffic, default=None)
 
     @functools.cached_property
     def hot(self) -> Region:
-        """The innermost loop that moves most, or the whole body."""
-        blocks = self.hot_blocks
-        return self.region(range(len(self.blocks)) if blocks is None else blocks, blocks is not None)
+        """A turn of the innermost loop that moves most, or the whole body."""
+        loop = self.hot_loop
+        return self.region(self.path(range(len(self.blocks)) if loop is None else loop, loop is not None), bool(loop))
 
     @functools.cached_property
     def rest(self) -> Region:
-        """Everything but the innermost loops over memory."""
-        inner = self.hot_blocks
-        if inner is None:
+        """What a thread runs besides, once."""
+        if self.hot_loop is None:
             return Region((), (), False)
-        # what finishes a vectorised loop, element by element, is not run by the same threads
-        small = [loop for loop in self.loops if not any(other < loop for other in self.loops)]
-        left = set(range(len(self.blocks))) - inner - set().union(*small)
-        return self.region(left, False)
+        way = self.path(range(len(self.blocks)), False)
+        return self.region([k for k in way if k not in self.hot_loop], False)
 
     def in_flight(self, threads: int = 256) -> int:
         """Bytes that the resident threads of a multiprocessor have asked for at once."""
@@ -229,12 +281,8 @@ def parse(text: str) -> list[Block]:
     return blocks
 
 
-def natural_loops(blocks: Sequence[Block]) -> list[frozenset[int]]:
-    """Of each header, the blocks that come back to it."""
-    before: list[list[int]] = [[] for _ in blocks]
-    for k, block in enumerate(blocks):
-        for s in block.successors:
-            before[s].append(k)
+def reachable(blocks: Sequence[Block]) -> list[int]:
+    """Each block before those that it leads to, but for the way back of a loop."""
     order, seen, stack = [], {0}, [(0, iter(blocks[0].successors))]
     while stack:
         node, rest = stack[-1]
@@ -246,7 +294,17 @@ def natural_loops(blocks: Sequence[Block]) -> list[frozenset[int]]:
         else:
             order.append(node)
             stack.pop()
-    order.reverse()
+    return order[::-1]
+
+
+def natural_loops(blocks: Sequence[Block]) -> list[frozenset[int]]:
+    """Of each header, the blocks that come back to it."""
+    before: list[list[int]] = [[] for _ in blocks]
+    for k, block in enumerate(blocks):
+        for s in block.successors:
+            before[s].append(k)
+    order = reachable(blocks)
+    seen = set(order)
     # the blocks that every way to a block goes through, as bits of a number
     dominators = dict.fromkeys(order, -1)
     dominators[0] = 1
@@ -302,16 +360,18 @@ def functions(listing: str) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def kernels_of(file: Path) -> dict[str, Kernel]:
-    """By symbol, of an object file beside ptxas's log. float64 is there to verify, and left out."""
+    """By symbol, of an object file or a cubin beside ptxas's log. float64 is there to verify, and left out."""
     nvdisasm, cuobjdump = tool("nvdisasm"), tool("cuobjdump")
     if nvdisasm is None or cuobjdump is None:
         raise RuntimeError("expected nvdisasm and cuobjdump, of nvidia-cuda-nvdisasm and nvidia-cuda-cuobjdump")
-    known = resources(file.with_name(file.name + ".log").read_text())
+    is_cubin = file.suffix == ".cubin"
+    known = resources((file.with_suffix(".log") if is_cubin else file.with_name(file.name + ".log")).read_text())
     found: dict[str, Kernel] = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [cuobjdump, "-xelf", ARCHITECTURE, str(file)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        for cubin in sorted(Path(folder).glob("*.cubin")):
+        if not is_cubin:
+            command = [cuobjdump, "-xelf", ARCHITECTURE, str(file.resolve())]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        for cubin in [file] if is_cubin else sorted(Path(folder).glob("*.cubin")):
             table = subprocess.run(["readelf", "-sW", cubin], check=True, capture_output=True, text=True).stdout
             symbol = re.compile(r"^\s*(\d+): .*\bFUNC\s+\w+\s+.*\s(_Z\S+)$", re.MULTILINE)
             chosen = [m[1] for m in symbol.finditer(table) if not re.match(r"_ZN7lossreg4cuda\d+[a-z_]+Id", m[2])]
@@ -364,8 +424,8 @@ def describe(kernel: Kernel) -> str:
 if __name__ == "__main__":
     import sys
 
-    # python tests/kernels/sass.py BUILD [FAMILY [NAME]]
-    pattern = re.compile(sys.argv[3] if len(sys.argv) > 3 else "")
-    for each in kernels(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None).values():
+    # python tests/kernels/sass.py BUILD|FILE.cubin [FAMILY [NAME]]
+    place, family, pattern = Path(sys.argv[1]), (sys.argv[2:] or [None])[0], re.compile((sys.argv[3:] or [""])[0])
+    for each in (kernels_of(place) if place.is_file() else kernels(place, family)).values():
         if pattern.search(each.name):
             print(describe(each))
