@@ -26,12 +26,14 @@ class ShapeRule:
         elements: the shape to which the operands broadcast, where the result has fewer dimensions than that.
         typed_by: the tensors whose promoted dtype is the result's, whatever that of the others; none: all of them.
         on_host: the tensors that may be on the CPU whatever the device of the others.
+        pointwise: does each value come from one element of every operand, or from one pair of boxes?
     """
 
     shape: ShapeFunction
     elements: ShapeFunction | None = None
     typed_by: tuple[str, ...] = ()
     on_host: tuple[str, ...] = ()
+    pointwise: bool = False
 
     def __call__(self, op: str, args: Arguments) -> Sequence[int]:
         return self.shape(op, args)
@@ -91,7 +93,7 @@ def same(*names: str, optional: Sequence[str] = ()) -> ShapeRule:
             require_shape_of(op, name, args[name], first, args[first])
         return expanded(op, args)
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, pointwise=True)
 
 
 def expanding(*names: str, to: str) -> ShapeRule:
@@ -105,7 +107,7 @@ def expanding(*names: str, to: str) -> ShapeRule:
                 raise fail(op, expected, shape_text(shape), shape_text(args[name]))
         return shape
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, pointwise=True)
 
 
 def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
@@ -124,7 +126,7 @@ def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
             shape = both
         return shape
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, pointwise=True)
 
 
 def variance(input: str, target: str, var: str) -> ShapeRule:
@@ -147,7 +149,7 @@ def variance(input: str, target: str, var: str) -> ShapeRule:
             raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
         return whole
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, pointwise=True)
 
 
 def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
@@ -164,7 +166,7 @@ def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
         shape: Sequence[int] = x.shape[:-1]
         return shape
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, pointwise=True)
 
 
 def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> ShapeRule:
@@ -236,7 +238,7 @@ def class_sums(input: str, *others: str) -> ShapeRule:
         shape, axis = elements(op, args), args[input].dim() - 1
         return (*shape[:axis], *shape[axis + 1 :])
 
-    return ShapeRule(rule, elements=elements)
+    return ShapeRule(rule, elements=elements, pointwise=True)
 
 
 def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> ShapeRule:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# The types of device for which Inductor gets the reference of a pointwise op in its place.
+FUSING = frozenset({"cuda"})
+
 # The types of device that the library has kernels for, and the dispatcher's name of each: one line a backend of csrc.
 KERNEL_KEYS = {
     "cpu": "CPU",

@@ -1,5 +1,6 @@
 """Every private name of torch that opreg leans on, in one place, each with a test (tests/every_op/test_registry.py)."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -109,6 +110,12 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def inductor_compiles() -> bool:
+    """Is Inductor taking over a graph, in this thread?"""
+    virtualized = sys.modules.get("torch._inductor.virtualized")
+    return virtualized is not None and not isinstance(virtualized.V.fake_mode, virtualized.NullHandler)
 
 
 # The modules of torch that read the keys of caches on disk.

@@ -21,7 +21,8 @@ def opreg(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """Swaps losses and activations for ops in Dynamo's graph, then compiles it with Inductor.
+    """Swaps losses and activations for ops in Dynamo's graph, then compiles it with Inductor. What Inductor itself
+    fuses, pointwise losses and boxes on a GPU, is left to it, and the report says so.
 
     Args:
         module, example_inputs: from Dynamo.
@@ -29,6 +30,6 @@ def opreg(
     """
     global last_report
     last_report = Report()
-    Rewriter(module, RULES, last_report).run()
+    Rewriter(module, RULES, last_report, compiled=True).run()
     compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, options)
     return compiled

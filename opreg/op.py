@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _autocast, _private
-from ._library import NAMESPACE
+from ._library import FUSING, NAMESPACE
 from .meta import ShapeRule, State
 from .meta.fakes import result_dtype
 from .meta.rules import ShapeFunction, shape_rule
@@ -88,8 +88,8 @@ class Op:
     Compilers, autocast and rewrites:
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites.
-        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours
-            (pointwise ops only).
+        inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours: on
+            every device. Where the rule of ``shape`` is pointwise, that is so on a GPU in any case.
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
         unrolled: the reference is a loop over a size of its arguments, so that its graph grows with them.
 
@@ -252,6 +252,14 @@ class Op:
     def is_loss(self) -> bool:
         """Has a ``dtype`` option: float32 under autocast. Other ops keep their input's dtype."""
         return "dtype" in self.arguments
+
+    def fuses_on(self, device_type: str) -> bool:
+        """Does Inductor compute it as fast as the op's kernels do on such a device, and fuse it with its neighbours?"""
+        return device_type in FUSING and self.rule.pointwise and not self.mutated
+
+    def inlined_on(self, device_type: str) -> bool:
+        """Does Inductor get the reference in the op's place?"""
+        return self.inline or self.fuses_on(device_type)
 
     @cached_property
     def reduces(self) -> bool:

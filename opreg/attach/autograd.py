@@ -1,22 +1,31 @@
 """Autograd, second derivative, torch.func and vmap for every op, from its backward op and its reference.
 
-An op's kernel under the Autograd key has three ways: under a torch.func transform or forward mode it returns the
-reference, which those can see through; without a gradient it calls the backend; else it goes through autograd.Function,
-whose backward is the op ``NAME_backward``. That op is differentiable in turn, by differentiating the reference twice.
+An op's kernel under the Autograd key has four ways: under a torch.func transform or forward mode it returns the
+reference, which those can see through; without a gradient it calls the backend; where Inductor compiles, and inlines
+the op, it returns the reference, whose gradient is compiled with it; else it goes through autograd.Function, whose
+backward is the op ``NAME_backward``. That op is differentiable in turn, by differentiating the reference twice.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _autocast
-from .._private import BATCHED_GRADIENTS_KEY, VMAP_KEY, apply_function, below_autograd, transform_active
-from ..messages.checks import check_call
+from .._private import (
+    BATCHED_GRADIENTS_KEY,
+    VMAP_KEY,
+    apply_function,
+    below_autograd,
+    inductor_compiles,
+    transform_active,
+)
 from ..meta.fakes import no_gradient
 from ..meta.schema import bind, defaults, results_of, returned
 from ..op import Op, no_constants
+from .inlining import inlined, reference
 
 
 def attach(op: Op, lib: torch.library.Library) -> None:
@@ -33,16 +42,19 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     # never a constant: without `constants` any that the schema says, else the first
     differentiable = frozenset(op.differentiable_positions[: None if op.constants is no_constants else 1])
 
-    def reference(*args: Any, **kwargs: Any) -> Any:
-        check_call(op, bind(op.value, args, kwargs))
-        return op.call_reference(*args, **kwargs)
+    may_be_inlined = op.inline or op.rule.pointwise
+    as_reference = partial(reference, op)
 
     def value(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
-            return reference(*args, **kwargs)
+            return reference(op, *args, **kwargs)
         if not wants_gradient(args):
             with below_autograd():
                 return op.value_entry(*args, **kwargs)
+        # what is compiled is never a plain tensor; that is asked first, because every call comes by here
+        plain = not may_be_inlined or type(args[0]) is Tensor
+        if not plain and inductor_compiles() and op.inlined_on(args[0].device.type):
+            return inlined(op, *args, **kwargs)
         values = (*args, *tail[len(args) :])
         for k, a in enumerate(values):
             if k not in differentiable and isinstance(a, Tensor) and a.requires_grad:
@@ -60,7 +72,7 @@ def attach(op: Op, lib: torch.library.Library) -> None:
         return apply_function(Backward, op, *bind(op.backward, args, kwargs).values())
 
     lib.impl(op.short, value, "Autograd")
-    lib.impl(op.short, reference, VMAP_KEY)
+    lib.impl(op.short, as_reference, VMAP_KEY)
     lib.impl(op.short + "_backward", backward, "Autograd")
     for key in (VMAP_KEY, BATCHED_GRADIENTS_KEY):
         lib.impl(op.short + "_backward", lambda *a, **k: reference_backward(op, a, k), key)

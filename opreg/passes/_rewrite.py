@@ -33,10 +33,17 @@ class Rewriter:
     """Rewrites the graph of one module, and the graphs of the modules in it; the report gets what was done."""
 
     def __init__(
-        self, module: fx.GraphModule, rules: Sequence[Rule | NearMiss], report: Report, *, activations: bool = True
+        self,
+        module: fx.GraphModule,
+        rules: Sequence[Rule | NearMiss],
+        report: Report,
+        *,
+        activations: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
-        self.activations = activations
+        # compiled: the graph goes on to Inductor, which inlines some of the ops
+        self.activations, self.compiled = activations, compiled
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
         # by the name of the node, so that the report has each place once
@@ -53,7 +60,8 @@ class Rewriter:
     def run(self) -> None:
         for child in self.module.children():
             if isinstance(child, fx.GraphModule):
-                Rewriter(child, self.rules, self.report, activations=self.activations).run()
+                options = {"activations": self.activations, "compiled": self.compiled}
+                Rewriter(child, self.rules, self.report, **options).run()
         before = len(self.report.swapped)
         self.compositions()
         self.natives()
@@ -87,6 +95,8 @@ class Rewriter:
             reason = rule.why if isinstance(rule, NearMiss) else rule.objection(match.arguments)
         if reason or isinstance(rule, NearMiss):
             raise Refused(reason)
+        for node in rule.replacement_graph.nodes:
+            self.require_gain(op_of(node), match.tensors.values())
         if match.interior and not saves(match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
         bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
@@ -113,6 +123,14 @@ class Rewriter:
                 return f"{name} is of dtype {t.dtype}, the result of {root.dtype}"
         return ""
 
+    def require_gain(self, op: Op | None, operands: Iterable[fx.Node]) -> None:
+        """Refuses what Inductor would take apart again."""
+        if op is None or not self.compiled:
+            return
+        for t in map(value_of, operands):
+            if isinstance(t, Tensor) and op.fuses_on(t.device.type):
+                raise Refused(f"Inductor fuses this: on {t.device.type}, {op.short} would be a kernel of its own")
+
     # torch's own calls
 
     def natives(self) -> None:
@@ -133,6 +151,7 @@ class Rewriter:
             raise Refused(native.reason)
         if value_of(node) is None and any(map(self.view.complex, node.all_input_nodes)):
             raise Refused("it is of a complex dtype")
+        self.require_gain(native.op, node.all_input_nodes)
         native = at(native, node, self.view)
         for name, chain in CHAINS.items():
             wider = chain(native, self.view)

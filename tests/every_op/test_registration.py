@@ -22,7 +22,7 @@ from torch import Tensor
 import opreg
 from opreg import registry
 from opreg._fingerprint import fingerprint
-from opreg.attach import cache_keys, inductor
+from opreg.attach import cache_keys
 from opreg.testing import Maker
 
 
@@ -275,13 +275,6 @@ def test_fingerprints():
     assert fingerprint(recursive) == fingerprint(recursive)
     fields = [f.name for f in dataclasses.fields(opreg.Op)]
     assert set(cache_keys._CONTRIBUTED) <= {*fields, "qualname"}
-
-
-def test_gradient_graphs_are_bounded():
-    """A schedule that gives an option a new value each time keeps no graph for each."""
-    limit = inductor.gradient_graph.cache_info().maxsize
-    assert limit is not None
-    assert limit <= 256
 
 
 # importing

@@ -20,6 +20,7 @@ from opreg._private import (
     has_kernel_for,
     has_op,
     has_tangent,
+    inductor_compiles,
     names_in,
     register_fake,
     set_in_cache_keys,
@@ -256,6 +257,24 @@ def test_private_fake_modes():
     assert type(fake) is not torch.Tensor
     assert type(real) is torch.Tensor
     assert tensor_metadata(real).shape == (2,)
+
+
+def test_private_inductor_compiles():
+    """True while Inductor traces a graph, in that thread; not before, and not while other backends do."""
+    import torch._inductor.compile_fx
+
+    seen = []
+
+    def inner(graph, inputs, **options):
+        seen.append(inductor_compiles())
+        return graph.forward
+
+    def backend(graph, inputs):
+        seen.append(inductor_compiles())
+        return torch._inductor.compile_fx.compile_fx(graph, inputs, inner_compile=inner)
+
+    torch.compile(lambda x: x.sin(), backend=backend)(torch.ones(2))
+    assert [*seen, inductor_compiles()] == [False, True, False]
 
 
 def test_private_has_tangent():
