@@ -188,7 +188,7 @@ def test_the_rewrite_leaves_to_inductor_what_that_fuses(device):
     assert [s.op for s in report.swapped] == ["cross_entropy"]
     hand_written = "focal_loss without alpha, p_t written out"
     natives = ["binary_cross_entropy_with_logits", "mse_loss", "silu"]
-    assert sorted(left.what for left in report.left) == sorted([hand_written, *natives])
+    assert {left.what for left in report.left} >= {hand_written, *natives}
     for left in report.left:
         assert left.why.startswith("Inductor fuses this: on cuda, ")
     assert "would be a kernel of its own" in str(report)
