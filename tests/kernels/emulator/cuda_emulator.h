@@ -179,6 +179,9 @@ LOSSREG_NOT_COUNTED T shuffle_xor(T value, int mask) {
 inline unsigned long long atomicAdd(unsigned long long* word, unsigned long long value) {
   return std::exchange(*word, *word + value);
 }
+inline unsigned atomicAdd(unsigned* word, unsigned value) {
+  return std::exchange(*word, *word + value);
+}
 inline unsigned long long atomicCAS(unsigned long long* word, unsigned long long expected, unsigned long long value) {
   return std::exchange(*word, *word == expected ? value : *word);
 }
