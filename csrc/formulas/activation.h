@@ -9,7 +9,7 @@ struct Swish {
   static constexpr auto args = "Tensor input, float beta=1.0";
   static constexpr int inputs = 1, gradients = 1;
   static constexpr Shapes shapes = Shapes::same;
-  double beta;
+  Parameter beta;
 
   static Swish make(double beta) {
     expect(beta == beta, name, "beta that is a number", beta);
@@ -22,7 +22,7 @@ struct Swish {
   template <class T>
   HD Gradients<T, 1> grad(T x) const {
     // sigmoid(z), and sigmoid(z) sigmoid(-z) with all its digits, of one exponential
-    T z = T(beta) * x, e = exp_negative(-abs(z)), r = T(1) / (T(1) + e);
+    T z = T(beta) * x, e = exp_negative(-abs(z)), r = inverse_1p_unit(e);
     T p = z >= T(0) ? r : e * r, slope = e * r * r;
     // not z * slope: where beta * x overflows, the slope is 0
     return {p + x * (T(beta) * slope)};

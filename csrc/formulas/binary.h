@@ -54,7 +54,7 @@ struct BinaryCrossEntropyWithLogits {
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w, T v) const {
-    T e = exp_negative(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T e = exp_negative(-abs(x)), r = inverse_1p_unit(e), s = e * r;
     T p = x < T(0) ? s : r, q = x < T(0) ? r : s;  // sigmoid(x), sigmoid(-x)
     T dt = (x < T(0) ? -(v * x) : -x) + (v - T(1)) * log1p_unit(e);
     // not p - t, which loses all digits of a confident right answer; so nothing cancels at t = 0 and 1
@@ -69,9 +69,9 @@ struct FocalLoss {
   static constexpr auto args = "Tensor input, Tensor target, float alpha=0.25, float gamma=2.0, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
-  double alpha, gamma;
+  Parameter alpha, gamma;
   // A target outside of [0, 1] makes m negative, or larger than 1: (-1)^gamma, and what m^gamma is finite for.
-  double of_negative = 1, largest = INFINITY;
+  Parameter of_negative = 1, largest = INFINITY;
 
   static FocalLoss make(double alpha, double gamma, Reduction) {
     expect(alpha <= 1, name, "alpha <= 1 (below 0: no weighting)", alpha);
@@ -85,15 +85,15 @@ struct FocalLoss {
 
   template <class T>
   struct Terms {
-    T p, q, miss, cross_entropy, alpha, alpha_slope;
+    T p, q, larger, miss, cross_entropy, alpha, alpha_slope;  // larger: of p and q
   };
   template <class T>
   HD Terms<T> terms(T x, T t) const {
-    T e = exp_negative(-abs(x)), r = T(1) / (T(1) + e), s = e * r;
+    T e = exp_negative(-abs(x)), r = inverse_1p_unit(e), s = e * r;
     T p = x < T(0) ? s : r, q = x < T(0) ? r : s;
     T cross_entropy = (x < T(0) ? -x * t : x * (T(1) - t)) + log1p_unit(e);
-    T a = alpha < 0 ? T(1) : T(1) - T(alpha), slope = alpha < 0 ? T(0) : T(2 * alpha - 1);
-    return {p, q, p * (T(1) - t) + q * t, cross_entropy, a + slope * t, slope};
+    T share = T(alpha), a = share < T(0) ? T(1) : T(1) - share, slope = share < T(0) ? T(0) : T(2) * share - T(1);
+    return {p, q, r, p * (T(1) - t) + q * t, cross_entropy, a + slope * t, slope};
   }
   template <int Mode, class T>
   HD T power(T miss) const {
@@ -113,10 +113,12 @@ struct FocalLoss {
     Terms<T> k = terms(x, t);
     T power_m = power<Mode>(k.miss);
     // gamma m^(gamma-1): by one division, and 0 where p_t = 1
-    T slope = k.miss != T(0) ? T(gamma) * power_m / k.miss : T(0);
+    T slope;
+    if constexpr (Mode == 1) slope = T(2) * k.miss;
+    else slope = k.miss != T(0) ? T(gamma) * power_m / k.miss : T(0);
     T dm_dx = k.p * k.q * (T(1) - T(2) * t);
     // q - p, with its digits near x = 0
-    T apart = one_minus_exp(abs(x)) / (T(1) + exp_negative(-abs(x))), dm_dt = x < T(0) ? apart : -apart;
+    T apart = one_minus_exp(abs(x)) * k.larger, dm_dt = x < T(0) ? apart : -apart;
     T dce_dx = (T(1) - t) * k.p - t * k.q;
     T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);
     T dt = k.alpha_slope * power_m * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power_m * x);

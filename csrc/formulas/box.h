@@ -33,7 +33,7 @@ struct Areas {
   T intersection, united, inverse_united, iou, miss;
 };
 template <class T>
-HD Areas<T> areas(const BoxPair<T>& b, double eps) {
+HD Areas<T> areas(const BoxPair<T>& b, Parameter eps) {
   auto [x, y] = b;
   T intersection = x.overlap * y.overlap;
   // U - I, of terms that are not negative: so miss keeps its digits where the boxes agree, and iou is at most 1
@@ -62,7 +62,7 @@ struct Distance {
   T squared, diagonal, value;
 };
 template <class T>
-HD Distance<T> distance(const BoxPair<T>& b, double eps) {
+HD Distance<T> distance(const BoxPair<T>& b, Parameter eps) {
   T squared = b.x.offset * b.x.offset + b.y.offset * b.y.offset;
   T diagonal = b.x.hull * b.x.hull + b.y.hull * b.y.hull + T(eps);
   return {squared, diagonal, ratio(squared, diagonal)};
@@ -70,11 +70,11 @@ HD Distance<T> distance(const BoxPair<T>& b, double eps) {
 
 // What diou, ciou, eiou and focal_eiou have in common: 1 - iou + rho^2 / c^2.
 template <class T>
-HD T distance_iou(const BoxPair<T>& b, double eps) {
+HD T distance_iou(const BoxPair<T>& b, Parameter eps) {
   return areas(b, eps).miss + distance(b, eps).value;
 }
 template <class T>
-HD BoxPair<T> distance_iou_grad(const BoxPair<T>& b, double eps) {
+HD BoxPair<T> distance_iou_grad(const BoxPair<T>& b, Parameter eps) {
   BoxPair<T> g = slopes_of_iou(b, areas(b, eps), T(-1));
   Distance<T> d = distance(b, eps);
   T step = T(2) * inverse(d.diagonal);
@@ -90,7 +90,7 @@ struct IoULoss {
   static constexpr auto name = "iou_loss";
   static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
-  double eps;
+  Parameter eps;
 
   static IoULoss make(Reduction, double eps) { return {checked_eps(name, eps)}; }
   template <class T>
@@ -109,7 +109,7 @@ struct GIoULoss {
   static constexpr auto name = "giou_loss";
   static constexpr auto args = IoULoss::args;
   static constexpr int inputs = 2, gradients = 2;
-  double eps;
+  Parameter eps;
 
   static GIoULoss make(Reduction, double eps) { return {checked_eps(name, eps)}; }
   template <class T>
@@ -135,7 +135,7 @@ struct DIoULoss {
   static constexpr auto name = "diou_loss";
   static constexpr auto args = IoULoss::args;
   static constexpr int inputs = 2, gradients = 2;
-  double eps;
+  Parameter eps;
 
   static DIoULoss make(Reduction, double eps) { return {checked_eps(name, eps)}; }
   template <class T>
@@ -155,7 +155,7 @@ struct CIoULoss {
   static constexpr auto args = IoULoss::args;
   static constexpr int inputs = 2, gradients = 2;
   static constexpr double kScale = 0.4052847345693511;  // 4 / pi^2
-  double eps;
+  Parameter eps;
 
   static CIoULoss make(Reduction, double eps) { return {checked_eps(name, eps)}; }
   // alpha, and the angles' difference
@@ -196,7 +196,7 @@ struct EIoULoss {
   static constexpr auto name = "eiou_loss";
   static constexpr auto args = IoULoss::args;
   static constexpr int inputs = 2, gradients = 2;
-  double eps;
+  Parameter eps;
 
   static EIoULoss make(Reduction, double eps) { return {checked_eps(name, eps)}; }
   template <class T>
@@ -229,7 +229,7 @@ struct FocalEIoULoss {
   static constexpr auto name = "focal_eiou_loss";
   static constexpr auto args = "Tensor input, Tensor target, float gamma=0.5, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
-  double gamma, eps;
+  Parameter gamma, eps;
 
   static FocalEIoULoss make(double gamma, Reduction, double eps) {
     expect(gamma >= 0 && gamma < INFINITY, name, "finite gamma >= 0", gamma);
@@ -260,7 +260,7 @@ struct AlphaIoULoss {
   static constexpr auto name = "alpha_iou_loss";
   static constexpr auto args = "Tensor input, Tensor target, float alpha=3.0, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
-  double alpha, eps;
+  Parameter alpha, eps;
 
   static AlphaIoULoss make(double alpha, Reduction, double eps) {
     expect(alpha > 0 && alpha < INFINITY, name, "finite alpha > 0", alpha);
@@ -277,7 +277,7 @@ struct AlphaIoULoss {
     bool apart = a.iou < T(0.5);
     if constexpr (Mode == 1) return apart ? T(1) - a.iou * a.iou * a.iou : a.miss * (T(1) + a.iou * (T(1) + a.iou));
     T log_iou = apart ? log(a.iou) : log1m(a.miss);
-    return one_minus_exp(T(-alpha) * log_iou);
+    return one_minus_exp(-T(alpha) * log_iou);
   }
   template <int Mode, class T>
   HD BoxPair<T> grad(const BoxPair<T>& b) const {
@@ -296,7 +296,7 @@ struct SIoULoss {
   static constexpr auto name = "siou_loss";
   static constexpr auto args = "Tensor input, Tensor target, float theta=4.0, str reduction=\"mean\", float eps=1e-07";
   static constexpr int inputs = 2, gradients = 2;
-  double theta, eps;
+  Parameter theta, eps;
 
   static SIoULoss make(double theta, Reduction, double eps) {
     expect(theta > 0 && theta < INFINITY, name, "finite theta > 0", theta);
@@ -380,7 +380,7 @@ struct SIoULoss {
   HD void add_shape_slopes(BoxAxis<T>& g, const BoxAxis<T>& a) const {
     Shape<T> s = shape<Mode>(a);
     // theta (1 - e^-k)^(theta - 1) by one division, and 0 at k = 0
-    T dk = T(0.5 * theta) * ratio(s.power, s.unlike) * (T(1) - s.unlike) * s.inverse_size;
+    T dk = T(0.5) * T(theta) * ratio(s.power, s.unlike) * (T(1) - s.unlike) * s.inverse_size;
     T towards = dk * sign(a.size - a.target_size), wider = share(a.target_size, a.size);
     g.size = g.size + towards - dk * s.k * wider;
     g.target_size = g.target_size - towards - dk * s.k * (T(1) - wider);
@@ -396,13 +396,13 @@ struct WIoULoss {
       "Tensor input, Tensor target, Tensor? iou_mean=None, float alpha=1.9, float delta=3.0, str reduction=\"mean\", "
       "float eps=1e-07";
   static constexpr int inputs = 3, gradients = 2;
-  double delta, log_alpha, eps;
+  Parameter delta, per_delta, log_alpha, eps;
   bool has_third = false;  // the skeleton says so
 
   static WIoULoss make(double alpha, double delta, Reduction, double eps) {
     expect(alpha > 0 && alpha < INFINITY, name, "finite alpha > 0", alpha);
     expect(delta > 0 && delta < INFINITY, name, "finite delta > 0", delta);
-    return {delta, ::log(alpha), checked_eps(name, eps)};
+    return {delta, 1 / delta, ::log(alpha), checked_eps(name, eps)};
   }
   static constexpr int modes = 2;
   int mode() const { return has_third ? 1 : 0; }
@@ -414,7 +414,7 @@ struct WIoULoss {
       return T(1);
     } else {
       T beta = detached(ratio(a.miss, at_least(iou_mean, T(eps))));
-      return beta * T(1 / delta) * exp((T(delta) - beta) * T(log_alpha));
+      return beta * T(per_delta) * exp((T(delta) - beta) * T(log_alpha));
     }
   }
   template <int Mode, class T>

@@ -15,7 +15,7 @@ struct PoissonNLLLoss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
   bool log_input, full;
-  double eps;
+  Parameter eps;
 
   static PoissonNLLLoss make(bool log_input, bool full, double eps, Reduction) {
     expect(eps >= 0, name, "eps >= 0", eps);
@@ -70,7 +70,7 @@ struct GaussianNLLLoss {
   static constexpr int inputs = 3, gradients = 3;
   static constexpr Shapes shapes = Shapes::broadcast;
   bool full;
-  double eps;
+  Parameter eps;
 
   static GaussianNLLLoss make(bool full, double eps, Reduction) {
     expect(eps >= 0, name, "eps >= 0", eps);

@@ -29,7 +29,7 @@ struct HingeEmbeddingLoss {
   static constexpr int inputs = 2, gradients = 1;
   static constexpr Shapes shapes = Shapes::broadcast;
   static constexpr unsigned typed_by = 0b01;
-  double margin;
+  Parameter margin;
 
   static HingeEmbeddingLoss make(double margin, Reduction) {
     expect(margin == margin, name, "margin that is a number", margin);
@@ -56,7 +56,7 @@ struct MarginRankingLoss {
   static constexpr auto args = "Tensor input1, Tensor input2, Tensor target, float margin=0.0, str reduction=\"mean\"";
   static constexpr int inputs = 3, gradients = 3;
   static constexpr Shapes shapes = Shapes::same_rank;
-  double margin;
+  Parameter margin;
 
   static MarginRankingLoss make(double margin, Reduction) {
     expect(margin == margin, name, "margin that is a number", margin);

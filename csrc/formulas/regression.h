@@ -49,7 +49,7 @@ struct SmoothL1Loss {
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::broadcast;
   static constexpr bool says_broadcast = true;
-  double beta, slope;  // slope: 1 / beta
+  Parameter beta, slope;  // slope: 1 / beta
 
   static SmoothL1Loss make(Reduction, double beta) {
     expect(beta >= 0, name, "beta >= 0", beta);
@@ -83,7 +83,7 @@ struct HuberLoss {
   static constexpr Shapes shapes = Shapes::broadcast;
   static constexpr unsigned typed_by = 0b01;
   static constexpr bool says_broadcast = true;
-  double delta;
+  Parameter delta;
 
   static HuberLoss make(Reduction, double delta) {
     expect(delta > 0, name, "delta > 0", delta);
@@ -96,7 +96,7 @@ struct HuberLoss {
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    T g = clamp(x - t, T(-delta), T(delta));
+    T g = clamp(x - t, -T(delta), T(delta));
     return {g, -g};
   }
 };

@@ -44,6 +44,16 @@ template <class F>
 using forward_mask = decltype(F::forward_mask);
 }  // namespace declared
 
+// An option as a formula keeps it: T(option) costs nothing, where a GPU would convert a double once an element.
+struct Parameter {
+  double exact;
+  float rounded;
+
+  HD Parameter(double x) : exact(x), rounded(float(x)) {}
+  HD operator double() const { return exact; }
+  HD explicit operator float() const { return rounded; }
+};
+
 // d value / d input, one an input.
 template <class T, int N>
 struct Gradients {
@@ -52,6 +62,12 @@ struct Gradients {
 
 // How the shapes of the required tensors must fit. Optional tensors expand to the shape of the first.
 enum class Shapes { broadcast, same, same_rank, to_input };
+
+// Of &F::make: is a reduction among the options?
+template <class F, class... Option>
+constexpr bool takes_reduction(F (*)(Option...)) {
+  return (std::is_same_v<Option, Reduction> || ...);
+}
 
 // Does operand k give the result its dtype?
 template <class F>

@@ -211,7 +211,7 @@ struct CTCLoss {
       auto view = [](const Operand& o) { return View{o.data, o.dtype, {o.stride[0], o.stride[1], o.stride[2]}}; };
       View views[] = {view(b.log_probs), {scale, dtype_of_storage<T>, {b.samples, 1, 0}}, view(grads)};
       auto everywhere = make_iteration<3>(name, {b.steps, b.samples, b.classes}, views);
-      Backend::Pointwise::template map<T, 2, 1>(everywhere, ctc::Unlabelled<S>{});
+      Backend::Pointwise::template map<T, 2, 1>(everywhere, ctc::Unlabelled{});
       Backend::teams(
           b.samples, cost(b),
           ctc::Labelled<S>{lattice<S>(c, scratch), alpha, scale, rows<double>(c, scratch, 2), rows<T>(c, scratch, 1),

@@ -122,6 +122,6 @@ def test_shared_mathematics(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("machine", [[], ["-march=native"]], ids=["baseline", "native"])
 def test_math(machine: list[str], tmp_path: Path) -> None:
     report = build_and_run(tmp_path, "math_test.cpp", "-O2", *machine)
-    functions = ("exp", "log", "log1p_unit", "one_minus_exp", "pow_unit", "sigmoid", "softplus", "atan2")
+    functions = ("exp", "log", "log1p_unit", "one_minus_exp", "pow_unit", "sigmoid", "softplus", "atan2", "Lean exp")
     for name in (*functions, "Float16", "BFloat16"):
         assert f"\n{name} " in "\n" + report

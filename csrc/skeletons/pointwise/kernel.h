@@ -22,7 +22,7 @@ struct ValueBody {
 template <class F, int Mode, int O>
 struct GradBody {
   F f;
-  double scale;
+  Parameter scale;
   template <class T, int I, std::size_t... K>
   HD void apply(const T (&x)[I], T (&y)[O], std::index_sequence<K...>) const {
     auto g = grad_of<Mode>(f, x[K + 1]...);
@@ -147,12 +147,15 @@ struct PointwiseKernel {
       View views[I + 1];
       for (int k = 0; k < I; k++) views[k] = call.view(k);
       views[I] = view_of(out, out_dtype, call.shape.size() && !reduced ? call.shape : shape_of(out));
-      auto inputs_only = make_iteration<I>(F::name, call.shape, views);
       with_mode(f, [&](auto mode) {
         ValueBody<F, mode> body{f};
-        if (reduced)
-          Backend::Pointwise::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out, out_dtype);
-        else Backend::Pointwise::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
+        if constexpr (takes_reduction(&F::make)) {
+          auto inputs_only = make_iteration<I>(F::name, call.shape, views);
+          if (reduced)
+            return Backend::Pointwise::template sum<T, I>(inputs_only, body, call.normaliser(*reduction), out,
+                                                          out_dtype);
+        }
+        Backend::Pointwise::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
       if constexpr (has<declared::domains, F> && Backend::checks_values) {
         // the value is NaN outside of the domain: one look at the result is enough where all is well

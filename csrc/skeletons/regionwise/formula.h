@@ -63,7 +63,7 @@ struct OverlapSlopes {
 template <int Mode, class T>
 HD OverlapSlopes<T> sigmoid_overlap_slopes(const Power& power, T a, T b, T x, T y) {
   // 1 - q without cancellation
-  const T e = exp_negative(-abs(x)), inverse = T(1) / (T(1) + e);
+  const T e = exp_negative(-abs(x)), inverse = inverse_1p_unit(e);
   const T q = x < T(0) ? e * inverse : inverse, rest = x < T(0) ? inverse : e * inverse;
   return {q * rest * overlap_slope<Mode>(power, a, b, q, y), overlap_slope<Mode>(power, a, b, y, q)};
 }

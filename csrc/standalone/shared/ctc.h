@@ -261,9 +261,8 @@ struct Scales {
 };
 
 // Every class as if it were no label: the scale times p.
-template <class S>
 struct Unlabelled {
-  using T = Compute<S>;
+  template <class T>
   HD void operator()(const T (&in)[2], T (&out)[1]) const {
     T value = in[1] * exp(in[0]);
     out[0] = in[1] == T(0) ? T(0) : value;

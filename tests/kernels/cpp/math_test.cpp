@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "base/dtype.h"
+#include "base/lean.h"
 
 namespace lossreg {
 namespace {
@@ -177,6 +178,83 @@ void test_comparisons() {
   each_float(0.f, FLT_MAX, 64 * kStride, [&](float x) { r.same(x, sqrt(x), float(std::sqrt(double(x)))); });
 }
 
+void test_inverse_1p_unit() {
+  Report r("inverse_1p_unit");
+  each_float(0.f, 1.f, kStride, [&](float e) { r.near(e, inverse_1p_unit(e), 1 / (1 + double(e)), 2e-7); });
+  r.nan(NAN, inverse_1p_unit(NAN));
+}
+
+// Lean's functions, on grids over the floats and on every number of 16 bits. The host has exact instructions where a
+// GPU's are off by 2^-22 at most, which leaves half of each bound to them.
+template <class Use>
+void each_short(float low, float high, Use use) {
+  auto one = [&](float x) {
+    if (x >= low && x <= high) use(x);
+  };
+  each_float(low, high, 4 * kStride + 1, one);
+  for (int s = 0; s < 65536; s++) one(widen<float>(BFloat16{uint16_t(s)})), one(widen<float>(Float16{uint16_t(s)}));
+}
+void test_lean() {
+  auto lean = [](const char* name, float low, float high, double floor, auto function, auto exact) {
+    Report r(name);
+    each_short(low, high, [&](float x) {
+      float got = float(function(Lean(x)));
+      double expected = exact(double(x));
+      if (std::fabs(expected) >= floor) r.near(x, got, expected, 6e-6);
+      else r.expect(std::fabs(got) <= 1.001 * floor, x, got, expected);
+    });
+    r.nan(NAN, float(function(Lean(NAN))));
+  };
+  constexpr double kNormal = FLT_MIN;
+  lean("Lean exp", -100.f, 88.7f, kNormal, [](Lean x) { return exp(x); }, [](double x) { return std::exp(x); });
+  lean("Lean log", FLT_TRUE_MIN, FLT_MAX, 0, [](Lean x) { return log(x); }, [](double x) { return std::log(x); });
+  lean("Lean log1m", 0.f, 0.999f, 0, [](Lean x) { return log1m(x); }, [](double x) { return std::log1p(-x); });
+  lean(
+      "Lean log1p_unit", 0.f, 1.f, kNormal, [](Lean x) { return log1p_unit(x); },
+      [](double x) { return std::log1p(x); });
+  lean(
+      "Lean one_minus_exp", 0.f, FLT_MAX, kNormal, [](Lean x) { return one_minus_exp(x); },
+      [](double x) { return -std::expm1(-x); });
+  lean(
+      "Lean sigmoid", -86.f, FLT_MAX, kNormal, [](Lean x) { return sigmoid(x); },
+      [](double x) { return 1 / (1 + std::exp(-x)); });
+  lean(
+      "Lean softplus", -86.f, FLT_MAX, kNormal, [](Lean x) { return softplus(x); },
+      [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); });
+  lean("Lean sqrt", 0.f, FLT_MAX, 0, [](Lean x) { return sqrt(x); }, [](double x) { return std::sqrt(x); });
+  for (float slope : {1e-5f, 0.3f, 1.f, 3.f, -0.5f, -7.f})
+    for (float sign : {1.f, -1.f})
+      lean(
+          "Lean atan2", 1e-30f, 1e30f, 0, [=](Lean x) { return atan2(Lean(slope) * x, Lean(sign) * x); },
+          [=](double x) { return std::atan2(double(slope * float(x)), sign * x); });
+
+  Report r("Lean, ends");
+  r.same(0, float(log(Lean(0))), -kInf);
+  r.same(1, float(log(Lean(1))), 0);
+  r.same(kInf, float(log(Lean(kInf))), kInf);
+  r.nan(-1, float(log(Lean(-1))));
+  r.same(1, float(log1m(Lean(1))), -kInf);
+  r.same(0, float(log1m(Lean(0))), -0.);
+  r.same(-kInf, float(exp(Lean(-kInf))), 0);
+  r.same(0, float(exp(Lean(0))), 1);
+  r.same(100, float(exp(Lean(100))), kInf);
+  r.same(kInf, float(one_minus_exp(Lean(kInf))), 1);
+  r.same(0, float(atan2(Lean(0), Lean(0))), 0);
+}
+void test_lean_pow() {
+  Report r("Lean pow_unit");
+  for (float y : {1e-3f, 0.25f, 0.5f, 1.f, 1.5f, 2.f, 3.7f, 10.f, 100.f, 1e4f}) {
+    each_short(FLT_MIN, 1.f, [&](float x) {
+      double expected = std::pow(double(x), double(y));
+      if (expected >= 1e-37) r.near(x, float(pow_unit(Lean(x), Lean(y))), expected, std::fmax(1e-5, y * 1e-7));
+    });
+    r.same(0, float(pow_unit(Lean(0), Lean(y))), 0);
+    r.same(1, float(pow_unit(Lean(1), Lean(y))), 1);
+    r.nan(NAN, float(pow_unit(Lean(NAN), Lean(y))));
+  }
+  for (float x : {0.f, 0.5f, 1.f}) r.same(x, float(pow_unit(Lean(x), Lean(0))), 1);
+}
+
 // A 16-bit format: its fields, and what they mean, straight from the definition.
 struct Format {
   int exponent_bits, mantissa_bits;
@@ -242,6 +320,9 @@ int main() {
   test_sigmoid();
   test_softplus();
   test_atan2();
+  test_inverse_1p_unit();
+  test_lean();
+  test_lean_pow();
   test_comparisons();
   test_format<Float16>("Float16", {5, 10});
   test_format<BFloat16>("BFloat16", {8, 7});
