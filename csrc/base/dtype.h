@@ -112,6 +112,18 @@ struct Narrow<Float16> {
   }
 };
 
+// Two neighbours in memory, as a word.
+template <class S, class T>
+HD uint32_t narrow_pair(T low, T high) {
+#if defined(LOSSREG_ON_DEVICE)
+  // one instruction rounds both
+  if constexpr (std::is_same_v<S, BFloat16>) return bits<uint32_t>(__floats2bfloat162_rn(float(low), float(high)));
+  else return bits<uint32_t>(__floats2half2_rn(float(low), float(high)));
+#else
+  return uint32_t(Narrow<S>::from(low).bits) | uint32_t(Narrow<S>::from(high).bits) << 16;
+#endif
+}
+
 // Calls body with a null pointer of the storage type. These two are the only switches over dtypes.
 template <class Body>
 HD void with_floating_storage(DType d, Body body) {

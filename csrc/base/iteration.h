@@ -70,19 +70,58 @@ struct Iteration {
   // Offsets of element `index`, one an operand.
   HD void offsets(int64_t index, int64_t (&offset)[N]) const {
     for (int k = 0; k < N; k++) offset[k] = 0;
-    // all but the outermost dimension take a remainder
-    for (int d = 0; d + 1 < dims; d++) {
-      int64_t rest = is_small() ? by_size[d].quotient(uint32_t(index)) : quotient(index, size[d]);
-      add(index - rest * size[d], d, offset);
+    if (dims > 1) {
+      // all but the outermost dimension take a remainder
+      LOSSREG_UNROLL_BY(1)
+      for (int d = 0; d + 1 < dims; d++) {
+        int64_t rest = quotient_by_size(index, d);
+        add(index - rest * size[d], d, offset);
+        index = rest;
+      }
+      add(index, dims - 1, offset);
+    } else {
+      add(index, 0, offset);
+    }
+  }
+
+  // Those of M elements in operand k alone, in the place of their indices.
+  template <int M>
+  HD void to_offsets(int k, int64_t (&index)[M]) const {
+    if (!is_small()) {
+      for (int m = 0; m < M; m++) index[m] = far_offset(index[m], k);
+      return;
+    }
+    uint32_t at[M];
+    for (int m = 0; m < M; m++) at[m] = uint32_t(index[m]), index[m] = 0;
+    LOSSREG_UNROLL_BY(1)  // a loop in a loop: a GPU's compiler would write out all of it
+    for (int d = 0; d < dims; d++) {
+      const uint32_t n = uint32_t(size[d]);
+      for (int m = 0; m < M; m++) {
+        uint32_t rest = d + 1 < dims ? by_size[d].quotient(at[m]) : 0;
+        index[m] += int64_t(at[m] - rest * n) * operand[k].stride[d];
+        at[m] = rest;
+      }
+    }
+  }
+  // The same beyond 31 bits. A call, because it is rare.
+  HD_NOINLINE int64_t far_offset(int64_t index, int k) const {
+    int64_t offset = 0;
+    LOSSREG_UNROLL_BY(1)
+    for (int d = 0; d < dims; d++) {
+      int64_t rest = d + 1 < dims ? index / size[d] : 0;
+      offset += (index - rest * size[d]) * operand[k].stride[d];
       index = rest;
     }
-    if (dims > 0) add(index, dims - 1, offset);
+    return offset;
   }
 
   // Every index fits 31 bits.
   HD bool is_small() const { return numel <= INT32_MAX; }
 
  private:
+  HD int64_t quotient_by_size(int64_t index, int d) const {
+    return is_small() ? by_size[d].quotient(uint32_t(index)) : quotient(index, size[d]);
+  }
   HD void add(int64_t steps, int d, int64_t (&offset)[N]) const {
     for (int k = 0; k < N; k++) offset[k] += steps * operand[k].stride[d];
   }

@@ -39,7 +39,7 @@ struct Lane<BFloat16> {
   }
   template <class T>
   HD static uint32_t of(const T (&x)[2]) {
-    return uint32_t(Narrow<BFloat16>::from(x[0]).bits) | uint32_t(Narrow<BFloat16>::from(x[1]).bits) << 16;
+    return narrow_pair<BFloat16>(x[0], x[1]);
   }
 };
 template <class S>

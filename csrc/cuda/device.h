@@ -13,7 +13,7 @@ struct Guard {
   explicit Guard(const Tensor&) {}
 };
 using cpu::add_product, cpu::wide_product;
-using emulator::launch;
+using emulator::launch, emulator::copy_16_bytes, emulator::wait_for_copies;
 
 }  // namespace lossreg::cuda
 
@@ -47,6 +47,17 @@ void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, co
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("lossreg: a CUDA launch failed: ") + cudaGetErrorString(error));
+}
+
+// Copies 16 bytes to the block's shared memory, past the registers, while the thread goes on; both begin on a boundary
+// of 16. It finds them there after wait_for_copies(), the block's other threads after a barrier besides.
+__device__ inline void copy_16_bytes(void* shared, const void* memory) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+               "l"(__cvta_generic_to_global(memory))
+               : "memory");
+}
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // Past the dispatcher, to which the stable ABI can give no Scalar.

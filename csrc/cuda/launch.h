@@ -13,6 +13,18 @@ inline unsigned blocks_for(int64_t n, int64_t per_thread) {
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(wanted, kMaxBlocks)));
 }
 
+// Where a block takes `at_once` elements at once, so often do blocks take some.
+inline int64_t rounds_for(int64_t n, int64_t at_once) {
+  return (n + at_once - 1) / at_once;
+}
+// The blocks that share such rounds out where they sum, a function of the size alone as well. Each has as many rounds,
+// and few, so that the last ones don't leave a GPU half empty for long.
+inline unsigned blocks_of_sum(int64_t rounds) {
+  constexpr int64_t kMost = 4096;
+  int64_t of_block = std::max<int64_t>(rounds_for(rounds, kMost), 1);
+  return unsigned(std::max<int64_t>(rounds_for(rounds, of_block), 1));
+}
+
 __device__ inline int64_t global_thread() {
   return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
 }

@@ -1,5 +1,6 @@
 #pragma once
 // Reading and writing memory: one element of any dtype, or packs of elements of a dtype that a kernel is compiled for.
+#include "../base/lean.h"
 #include "launch.h"
 
 namespace lossreg::cuda {
@@ -30,23 +31,49 @@ __device__ void write(const Operand& o, int64_t offset, T value) {
   write_at(o.data, o.dtype, offset, value);
 }
 
-// The elements that a thread takes at once where they lie side by side: 16 bytes of float.
-constexpr int kPack = 4;
+// The type to compute in where memory holds S, or any dtypes (void).
+template <class T, class S>
+using Computed = std::conditional_t<std::is_same_v<S, BFloat16> || std::is_same_v<S, Float16>, Lean, T>;
+
+// The elements that a thread reads with one instruction, 16 bytes of them: words, which registers are.
 template <class S>
-struct alignas(sizeof(S) * kPack) Packed {
-  S at[kPack];
+struct alignas(16) Pack {
+  static_assert(sizeof(S) == 2 || sizeof(S) == 4);
+  static constexpr int size = 16 / int(sizeof(S));
+  uint32_t word[4];
+
+  template <class T>
+  __device__ static Pack of(const T (&x)[size]) {
+    Pack pack;
+    for (int w = 0; w < 4; w++) {
+      if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(S(x[w]));
+      else pack.word[w] = narrow_pair<S>(x[2 * w], x[2 * w + 1]);
+    }
+    return pack;
+  }
+  __device__ static Pack all(S x) {
+    Pack pack;
+    for (int w = 0; w < 4; w++) {
+      if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(x);
+      else pack.word[w] = x.bits * 0x10001u;
+    }
+    return pack;
+  }
+  template <class T>
+  __device__ T at(int j) const {
+    if constexpr (sizeof(S) == 4) return T(bits<S>(word[j]));
+    else return widen<T>(S{uint16_t(word[j / 2] >> (j % 2 * 16))});
+  }
 };
 
-// A kernel is compiled for each storage type S of its operands that T is computed from, and for void: any dtypes. These
-// choose one for a call, as use(S*).
+// A kernel is compiled for each storage type S of its operands that float is computed from, and for void: any dtypes,
+// and whatever is computed in double, which is there to verify. These choose one for a call, as use(S*).
 
 // The first S for which holds(S*) is true, else void.
 template <class T, class Holds, class Use>
 void with_storage_where(Holds holds, Use use) {
   auto attempt = [&](auto* storage) { return holds(storage) ? (use(storage), true) : false; };
-  if constexpr (sizeof(T) == 8) {
-    if (attempt(static_cast<double*>(nullptr))) return;
-  } else {
+  if constexpr (sizeof(T) == 4) {
     if (attempt(static_cast<float*>(nullptr))) return;
     if (attempt(static_cast<BFloat16*>(nullptr))) return;
     if (attempt(static_cast<Float16*>(nullptr))) return;

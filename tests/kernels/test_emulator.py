@@ -178,6 +178,18 @@ def test_box_layouts(emulated, dtype):
                 compare(emulated, opreg.get("giou_loss"), sample, 2e-6 if dtype == torch.float32 else 2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_one_number_of_another_dtype_beside_boxes_of_16_bits(emulated, dtype):
+    """The gradient of a mean that was asked for in float32, and a running mean in float32 or float64."""
+    corner, size = torch.rand(2, 67, 2), torch.rand(2, 67, 2)
+    a, b = torch.cat([corner, corner + size], -1).to(dtype)
+    args = tuple(t.detach().requires_grad_() for t in (a, b))
+    for options in ({"reduction": "mean", "dtype": torch.float32}, {"reduction": "none", "dtype": torch.float32}):
+        compare(emulated, opreg.get("giou_loss"), opreg.Sample(args, options), 2e-2)
+    for mean in (torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.5, dtype=dtype)):
+        compare(emulated, opreg.get("wiou_loss"), opreg.Sample((*args, mean), {"reduction": "mean"}), 2e-2)
+
+
 @pytest.mark.parametrize("name", row_losses.NAMES)
 @pytest.mark.parametrize("shape", [(4, 3), (4, 100)])
 def test_invalid_class_is_nan_and_no_more(emulated, name, shape):

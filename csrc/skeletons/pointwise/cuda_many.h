@@ -43,15 +43,12 @@ bool are_flat(const Iteration<N>& it) {
 
 constexpr int kManyPacks = 4;  // a thread's
 template <class S>
-constexpr int64_t kManyElements = kManyPacks * kThreads * int64_t(16 / sizeof(S));  // a block's
+constexpr int64_t kManyElements = kManyPacks * kThreads * int64_t(Pack<S>::size);  // a block's
 
 template <class T, class S, int I, int O, class Body>
 __global__ void __launch_bounds__(kThreads)
     map_many_kernel(const __grid_constant__ ManyTensors<I + O> many, Body body) {
-  struct alignas(16) Pack {
-    S at[16 / sizeof(S)];
-  };
-  constexpr int kWidth = int(sizeof(Pack) / sizeof(S));
+  constexpr int kWidth = Pack<S>::size;
   const int tensor = many.of_block(blockIdx.x);
   const int64_t begin = int64_t(blockIdx.x - many.first[tensor]) * kManyElements<S>, left = many.numel[tensor] - begin;
   const int n = int(left < kManyElements<S> ? left : kManyElements<S>);
@@ -59,29 +56,29 @@ __global__ void __launch_bounds__(kThreads)
   bool aligned = true;
   for (int k = 0; k < I + O; k++) {
     at[k] = static_cast<S*>(many.data[tensor][k]) + begin;
-    aligned = aligned && reinterpret_cast<uintptr_t>(at[k]) % sizeof(Pack) == 0;
+    aligned = aligned && reinterpret_cast<uintptr_t>(at[k]) % sizeof(Pack<S>) == 0;
   }
 
   const int packs = aligned ? n / kWidth : 0;
-  Pack x[kManyPacks][I];
+  Pack<S> x[kManyPacks][I];
   LOSSREG_UNROLL
   for (int u = 0; u < kManyPacks; u++) {
     int p = int(threadIdx.x) + u * int(kThreads);
     if (p >= packs) continue;
-    for (int k = 0; k < I; k++) x[u][k] = reinterpret_cast<const Pack*>(at[k])[p];
+    for (int k = 0; k < I; k++) x[u][k] = reinterpret_cast<const Pack<S>*>(at[k])[p];
   }
   LOSSREG_UNROLL
   for (int u = 0; u < kManyPacks; u++) {
     int p = int(threadIdx.x) + u * int(kThreads);
     if (p >= packs) continue;
-    Pack y[O];
+    T y[O][kWidth];
     for (int j = 0; j < kWidth; j++) {
       T a[I], b[O];
-      for (int k = 0; k < I; k++) a[k] = widen<T>(x[u][k].at[j]);
+      for (int k = 0; k < I; k++) a[k] = x[u][k].template at<T>(j);
       body(a, b);
-      for (int k = 0; k < O; k++) y[k].at[j] = Narrow<S>::from(b[k]);
+      for (int k = 0; k < O; k++) y[k][j] = b[k];
     }
-    for (int k = 0; k < O; k++) reinterpret_cast<Pack*>(at[I + k])[p] = y[k];
+    for (int k = 0; k < O; k++) reinterpret_cast<Pack<S>*>(at[I + k])[p] = Pack<S>::of(y[k]);
   }
   // what fills no pack, or lies on no pack's boundary
   LOSSREG_UNROLL_BY(4)

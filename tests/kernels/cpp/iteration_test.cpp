@@ -58,6 +58,12 @@ static void offsets() {
       it.offsets(index, got);
       expected(index, want);
       check(got[0] == want[0] && got[1] == want[1], "offsets", index, it.numel);
+      for (int k = 0; k < 2; k++) {
+        int64_t next = std::min(index + 1, it.numel - 1), together[2] = {index, next};
+        it.to_offsets(k, together);
+        expected(next, got);
+        check(together[0] == want[k] && together[1] == got[k], "to_offsets", index, it.numel);
+      }
     }
   }
 }

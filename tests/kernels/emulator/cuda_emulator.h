@@ -40,7 +40,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   int64_t reached[2] = {0, 0};  // barriers of its warp, of the block
   bool done = false;
-  unsigned char slot[32];  // what it shows to its warp in a shuffle
+  unsigned char slot[32];                             // what it shows to its warp in a shuffle
+  std::vector<std::pair<void*, const void*>> copies;  // that it began and has not waited for
 };
 #define LOSSREG_NOT_COUNTED __attribute__((no_sanitize("thread")))  // no kernel's access to memory
 inline std::vector<Fiber> fibers;
@@ -175,11 +176,18 @@ LOSSREG_NOT_COUNTED T shuffle_xor(T value, int mask) {
   return other;
 }
 
+// The bytes arrive when the thread waits for them, and no sooner.
+inline void copy_16_bytes(void* shared, const void* memory) {
+  if (uintptr_t(shared) % 16 || uintptr_t(memory) % 16) failed = true;
+  fibers[current].copies.emplace_back(shared, memory);
+}
+inline void wait_for_copies() {
+  for (auto [shared, memory] : fibers[current].copies) std::memcpy(shared, memory, 16);
+  fibers[current].copies.clear();
+}
+
 // Blocks run one after the other: what is atomic on a GPU needs nothing here.
 inline unsigned long long atomicAdd(unsigned long long* word, unsigned long long value) {
-  return std::exchange(*word, *word + value);
-}
-inline unsigned atomicAdd(unsigned* word, unsigned value) {
   return std::exchange(*word, *word + value);
 }
 inline unsigned long long atomicCAS(unsigned long long* word, unsigned long long expected, unsigned long long value) {
