@@ -3,6 +3,7 @@
 // on the number of threads. What each member promises: skeletons/backend.h.
 #include "cpu/chunks.h"
 #include "cpu/products.h"
+#include "cpu/select.h"
 #include "cpu/stream.h"
 #include "cpu/team.h"
 #include "skeletons/boxwise/cpu.h"
@@ -41,6 +42,12 @@ struct Cpu {
     cpu::add_product(out, addend, beta, a, b);
   }
   static void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) { cpu::wide_product(out, a, b); }
+
+  template <class Key>
+  static void select_smallest(const Tensor&, const Key* key, int64_t n, int, int64_t k, const double* there,
+                              Selection* out) {
+    *out = *there >= double(k) ? Selection::nothing() : cpu::k_smallest(key, n, k);
+  }
 
   template <class Body>
   static void each(int64_t n, int64_t cost, Body body) {

@@ -4,6 +4,7 @@
 // stream of the tensors' device; nothing synchronises, nothing is read on the host, memory comes from torch's
 // allocator. What each member promises: skeletons/backend.h.
 #include "cuda/products.h"
+#include "cuda/select.h"
 #include "cuda/team.h"
 #include "skeletons/boxwise/cuda.h"
 #include "skeletons/groupwise/cuda.h"
@@ -31,6 +32,12 @@ struct Cuda {
     cuda::add_product(out, addend, beta, a, b);
   }
   static void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) { cuda::wide_product(out, a, b); }
+
+  template <class Key>
+  static void select_smallest(const Tensor& like, const Key* key, int64_t n, int bits, int64_t k, const double* there,
+                              Selection* out) {
+    cuda::select_smallest(like, key, n, bits, k, there, out);
+  }
 
   template <class Body>
   static void each(int64_t n, int64_t, Body body) {

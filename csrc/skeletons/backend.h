@@ -12,6 +12,7 @@
 // order they run: sums are taken over pieces of a fixed size and combined in a fixed order. T is the type that is
 // computed in, float or double. Where a result is reduced, `out` is a tensor of one element, and `dtype` is its dtype.
 #include "../base/has.h"
+#include "../base/selection.h"
 #include "boxwise/kernel.h"
 #include "groupwise/kernel.h"
 #include "pointwise/kernel.h"
@@ -52,6 +53,12 @@ struct NullBackend {
     // The dtype of sums of products of matrices of a dtype.
     static DType sum_dtype(DType dtype) { return dtype; }
   };
+
+  // The k smallest, 0 < k <= n, of n keys of so many bits, which are unsigned integers; or nothing, where *there >= k,
+  // which the host may not know.
+  template <class Key>
+  static void select_smallest(const Tensor& /*like*/, const Key*, int64_t /*n*/, int /*bits*/, int64_t /*k*/,
+                              const double* /*there*/, Selection* /*out*/) {}
 
   // Three ways to run a body that an op has written out: a struct with an HD operator(), whose members are plain
   // (numbers, pointers, Operands). One i touches about `cost` elements; the work is divided up by that. If n is 0, no
@@ -252,6 +259,9 @@ using whole_rows = decltype(int64_t(B::Products::whole_rows + B::Products::row_s
 template <class B>
 using sum_dtype = decltype(DType(B::Products::sum_dtype(DType())));
 template <class B>
+using select_smallest =
+    decltype(B::select_smallest(some<Tensor>(), some<const uint32_t*>(), int64_t(), 0, int64_t(), nullptr, nullptr));
+template <class B>
 using each = decltype(B::each(int64_t(), int64_t(), Body()));
 template <class B>
 using teams = decltype(B::teams(int64_t(), int64_t(), Body()));
@@ -325,9 +335,10 @@ constexpr bool is_whole() {
   if constexpr (has<checks_values, Backend>)
     if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
   return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, chunk_bytes, whole_rows,
-                   sum_dtype, each, teams, total, pointwise_map, pointwise_map_many, pointwise_sum, gradients_in_place,
-                   rows_forward, rows_grad, share_grad, groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad,
-                   sorted_at_once, chunk_pixels, region_sums, grad_sigmoid, grad_softmax, describe, keys>();
+                   sum_dtype, select_smallest, each, teams, total, pointwise_map, pointwise_map_many, pointwise_sum,
+                   gradients_in_place, rows_forward, rows_grad, share_grad, groups_forward, groups_grad, boxes_map,
+                   boxes_sum, boxes_grad, sorted_at_once, chunk_pixels, region_sums, grad_sigmoid, grad_softmax,
+                   describe, keys>();
 }
 
 }  // namespace lossreg

@@ -1,5 +1,6 @@
 #pragma once
 // Losses of the hard examples of a batch.
+#include "../base/selection.h"
 #include "../skeletons/rowwise/kernel.h"
 #include "../skeletons/standalone.h"
 
@@ -38,9 +39,13 @@ struct OHEMCrossEntropy : OHEMRows {
   };
 
   // What positions are ordered by: p_y, but a NaN before all others, so that it stays seen, and what is ignored last.
-  static constexpr double kFirst = -1, kLast = 2;
+  // The bits of a number that is not negative order as it does.
   template <class T>
   struct Rank {
+    using Key = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    static constexpr DType key_dtype = sizeof(T) == 8 ? DType::int64 : DType::int32;
+    static constexpr int bits = sizeof(T) == 8 ? 62 : 30;  // of the keys up to 1 and beyond
+    static constexpr Key kIgnored = (Key(1) << bits) - 1;
     const int64_t* target;
     const T* nll;
     int64_t ignore_index;
@@ -50,10 +55,11 @@ struct OHEMCrossEntropy : OHEMRows {
       T narrow = T(float(p));
       return wide ? p : narrow;
     }
-    HD T operator()(int64_t i) const {
-      T p = rounded(exp_negative(-nll[i]));
-      T known = p != p ? T(kFirst) : p;
-      return target[i] == ignore_index ? T(kLast) : known;
+    HD T probability(int64_t i) const { return rounded(exp_negative(-nll[i])); }
+    HD bool ignored(int64_t i) const { return target[i] == ignore_index; }
+    HD Key key(T p) const {
+      Key order = lossreg::bits<Key>(p) + 1;
+      return p != p ? Key(0) : order;
     }
   };
   template <class T>
@@ -61,7 +67,14 @@ struct OHEMCrossEntropy : OHEMRows {
     Rank<T> rank;
     T thresh;
     double* kept;
-    HD void operator()(int64_t i) const { kept[i] = rank(i) <= thresh ? 1.0 : 0.0; }
+    typename Rank<T>::Key* key;
+    HD void operator()(int64_t i) const {
+      T p = rank.probability(i);
+      bool ignored = rank.ignored(i), hard = !(p > thresh);
+      auto own = rank.key(p);
+      key[i] = ignored ? Rank<T>::kIgnored : own;
+      kept[i] = !ignored && hard ? 1.0 : 0.0;
+    }
   };
   template <class T>
   struct SumKept {
@@ -73,6 +86,18 @@ struct OHEMCrossEntropy : OHEMRows {
       sums[1] += kept[i];
     }
   };
+  // The same, after what was selected is kept too.
+  template <class T>
+  struct KeepSelected {
+    const typename Rank<T>::Key* key;
+    const Selection* selection;
+    double* kept;
+    const T* nll;
+    HD void operator()(int64_t i, double (&sums)[2]) const {
+      if (key[i] != Rank<T>::kIgnored && selection->has(key[i], i)) kept[i] = 1;
+      SumKept<T>{kept, nll}(i, sums);
+    }
+  };
   struct StoreLoss {
     double* count;
     Operand out;  // no data: not reduced
@@ -82,60 +107,6 @@ struct OHEMCrossEntropy : OHEMRows {
       if (out.data) put(out, 0, mean ? sums[0] / sums[1] : sums[0]);
     }
   };
-
-  template <class T>
-  struct WriteRanks {
-    Rank<T> rank;
-    T* out;
-    HD void operator()(int64_t i) const { out[i] = rank(i); }
-  };
-  template <class T>
-  struct FindTies {
-    const T *rank, *cut;
-    int32_t* tie;
-    HD void operator()(int64_t i) const { tie[i] = rank[i] == *cut ? 1 : 0; }
-  };
-  template <class T>
-  struct CountBelow {
-    const T *rank, *cut;
-    HD void operator()(int64_t i, double (&sums)[1]) const { sums[0] += rank[i] < *cut ? 1.0 : 0.0; }
-  };
-  struct StoreCount {
-    double* count;
-    HD void operator()(const double (&sums)[1]) const { *count = sums[0]; }
-  };
-  // Keeps the positions that rank below the cut, and the first of those at the cut, until there are enough.
-  template <class T>
-  struct KeepLeast {
-    const T *rank, *cut;
-    const int64_t* ties;  // how many rank at the cut, up to and with this position
-    const double *below, *count;
-    double least;
-    double* kept;
-    HD void operator()(int64_t i) const {
-      bool among = rank[i] < *cut || (rank[i] == *cut && double(ties[i]) <= least - *below);
-      if (among && rank[i] < T(kLast) && *count < least) kept[i] = 1;
-    }
-  };
-  // Where fewer than least are marked: marks the least probable ones. All on the device, so that nothing waits for it.
-  template <class T, class Backend>
-  static void keep_least(Rank<T> rank, const Marks& marks, const Tensor& nll, int64_t rows, int64_t least) {
-    auto scratch = [&](int64_t n, DType dtype) { return new_empty(nll, {n}, dtype); };
-    Tensor ranks = scratch(rows, *known_dtype(nll.scalar_type())), tie = scratch(rows, DType::int32);
-    Tensor below = scratch(1, DType::float64);
-    auto* r = static_cast<T*>(ranks.mutable_data_ptr());
-    Backend::each(rows, 1, WriteRanks<T>{rank, r});
-    Tensor smallest = call_aten<2>("aten::topk", "", ranks, least, int64_t(0), false, false)[0];
-    Tensor cut = torch::stable::amax(smallest, 0);
-    auto* c = static_cast<const T*>(cut.const_data_ptr());
-    Backend::each(rows, 1, FindTies<T>{r, c, static_cast<int32_t*>(tie.mutable_data_ptr())});
-    auto* b = static_cast<double*>(below.mutable_data_ptr());
-    Backend::template total<1>(nll, rows, 1, CountBelow<T>{r, c}, StoreCount{b});
-    Tensor ties = call_aten("aten::cumsum", "", tie, int64_t(0), std::optional<ScalarType>())[0];
-    KeepLeast<T> keep{r,         c, static_cast<const int64_t*>(ties.const_data_ptr()), b, marks.count, double(least),
-                      marks.kept};
-    Backend::each(rows, 1, keep);
-  }
 
   template <class T>
   struct WriteKept {
@@ -178,17 +149,18 @@ struct OHEMCrossEntropy : OHEMRows {
       auto* losses = static_cast<const T*>(nll.const_data_ptr());
       Rank<T> rank{static_cast<const int64_t*>(target.const_data_ptr()), losses, ignore_index,
                    call.result == DType::float64};
-      auto sum_up = [&] {
-        StoreLoss store{marks.count, reduced ? to : Operand{}, reduction == Reduction::mean};
-        Backend::template total<2>(nll, call.rows, 1, SumKept<T>{marks.kept, losses}, store);
-      };
-      Backend::each(call.rows, 1, FindHard<T>{rank, rank.rounded(T(thresh)), marks.kept});
-      sum_up();
+      Tensor keys = new_empty(call.input, {call.rows}, rank.key_dtype);
+      auto* key = static_cast<typename Rank<T>::Key*>(keys.mutable_data_ptr());
+      StoreLoss store{marks.count, reduced ? to : Operand{}, reduction == Reduction::mean};
+      Backend::each(call.rows, 1, FindHard<T>{rank, rank.rounded(T(thresh)), marks.kept, key});
+      Backend::template total<2>(nll, call.rows, 1, SumKept<T>{marks.kept, losses}, store);
       int64_t least = std::min(n_min < 0 ? call.rows / 16 : n_min, call.rows);
-      // only a CPU may look at the count; a GPU goes on, and forgets it where enough are hard
+      // Only a CPU may look at the count. A GPU goes on, and selects nothing where enough are hard.
       if (least > 0 && !(Backend::checks_values && *marks.count >= double(least))) {
-        keep_least<T, Backend>(rank, marks, nll, call.rows, least);
-        sum_up();
+        Tensor memory = new_empty(call.input, {int64_t(sizeof(Selection))}, DType::uint8);
+        auto* selection = static_cast<Selection*>(memory.mutable_data_ptr());
+        Backend::select_smallest(call.input, key, call.rows, rank.bits, least, marks.count, selection);
+        Backend::template total<2>(nll, call.rows, 1, KeepSelected<T>{key, selection, marks.kept, losses}, store);
       }
       if (!reduced) Backend::each(call.rows, 1, WriteKept<T>{marks.kept, losses, to});
     });

@@ -103,3 +103,31 @@ def test_alignments_of_any_length(emulated, labels, dtype):
     sample = opreg.Sample((scores, targets, inputs, lengths), {"reduction": "none", "zero_infinity": labels % 2 == 0})
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-11}[dtype]
     compare(emulated, opreg.get("ctc_loss"), sample, tolerance)
+
+
+VALUES = [(v, torch.float32) for v in ("few", "many", "nan", "ignored")]
+VALUES += [("few", torch.bfloat16), ("many", torch.float64)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 257, 1030])
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [(v, torch.float32) for v in ("few", "many", "nan", "ignored")]
+    + [("few", torch.bfloat16), ("many", torch.float64)],
+    ids=str,
+)
+def test_hard_examples_are_selected(emulated, rows, values, dtype):
+    """Enough hard ones and too few, with and without ties at the cut, which go by place over more than one digit."""
+    make = Maker(dtype)
+    x = make.normal(rows, 3)
+    if values == "few":
+        x = x.sign() * 2
+    if values == "nan":
+        x[::7, 1] = torch.nan
+    t = make.index(3, rows, ignore=-100)
+    if values == "ignored":
+        t[1:] = -100
+    for least in {1, rows // 3, rows, rows + 5} - {0}:
+        options = {"thresh": 0.3 if least == 1 else 0.0, "n_min": least, "reduction": "none"}
+        sample = opreg.Sample((x.detach().requires_grad_(), t), options)
+        compare(emulated, opreg.get("ohem_cross_entropy"), sample, 1e-2 if dtype == torch.bfloat16 else 1e-5)

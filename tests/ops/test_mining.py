@@ -108,14 +108,3 @@ def test_the_backward_pass_does_not_select_again():
     state[12:18] = 0
     none = op.backward(torch.ones((), device=DEVICE), state, x.detach(), t, thresh=1.0, needs_input_grad=[True])
     assert (none == 0).all()
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU ranks always, because it cannot look")
-def test_the_cpu_ranks_only_where_too_few_are_hard():
-    from torch.profiler import ProfilerActivity, profile
-
-    x, t = torch.randn(64, 4), torch.randint(0, 4, (64,))
-    for thresh, ranks in ((1.0, False), (0.0, True)):
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            ohem(x, t, thresh, 8)
-        assert any(e.key == "aten::topk" for e in seen.key_averages()) == ranks

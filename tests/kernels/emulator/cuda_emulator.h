@@ -190,6 +190,9 @@ inline void wait_for_copies() {
 inline unsigned long long atomicAdd(unsigned long long* word, unsigned long long value) {
   return std::exchange(*word, *word + value);
 }
+inline unsigned atomicAdd(unsigned* word, unsigned value) {
+  return std::exchange(*word, *word + value);
+}
 inline unsigned long long atomicCAS(unsigned long long* word, unsigned long long expected, unsigned long long value) {
   return std::exchange(*word, *word == expected ? value : *word);
 }
