@@ -17,9 +17,10 @@ struct Team {
   HD T max(T value) const {
     return value;
   }
-  // The sum over the threads of a lower rank.
+  // The sum over the threads of a lower rank, and over all.
   template <class T>
-  HD T before(T) const {
+  HD T before(T value, T& all) const {
+    all = value;
     return T(0);
   }
   template <class Body>

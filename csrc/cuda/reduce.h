@@ -47,18 +47,28 @@ __device__ T block_sum(T value) {
   return block_join(value, T(0), Plus{});
 }
 
-// The sum over the threads before this one, in a fixed order: each step adds what lies twice as far back.
+// The sum over the threads before this one, and in `all` that over all of them, in a fixed order: of pairs of ever more
+// lanes the second adds what the first has, and then each warp what the ones before it have.
 template <class T>
-__device__ T block_sum_before(T value) {
-  __shared__ T sum[kThreads];
-  T inclusive = value;
-  for (unsigned step = 1; step < blockDim.x; step *= 2) {
-    sum[threadIdx.x] = inclusive;
-    __syncthreads();
-    if (threadIdx.x >= step) inclusive += sum[threadIdx.x - step];
-    __syncthreads();  // before the array is written again
+__device__ T block_sum_before(T value, T& all) {
+  __shared__ T of_warp[32];
+  unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  T before = T(0);
+  for (unsigned step = 1; step < 32; step *= 2) {
+    T other = __shfl_xor_sync(0xffffffffu, value, step);
+    if (lane & step) before += other;
+    value += other;
   }
-  return inclusive - value;
+  if (lane == 0) of_warp[warp] = value;
+  __syncthreads();
+  T lower = lane < warp ? of_warp[lane] : T(0);
+  all = lane < warps ? of_warp[lane] : T(0);
+  for (int step = 16; step > 0; step /= 2) {
+    lower += __shfl_xor_sync(0xffffffffu, lower, step);
+    all += __shfl_xor_sync(0xffffffffu, all, step);
+  }
+  __syncthreads();  // before the array is used again
+  return before + lower;
 }
 
 // The last parameter of a kernel that sums over all blocks: each thread of each block calls add() once with its K sums.

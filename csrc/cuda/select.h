@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) select_pass(const __grid_constant__ 
   constexpr unsigned kOwn = kDigits / kThreads;
   int64_t own[kOwn], sum = 0;
   for (unsigned j = 0; j < kOwn; j++) sum += own[j] = __ldcg(pass.counts + threadIdx.x * kOwn + j);
-  int64_t below = block_sum_before(sum);
+  int64_t all, below = block_sum_before(sum, all);
   for (unsigned j = 0; j < kOwn; j++) {
     if (below < state.rest && state.rest <= below + own[j]) pass.close(state, threadIdx.x * kOwn + j, below, own[j]);
     below += own[j];

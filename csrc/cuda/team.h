@@ -18,8 +18,8 @@ struct Team {
     return block_join(value, T(-INFINITY), Larger{});
   }
   template <class T>
-  __device__ T before(T value) const {
-    return block_sum_before(value);
+  __device__ T before(T value, T& all) const {
+    return block_sum_before(value, all);
   }
   // body(k) for every k < n, shared out.
   template <class Body>

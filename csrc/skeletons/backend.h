@@ -88,9 +88,10 @@ struct NullBackend {
     HD T max(T value) const {
       return value;
     }
-    // The sum of the values of the threads with a lower rank.
+    // The sum of the values of the threads with a lower rank, and in `all` that of all threads.
     template <class T>
-    HD T before(T) const {
+    HD T before(T value, T& all) const {
+      all = value;
       return T(0);
     }
     // Calls f(k) for every k < n, shared out; and the same for the sum of f(k), which every thread gets after a sync().

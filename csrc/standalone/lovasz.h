@@ -69,27 +69,29 @@ struct TakeSteps : SortedPlanes<T> {
     all = team.sum(all);
     before = team.sum(before);
 
-    // a piece of the chunk to each thread
-    int64_t each = (this->chunk + team.size() - 1) / team.size();
-    int64_t begin = c.begin + team.rank() * each, end = begin + each < c.end ? begin + each : c.end;
     const uint8_t* hit = this->hit + c.plane * this->pixels;
-    int64_t mine = 0;
-    for (int64_t k = begin; k < end; k++) mine += hit[k];
-    double h = double(before + team.before(mine)), total = 0;
+    const auto* key = this->key + c.plane * this->pixels;
+    const int64_t* place = this->place + c.plane * this->pixels;
+    T* gradient = this->gradient + plane * this->pixels;
+    double total = 0;
     bool absent = all == 0 && this->present_only;
-    for (int64_t k = begin; k < end; k++) {
-      int64_t at = c.plane * this->pixels + k;
-      double joined = double(all) + double(k) - h, step;
-      if (hit[k]) step = 1 / joined;
-      else step = joined == 0 ? 1 : (double(all) - h) / (joined * (joined + 1));
-      h += hit[k];
-      auto key = this->key[at];
-      T error = key == Key<T>::ignored ? T(0) : Key<T>::error(key);
-      if (absent && error == error) step = 0;
-      total += double(error) * step;
+    // Neighbouring threads take neighbouring pixels. All of them come to each turn, since they count hits together.
+    for (int64_t first = c.begin; first < c.end; first += team.size()) {
+      int64_t k = first + team.rank();
+      bool inside = k < c.end, is_hit = inside && hit[k];
+      int32_t hits_here;
+      const int64_t h = before + team.before(int32_t(is_hit), hits_here);
+      before += hits_here;
+      if (!inside) continue;
+      T rest = T(all - h), joined = T(all + k - h);
+      T step = (is_hit ? T(1) : rest) / (is_hit ? joined : joined * (joined + T(1)));
+      step = joined == T(0) ? T(1) : step;
+      T error = key[k] == Key<T>::ignored ? T(0) : Key<T>::error(key[k]);
+      if (absent && error == error) step = T(0);
+      total += double(error) * double(step);
       // the slope of abs and of relu is 0 at 0
-      T slope = error == T(0) ? T(0) : hit[k] ? T(-step) : T(step);
-      this->gradient[plane * this->pixels + this->place[at]] = error == error ? slope : error;
+      T slope = error == T(0) ? T(0) : is_hit ? -step : step;
+      gradient[place[k]] = error == error ? slope : error;
     }
     total = team.sum(total);
     if (team.rank() == 0) this->dots[plane * this->chunks + c.index] = total;

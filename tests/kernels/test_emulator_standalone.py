@@ -131,3 +131,16 @@ def test_hard_examples_are_selected(emulated, rows, values, dtype):
         options = {"thresh": 0.3 if least == 1 else 0.0, "n_min": least, "reduction": "none"}
         sample = opreg.Sample((x.detach().requires_grad_(), t), options)
         compare(emulated, opreg.get("ohem_cross_entropy"), sample, 1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("pixels", [255, 256, 257, 4096, 4097, 9001])
+@pytest.mark.parametrize("ties", [False, True])
+def test_sorted_pixels(emulated, pixels, ties):
+    """Turns of a block that are full and not, several chunks of a plane, errors that are equal."""
+    make = Maker(torch.float32)
+    x = make.normal(2, pixels)
+    if ties:
+        x = (2 * x).round() / 2
+    y = make.index(2, 2, pixels, ignore=-100)
+    sample = opreg.Sample((x.detach().requires_grad_(), y), {})
+    compare(emulated, opreg.get("lovasz_hinge_loss"), sample, 5e-6)
