@@ -7,9 +7,8 @@ same leaves and with the numbers of the program.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, fx
@@ -20,6 +19,7 @@ from .graph.view import GraphView
 from .normal_form import algebra
 from .normal_form.evaluate import Evaluator, TooMany, handlers, prepared
 from .normal_form.values import Value, over_all
+from .normal_form.vocabulary import holds, words
 
 # Calls that patterns hold. A formula starts from the first argument of one of them, or from what that argument is made
 # of by calls of one tensor.
@@ -92,12 +92,16 @@ def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Matc
             raise OutOfWork
         view.work.done += 1
 
-    nodes = calls_before(view, root, _MOST_FOR_STARTS)
-    anchors = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
-    if not any((c := view.calls.get(n)) is not None and c.name in anchors | _PARTS for n in nodes):
+    found, anchors = words(view, root), anchors_of(formulas, view)
+    formulas = [formula for formula in formulas if holds(found, formula.words)]
+    if not formulas:
+        return
+    nodes = list(calls_before(view, root, _MOST_FOR_STARTS))
+    telling = anchors | _PARTS
+    if not any((c := view.calls.get(n)) is not None and c.name in telling for n in nodes):
         return
     seen: set[Any] = set()
-    reader = Reader(view, root)
+    reader = Reader(view, root, leaves_for(formulas))
     for start in (*starts(view, nodes, anchors), None):
         if start is root:
             continue
@@ -116,27 +120,49 @@ def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Matc
                     yield match
 
 
+def leaves_for(formulas: Iterable[Formula]) -> int:
+    """How many leaves a reading may have: the tensors of a formula, and sizes of tensors that a view is made with."""
+    return 2 + min(2, max(len(formula.parameters[0]) for formula in formulas))
+
+
 # where a formula may start
 
 
-def calls_before(view: GraphView, root: fx.Node, most: int) -> list[fx.Node]:
+def anchors_of(formulas: Iterable[Formula], view: GraphView) -> frozenset[str]:
+    key = tuple(map(id, formulas))
+    if key not in view.work.anchors:
+        view.work.anchors[key] = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
+    return view.work.anchors[key]
+
+
+def calls_before(view: GraphView, root: fx.Node, most: int) -> Iterator[fx.Node]:
     """The nodes that a node is made of by calls with a meaning, itself among them, nearest first."""
-    found: dict[fx.Node, int] = {root: 0}
-    for node in growing(found):
-        call, depth = view.calls.get(node), found[node]
-        if call is None or call.name not in handlers or len(found) > most or depth > _DEEPEST:
+    depth, order = {root: 0}, [root]
+    for node in order:  # which grows
+        yield node
+        call = view.calls.get(node)
+        if call is None or call.name not in handlers or len(order) > most or depth[node] > _DEEPEST:
             continue
         for n in view.inputs(node):
-            found.setdefault(n, depth + 1)
-    return list(found)
+            if n not in depth:
+                depth[n] = depth[node] + 1
+                order.append(n)
 
 
-def growing(found: Mapping[fx.Node, Any]) -> Iterator[fx.Node]:
-    """The keys in order, with those that are added meanwhile."""
-    i = 0
-    while i < len(found):
-        yield next(itertools.islice(found, i, None))
-        i += 1
+class Near:
+    """The nodes near a root, found as far as somebody asks."""
+
+    def __init__(self, view: GraphView, root: fx.Node) -> None:
+        self.found: set[fx.Node] = set()
+        self.others = calls_before(view, root, _MOST_EVALUATED)
+
+    def __contains__(self, node: fx.Node) -> bool:
+        while node not in self.found:
+            following = next(self.others, None)
+            if following is None:
+                return False
+            self.found.add(following)
+        return True
 
 
 def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -> list[fx.Node]:
@@ -161,11 +187,11 @@ def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -
 
 
 class Reader:
-    """Reads a root's value as a formula of a start, for one start after the other."""
+    """Reads a root's value as a formula of a start and few other leaves, for one start after the other."""
 
-    def __init__(self, view: GraphView, root: fx.Node) -> None:
-        self.view, self.root = view, root
-        self.near = dict.fromkeys(calls_before(view, root, _MOST_EVALUATED))
+    def __init__(self, view: GraphView, root: fx.Node, most: int) -> None:
+        self.view, self.root, self.most = view, root, most
+        self.near = Near(view, root)
         # the readings in which all that is near is evaluated, by their leaves
         self.whole: dict[frozenset[fx.Node], tuple[Any, Evaluator] | None] = {}
 
@@ -176,13 +202,13 @@ class Reader:
         as formulas of one of these leaves, or of one that such a leaf is made of directly.
         """
         boundary: dict[fx.Node, None] = {}
-        dependent = self.dependent(start)
+        dependent: dict[fx.Node, bool] = {}
 
         def outside(node: fx.Node) -> bool:
             if node not in self.near:
                 return True
             call = self.view.calls.get(node)
-            if start is None or node in dependent or (call is not None and call.name in _PARTS):
+            if start is None or (call is not None and call.name in _PARTS) or self.depends(node, start, dependent):
                 return False
             boundary[node] = None
             return True
@@ -194,7 +220,7 @@ class Reader:
         if not boundary:
             return
         yield from self.read(first)
-        if len(boundary) <= Evaluator.LEAVES:
+        if len(boundary) <= self.most:
             for node in boundary:
                 call = self.view.calls.get(node)
                 for candidate in dict.fromkeys((node, *(call.inputs() if call is not None else ()))):
@@ -221,32 +247,32 @@ class Reader:
             node = waiting.pop()
             if node not in seen:
                 seen.add(node)
-                operands = self.operands.get(node)
+                operands = self.operands(node)
                 if operands is not None:
                     waiting += operands
-                elif found == Evaluator.LEAVES:
+                elif found >= self.most:
                     return True
                 else:
                     found += 1
         return False
 
     def evaluator(self, leaves: tuple[fx.Node, ...], closed: Callable[[fx.Node], bool]) -> Evaluator:
-        return Evaluator(self.view, leaves, self.view.work.results, open_ended=True, closed=closed)
+        return Evaluator(self.view, leaves, self.view.work.results, most=self.most, closed=closed)
 
-    def dependent(self, start: fx.Node | None) -> set[fx.Node]:
-        """The nodes near the root that are computed from a start, and the start."""
-        found = set() if start is None else {start}
-        for node in self.operands:
-            if not found.isdisjoint(self.view.inputs(node)):
-                found.add(node)
-        return found
+    def depends(self, node: fx.Node, start: fx.Node, known: dict[fx.Node, bool]) -> bool:
+        """Is a node computed from a start, or the start?"""
+        if node not in known:
+            after = self.view.position[node] > self.view.position[start]
+            inputs = self.view.inputs(node) if after and self.operands(node) is not None else ()
+            known[node] = node is start or any(self.depends(n, start, known) for n in inputs)
+        return known[node]
 
-    @cached_property
-    def operands(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
-        """What the calls with a meaning that are near the root are evaluated from, in the graph's order."""
-        calls = [(n, call) for n in self.near if (call := self.view.calls.get(n)) is not None and call.name in handlers]
-        calls.sort(key=lambda entry: self.view.position[entry[0]])
-        return {n: prepared(self.view, n, call).operands for n, call in calls}
+    def operands(self, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        """What a node near the root is evaluated from, if it is a call with a meaning; otherwise None."""
+        call = self.view.calls.get(node)
+        if call is None or call.name not in handlers or node not in self.near:
+            return None
+        return prepared(self.view, node, call).operands
 
 
 # Calls that read the shape or the dtype of a tensor, not its elements.
@@ -349,9 +375,10 @@ def found_as(form: Value, value: Value) -> str | None:
 
 def used(root: fx.Node, evaluator: Evaluator) -> tuple[fx.Node, ...]:
     """The nodes of the interior that the root is made of, without the root."""
-    view, reached = evaluator.view, dict.fromkeys([root])
-    for node in growing(reached):
-        for n in view.inputs(node):
-            if n in evaluator.interior:
-                reached.setdefault(n, None)
-    return tuple(n for n in reached if n is not root)
+    reached, order = {root}, [root]
+    for node in order:  # which grows
+        for n in evaluator.view.inputs(node):
+            if n in evaluator.interior and n not in reached:
+                reached.add(n)
+                order.append(n)
+    return tuple(order[1:])

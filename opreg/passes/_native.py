@@ -56,7 +56,8 @@ def signature(target: Any, name: str) -> tuple[tuple[str, ...], Mapping[str, Any
             packet = getattr(torch.ops.aten, name, None)
             if packet is None:
                 return None
-            target = getattr(packet, packet.overloads()[0])
+            names = packet.overloads()
+            target = getattr(packet, "default" if "default" in names else names[0])
     arguments = target._schema.arguments
     return tuple(a.name for a in arguments), {a.name: a.default_value for a in arguments}
 

@@ -46,8 +46,8 @@ class Rewriter:
         self.activations, self.compiled = activations, compiled
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
-        # by the name of the node, so that the report has each place once
-        self.refused: dict[str, Left] = {}
+        # by the name of the node, so that the report has each place once; and how many calls the refused formula has
+        self.refused: dict[str, tuple[int, Left]] = {}
 
     @property
     def view(self) -> GraphView:
@@ -65,7 +65,7 @@ class Rewriter:
         before = len(self.report.swapped)
         self.compositions()
         self.natives()
-        self.report.left.extend(self.refused.values())
+        self.report.left.extend(left for _, left in self.refused.values())
         if len(self.report.swapped) > before:
             self.graph.lint()
             self.module.recompile()
@@ -81,7 +81,7 @@ class Rewriter:
                 try:
                     self.compose(match)
                 except Refused as reason:
-                    self.leave(match.formula.name, str(reason), root)
+                    self.leave(match.formula.name, str(reason), root, len(match.interior))
                     continue
                 self.refused.pop(root.name, None)
                 break
@@ -97,7 +97,7 @@ class Rewriter:
             raise Refused(reason)
         for node in rule.replacement_graph.nodes:
             self.require_gain(op_of(node), match.tensors.values())
-        if match.interior and not saves(match.interior, root):
+        if match.interior and not saves(view, match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
         bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
 
@@ -181,7 +181,7 @@ class Rewriter:
         parts = dict.fromkeys((*wider.interior, node, root))
         if self.view.disturbed(list(parts), wider.arguments.values(), root):
             return False
-        if not self.view.one_gradient_mode(parts) or (wider.interior and not saves(wider.interior, node)):
+        if not self.view.one_gradient_mode(parts) or (wider.interior and not saves(self.view, wider.interior, node)):
             return False
         self.replace(wider, root, rule)
         return True
@@ -270,9 +270,8 @@ class Rewriter:
         with self.graph.inserting_before(user):
             folded = self.surgery.call(op, {**given(op, new), "reduction": call.name})
         folded.meta = dict(user.meta)
-        self.surgery.supersede(user, folded)
-        self.graph.erase_node(new)
-        self.surgery.refresh()
+        self.surgery.supersede(user, [folded])
+        self.surgery.erase(new)
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
         """Is the mean or the sum of an op's elements what the op gives for that reduction?
@@ -290,14 +289,20 @@ class Rewriter:
             return True  # nothing ignores a whole sample
         return bool(arguments.get("ignore_index") == NEVER and arguments.get("weight") is None)
 
-    def leave(self, what: str, why: str, node: fx.Node) -> None:
-        self.refused.setdefault(node.name, Left(what, why, where(node)))
+    def leave(self, what: str, why: str, node: fx.Node, calls: int = 0) -> None:
+        """Notes why a place stays. Of several formulas that end there, the longest one tells most."""
+        before = self.refused.get(node.name)
+        if before is None or before[0] < calls:
+            self.refused[node.name] = calls, Left(what, why, where(node))
 
 
-def saves(interior: Iterable[fx.Node], root: fx.Node) -> bool:
-    """Has a node of the interior no user outside, so that it goes together with the root?"""
-    inside = {*interior, root}
-    return any(set(n.users) <= inside for n in interior)
+def saves(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> bool:
+    """Does a node of the interior go together with the root, since all its users go?"""
+    going = {root}
+    for n in sorted(interior, key=view.position.__getitem__, reverse=True):
+        if set(n.users) <= going:
+            going.add(n)
+    return len(going) > 1
 
 
 def multiplies_by(view: GraphView, follower: fx.Node, node: fx.Node, number: float) -> bool:

@@ -99,10 +99,15 @@ class Formula:
 
     @cached_property
     def functions(self) -> frozenset[str]:
-        """The functions in the pattern's normal form, whatever its tensors and numbers are.
+        """The functions in the pattern's normal form, whatever its tensors and numbers are, without its reductions.
 
         A value without them is not the pattern's, which is seen at once.
         """
+        return self.words - {"sum", "mean"}
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The functions and reductions in the pattern's normal form, whatever its tensors and numbers are."""
         names, number_names = self.parameters
         graph = fx.Graph()
         made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in _SHAPES}
@@ -117,7 +122,7 @@ class Formula:
                 form = self.normal_form(leaves, (given,) * len(number_names), results)
                 if form is not None:
                     found.append(algebra.names(form.poly))
-        return frozenset[str]().union(*found).intersection(*found) - {"sum of", "sum", "mean"}
+        return frozenset[str]().union(*found).intersection(*found) - {"sum of"}
 
     def normal_form(
         self, tensors: tuple[fx.Node, ...], given: tuple[float, ...], results: dict[Any, Any]

@@ -1,6 +1,7 @@
 """Nodes of a graph in the place of others, and the checks that they fit there."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 from ... import _private
 from ...op import Op
 from ...registry import registered
-from .calls import Attribute, Call, sizes, value_of
+from .calls import Attribute, Call, sizes, sizes_of, value_of
 from .view import GraphView
 
 
@@ -29,6 +30,12 @@ class Surgery:
     def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool]) -> None:
         self.module, self.graph, self.pure = module, module.graph, pure
         self.view = GraphView(self.graph, module)
+        self._only_aten = any("val" in n.meta for n in self.graph.nodes)
+        # the nodes that may have lost their last user; None: any node of the graph may have none
+        self._loose: list[fx.Node] | None = None
+        # what is known of calls of ops, by what decides it: how their results look, and why the kernel refuses them
+        self._looks: dict[Any, Any] = {}
+        self._refusals: dict[Any, str] = {}
 
     # new nodes
 
@@ -61,14 +68,9 @@ class Surgery:
 
     def in_dialect(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """A call in the graph's own dialect: an ATen overload where the graph holds nothing else."""
-        only_aten = any("val" in n.meta for n in self.graph.nodes)
-        if only_aten and not isinstance(target, torch._ops.OpOverload):
+        if self._only_aten and not isinstance(target, torch._ops.OpOverload):
             name = target if isinstance(target, str) else target.__name__.replace("truediv", "div")
-            packet = getattr(torch.ops.aten, name)
-            second = args[1] if len(args) > 1 else None
-            overloads = packet.overloads()
-            preferred = "Tensor" if isinstance(second, fx.Node) or "Scalar" not in overloads else "Scalar"
-            target = getattr(packet, preferred if preferred in overloads else overloads[0])
+            target = overload(getattr(torch.ops.aten, name), args, kwargs)
             op = "call_function"
         return self.graph.create_node(op, target, args, kwargs)
 
@@ -114,21 +116,39 @@ class Surgery:
             for n in reversed(new):
                 self.graph.erase_node(n)
             raise
+        later: list[fx.Node] = []
         if isinstance(written, fx.Node):
             for same in self.view.names[self.view.tensor[written]]:
                 for u in list(same.users):
                     if self.view.position.get(u, -1) > self.view.position[root]:
                         u.replace_input_with(same, last)
-        self.supersede(root, last)
-        self.refresh()
+                        later.append(u)
+                self._loosen([same])
+        self.supersede(root, new, later)
         return new
 
-    def supersede(self, old: fx.Node, new: fx.Node) -> None:
-        """Gives all users of a node another one, which takes its name."""
-        old.replace_all_uses_with(new)
+    def supersede(self, old: fx.Node, new: Sequence[fx.Node], others: Iterable[fx.Node] = ()) -> None:
+        """Gives all users of a node the last of the new nodes that stand before it, which takes its name.
+
+        ``others`` read that one already, in the place of something else.
+        """
+        last, inputs = new[-1], old.all_input_nodes
+        readers = list(dict.fromkeys((*old.users, *others)))
+        old.replace_all_uses_with(last)
         name = old.name
         self.graph.erase_node(old)
-        new.name = name
+        last.name = name
+        self._loosen(inputs)
+        if not self.view.exchanged(old, new, readers):
+            self.refresh()
+
+    def erase(self, node: fx.Node) -> None:
+        """Erases a node without users."""
+        inputs = node.all_input_nodes
+        self.graph.erase_node(node)
+        self._loosen(inputs)
+        if not self.view.erased(node):
+            self.refresh()
 
     def refresh(self) -> None:
         """Looks at the graph anew, after nodes have changed."""
@@ -136,29 +156,44 @@ class Surgery:
 
     def sweep(self) -> None:
         """Erases what nobody uses any more, in-place calls on tensors of their own too."""
-        erased = False
-        changed, writing = True, {w.node: w for w in self.view.writes}
-        while changed:
-            changed = False
-            for node in reversed(list(self.graph.nodes)):
-                call = self.view.calls.get(node)
-                if node.users or call is None or call.name == "setitem":
-                    continue
-                if call.in_place:
-                    written = call.written
-                    if (
-                        not isinstance(written, fx.Node)
-                        or set(written.users) != {node}
-                        or len(writing[node].tensors) > 1
-                        or self.view.aliased(written, node)
-                    ):
-                        continue
-                elif not self.pure(call) or node in writing:
-                    continue
-                self.graph.erase_node(node)
-                changed = erased = True
-        if erased:
+        waiting = list(self.graph.nodes) if self._loose is None else self._loose
+        self._loose, followed = [], True
+        gone: set[fx.Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node in gone or node not in self.view.position or not self._dead(node):
+                continue
+            gone.add(node)
+            inputs = node.all_input_nodes
+            self.graph.erase_node(node)
+            self._loosen(inputs)
+            waiting, self._loose = waiting + self._loose, []
+            followed = self.view.erased(node) and followed
+        if not followed:
             self.refresh()
+
+    def _loosen(self, nodes: Sequence[fx.Node]) -> None:
+        """Notes that nodes have lost a user: they may be dead now, and so may who writes to them."""
+        if self._loose is not None:
+            self._loose += nodes
+            if self.view.writes:
+                tensors = [self.view.tensor[n] for n in nodes if n in self.view.position]
+                self._loose += [u for t in tensors for same in self.view.names[t] for u in same.users]
+
+    def _dead(self, node: fx.Node) -> bool:
+        """Has a call neither a user nor an effect that anybody sees?"""
+        call = self.view.calls[node]
+        if node.users or call is None or call.name == "setitem":
+            return False
+        if not call.in_place:
+            return self.pure(call) and node not in self.view.writing
+        written = call.written
+        return (
+            isinstance(written, fx.Node)
+            and set(written.users) == {node}
+            and len(self.view.writing[node].tensors) == 1
+            and not self.view.aliased(written, node)
+        )
 
     # the checks
 
@@ -183,23 +218,34 @@ class Surgery:
         for n in new:
             n.meta = {k: v for k, v in root.meta.items() if k not in ("val", "example_value", "tensor_meta")}
             if known:
-                n.meta[key] = self._fake(n)
+                n.meta[key] = self._fake(n, root if n is new[-1] else None)
                 if "tensor_meta" in root.meta and isinstance(n.meta[key], Tensor):
                     n.meta["tensor_meta"] = _private.tensor_metadata(n.meta[key])
 
-    def _fake(self, n: fx.Node) -> Any:
-        """What a node gives for the fake values of its inputs; None where one of these is not known."""
+    def _fake(self, n: fx.Node, old: fx.Node | None = None) -> Any:
+        """What a node gives for the fake values of its inputs; None where one of these is not known.
+
+        Where an equal call has shown that this is what the old node has, which is about to go, it is that.
+        """
         if n.op == "get_attr":
             return self.held(str(n.target))
         args, kwargs = _with_values((n.args, n.kwargs))
         if any(a is None for a in pytree.tree_leaves([value_of(i) for i in n.all_input_nodes])):
             return None
+        # what an exported graph says of gradients is true of its inputs alone
+        gradients = not self._only_aten
+        key = (n.target, looks((args, kwargs), gradients))
+        before = None if old is None or old in self.view.writing else value_of(old)
+        if isinstance(before, Tensor) and self._looks.get(key) == looks(before, gradients):
+            return before
         try:
             if isinstance(n.target, str):
                 return getattr(args[0], n.target)(*args[1:], **kwargs)
-            return n.target(*args, **kwargs)
+            result = n.target(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
             raise Refused(str(error).splitlines()[0]) from None
+        self._looks[key] = looks(result, gradients)
+        return result
 
     def _fits(self, new: fx.Node, root: fx.Node) -> None:
         """Shape, dtype and device are those of the old value; the op has a kernel there, and takes the options."""
@@ -221,7 +267,27 @@ class Surgery:
             was, would = (f"{t.dtype} of shape {list(t.shape)}" for t in (before, after))
             raise Refused(f"the op would give {would}, not {was}")
         if op is not None:
-            _rehearse(op, new)
+            self._rehearse(op, new)
+
+    def _rehearse(self, op: Op, new: fx.Node) -> None:
+        """Refuses options that the kernel does not take. Fakes do not look at them, so the kernel gets a few
+        elements."""
+        if op.kernels is not None:
+            return
+        arguments = _small((new.args, new.kwargs))
+        key = (op, looks(arguments, True))
+        if key not in self._refusals:
+            self._refusals[key] = ""
+            with _private.without_fake_mode(), torch.no_grad():
+                args, kwargs = pytree.tree_map_only(_Like, _Like.filled, arguments)
+                try:
+                    op.value(*args, **kwargs)
+                except RuntimeError as error:
+                    text = str(error).splitlines()[0]
+                    if text.startswith(f"{op.short}: expected"):
+                        self._refusals[key] = text
+        if self._refusals[key]:
+            raise Refused(self._refusals[key])
 
     def _misreported(self, root: fx.Node, dtype: torch.dtype) -> bool:
         """Is the graph's dtype for a native loss of tensors of several dtypes only what torch's fakes say of it?
@@ -242,31 +308,82 @@ class Surgery:
         return isinstance(given, Tensor) and given.dtype == dtype
 
 
+def overload(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The overload of an ATen function that takes these arguments.
+
+    Raises:
+        Refused: there is none.
+    """
+    second = args[1] if len(args) > 1 else None
+    names = packet.overloads()
+    preferred = ("Tensor", "default") if isinstance(second, fx.Node) else ("Scalar", "default", "Tensor")
+    for name in dict.fromkeys((*(n for n in preferred if n in names), *names)):
+        found = getattr(packet, name)
+        expected = found._schema.arguments
+        given = {a.name for a in expected[: len(args)]} | kwargs.keys()
+        required = {a.name for a in expected if not a.has_default_value()}
+        keywords = {a.name for a in expected[: len(args)] if a.kwarg_only} | (
+            kwargs.keys() - {a.name for a in expected}
+        )
+        if not expected or str(expected[0].type) != "Tensor":  # of numbers
+            continue
+        if len(args) <= len(expected) and required <= given and not keywords and not found._schema.is_mutable:
+            return found
+    raise Refused(f"ATen has no {packet.__name__} of these arguments")
+
+
 def _with_values(arguments: Any) -> Any:
     """Arguments of a call with the values of nodes in their place."""
     return fx.node.map_aggregate(arguments, lambda a: value_of(a) if isinstance(a, fx.Node) else a)
 
 
-def _rehearse(op: Op, new: fx.Node) -> None:
-    """Refuses options that the kernel does not take. Fakes do not look at them, so the kernel gets a few elements."""
-    if op.kernels is not None:
-        return
+def looks(a: Any, gradients: bool) -> Any:
+    """What decides how the result of a call looks: a hashable image of arguments, without the elements of tensors."""
+    if isinstance(a, Tensor):
+        strides = sizes_of(a.stride()) if a.layout == torch.strided else None
+        return ("tensor", sizes(a), strides, a.dtype, a.device, a.layout, gradients and a.requires_grad)
+    if isinstance(a, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return ("symbol", a.node.expr)
+    if isinstance(a, tuple | list):
+        return tuple([looks(item, gradients) for item in a])
+    if isinstance(a, dict):
+        return tuple([(k, looks(item, gradients)) for k, item in a.items()])
+    if isinstance(a, slice):
+        return ("slice", looks((a.start, a.stop, a.step), gradients))
+    return (type(a), a)
+
+
+@dataclass(frozen=True)
+class _Like:
+    """A tensor of a few elements."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def filled(self) -> Tensor:
+        return torch.full(self.shape, 0.5 if self.dtype.is_floating_point else 0, dtype=self.dtype)
+
+
+def _small(arguments: Any) -> Any:
+    """The arguments of a call with few elements in the place of each tensor.
+
+    What is of one size stays so. A symbolic size may be equal to any other, so beside one all sizes become one.
+    """
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(arguments, nodes.append)
+    shapes = [t.shape for n in nodes if isinstance(t := value_of(n), Tensor)]
+    fixed = all(isinstance(d, int) for shape in shapes for d in shape)
+
+    def size(d: Any) -> int:
+        return min(d, 4) if fixed or (isinstance(d, int) and d < 2) else 4
 
     def small(a: Any) -> Any:
         t = value_of(a) if isinstance(a, fx.Node) else a
-        if not isinstance(t, Tensor):
-            return t if isinstance(t, bool | int | float | str | torch.dtype | list | tuple | None) else 1
-        shape = [min(d, 4) if isinstance(d, int) else 2 for d in t.shape]
-        return torch.full(shape, 0.5 if t.is_floating_point() else 0, dtype=t.dtype)
+        if isinstance(t, Tensor):
+            return _Like(tuple(map(size, t.shape)), t.dtype)
+        return t if isinstance(t, bool | int | float | str | torch.dtype | list | tuple | None) else 1
 
-    with _private.without_fake_mode(), torch.no_grad():
-        args, kwargs = fx.node.map_aggregate((new.args, new.kwargs), small)
-        try:
-            new.target(*args, **kwargs)  # type: ignore[operator]
-        except RuntimeError as error:
-            text = str(error).splitlines()[0]
-            if text.startswith(f"{op.short}: expected"):
-                raise Refused(text) from None
+    return fx.node.map_aggregate(arguments, small)
 
 
 def op_of(node: fx.Node) -> Op | None:

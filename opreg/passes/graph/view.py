@@ -35,6 +35,10 @@ class Work:
     opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
     # the normal forms of patterns, by pattern, nodes and numbers
     forms: dict[Any, Any] = field(default_factory=dict)
+    # the calls from whose arguments formulas start, by the formulas
+    anchors: dict[Any, frozenset[str]] = field(default_factory=dict)
+    # the functions that normal forms of nodes may hold
+    words: dict[fx.Node, frozenset[str] | None] = field(default_factory=dict)
     # the values of calls, by their nodes and the values of their arguments
     results: dict[Any, Any] = field(default_factory=dict)
     # how many formulas and patterns were evaluated
@@ -50,12 +54,13 @@ class GraphView:
     in-place calls, whose result is the same tensor. A node stands for the value that its tensor has after it.
 
     Args:
-        graph: is read once; a graph that has changed needs a new view.
+        graph: is read once. ``exchanged`` and ``erased`` keep a view true while nodes change, in time that does not
+            grow with the graph.
         module: its owner.
-        before: the view of the same graph before a few nodes changed; what is still true is taken from it.
+        before: the view of the same graph before nodes changed; what is still true is taken from it.
 
     Attributes:
-        position: the place of a node in the graph.
+        position: orders nodes as the graph does.
         calls: what a node calls, None where that is no function of torch.
         tensor: the node that made the tensor that is a node's result.
         names: the nodes whose result is a tensor, by the node that made it.
@@ -64,9 +69,9 @@ class GraphView:
     """
 
     def __init__(self, graph: fx.Graph, module: torch.nn.Module | None, before: "GraphView | None" = None) -> None:
-        self.module = module
+        self.graph, self.module = graph, module
         self.work: Work = before.work if before is not None else Work()
-        self.position: dict[fx.Node, int] = {}
+        self.position: dict[fx.Node, float] = {}
         self.calls: dict[fx.Node, Call | None] = {}
         self.tensor: dict[fx.Node, fx.Node] = {}
         self.writes: list[Write] = []
@@ -90,16 +95,12 @@ class GraphView:
         attributes: dict[str, fx.Node] = {}
         quiet = before._quiet if before is not None else {}
         changed: list[fx.Node] = []
-        # where the first node is that may be another one than before
-        first_new = 0 if before is None else None
         for i, n in enumerate(graph.nodes):
             self.position[n], self.tensor[n] = i, n
             args, kwargs = quiet.get(n, (None, None))
             if before is not None and args is n.args and kwargs is n.kwargs:
                 self.calls[n], self._quiet[n] = before.calls[n], quiet[n]
                 continue
-            if first_new is None and n.op != "get_attr":
-                first_new = i
             call = self.calls[n] = resolve(n, self.module)
             if n.op == "get_attr":  # every read of an attribute is the same tensor
                 self.tensor[n] = attributes.setdefault(str(n.target), n)
@@ -116,13 +117,122 @@ class GraphView:
             self.writes += found
             if not found and n.op != "get_attr" and self.position[n] not in switched:
                 self._quiet[n] = (n.args, n.kwargs)
-        # the answers of ``requires_grad`` where nothing is written: in the graph's order, as far as somebody has asked
+        # the answers of ``requires_grad`` where nothing is written, as far as somebody has asked, and below those
         self._gradients: dict[fx.Node, bool | None] = {}
-        if before is not None and not before.writes:
-            for n, answer in before._gradients.items():
-                if n in self.position and (first_new is None or self.position[n] < first_new):
-                    self._gradients[n] = answer
-        self._without_answer = iter([n for n in self.position if n not in self._gradients])
+
+    def order(self) -> list[fx.Node]:
+        """The nodes in the graph's order."""
+        return [n for n in self.graph.nodes if n in self.position]
+
+    def exchanged(self, old: fx.Node, new: Sequence[fx.Node], readers: Iterable[fx.Node]) -> bool:
+        """Follows an exchange of nodes, if it can. False: a new view is needed, since something is written there.
+
+        Args:
+            old: is no longer in the graph.
+            new: stand where it stood; the last one has the users that it had.
+            readers: these users.
+        """
+        place = self.position[old]
+        since = self.position.get(new[0].prev, -1.0)
+        step = (place - since) / len(new)
+        if step < 1e-6 or not (old in self._quiet or self._unwritten(old)):
+            return False
+        if any(i not in self.position and i not in new for n in new for i in n.all_input_nodes):
+            return False  # reads of attributes came too
+        for i, n in enumerate(new, 1):
+            self.position[n], self.tensor[n] = place if n is new[-1] else since + i * step, n
+        for n in (*new, *readers):
+            self.calls[n] = resolve(n, self.module)
+            self.prepared.pop(n, None)
+            self._inputs.pop(n, None)
+        if self.writes and not all(self._fresh(n) for n in (old, *new) if n is not old or old in self._quiet):
+            return False  # who sees a write may be others now
+        if any(n in self.writing and old in self.writing[n].tensors for n in readers):
+            return False
+        if not all(self._writes_as_before(n) for n in (*new, *readers)):
+            return False
+        self._take_over(old, new)
+        self._forget(old)
+        return True
+
+    def _unwritten(self, node: fx.Node) -> bool:
+        """Follows that a call which was the last to write to a tensor of its own does not write to it any more, if
+        nothing else shares the tensor's memory."""
+        write, tensor = self.writing.get(node), self.tensor[node]
+        if (
+            write is None
+            or tensor is node
+            or self.versions[tensor][-1] is not node
+            or self.names[tensor][-1] is not node
+        ):
+            return False
+        if not write.followed or any(n not in self.names[tensor] for n in self._sharing[self._memory[node]]):
+            return False
+        self.writes.remove(write)
+        del self.writing[node]
+        self.versions[tensor].pop()
+        self.names[tensor].pop()
+        self._sharing[self._memory[node]].remove(node)
+        return True
+
+    def erased(self, node: fx.Node) -> bool:
+        """Follows the erasure of a node without users, if it can. False: as above."""
+        if node not in self._quiet or (self.writes and not self._fresh(node)):
+            return False
+        self._forget(node)
+        return True
+
+    def _writes_as_before(self, n: fx.Node) -> bool:
+        """Does a node that has other inputs than before, or is new, write to the tensors it wrote to before, if any?"""
+        found = next(self._writes(n), None)
+        if found is None:
+            self._quiet[n] = (n.args, n.kwargs)
+        return found == self.writing.get(n)
+
+    def _take_over(self, old: fx.Node, new: Sequence[fx.Node]) -> None:
+        """Gives new nodes the place of an old one in all that has been found out so far."""
+        last, known = new[-1], self.__dict__
+        if "names" in known:
+            self.names.update({n: [n] for n in new})
+        if "_memory" in known:
+            self._memory.update({n: n for n in new})
+            if self.tensor[old] is old:
+                self._memory[last] = self._memory[old]
+            if "_sharing" in known:
+                for n in new:
+                    self._sharing.setdefault(self._memory[n], []).append(n)
+        if "_complex" in known and any(i in self._complex for n in (old, *new) for i in (n, *n.all_input_nodes)):
+            del known["_complex"]
+        if old in self._gradients:
+            before = self._gradients[old]
+            if self.requires_grad(last) is not before:
+                place = self.position[old]
+                self._gradients = {n: a for n, a in self._gradients.items() if self.position[n] <= place}
+        if "_gradients_and_writes" in known:
+            own, written = self._gradients_and_writes
+            for n in new:
+                own[n] = self._gradient_of(n, [own[i] for i in n.all_input_nodes])
+            if own[last] is not own[old] or any(answer is not False for answer in written.values()):
+                del known["_gradients_and_writes"]
+
+    def _forget(self, node: fx.Node) -> None:
+        for known in (
+            self.position,
+            self.calls,
+            self.tensor,
+            self.prepared,
+            self._inputs,
+            self._quiet,
+            self._gradients,
+        ):
+            known.pop(node, None)
+        if "names" in self.__dict__:
+            self.names.pop(node, None)
+
+    @cached_property
+    def writing(self) -> dict[fx.Node, Write]:
+        """The writes by the nodes that write."""
+        return {w.node: w for w in self.writes}
 
     @cached_property
     def names(self) -> dict[fx.Node, list[fx.Node]]:
@@ -210,9 +320,15 @@ class GraphView:
     def requires_grad(self, node: fx.Node) -> bool | None:
         """May a gradient flow into a node's value, or into what is written to it? None: the graph does not say."""
         if not self.writes:
-            while node not in self._gradients:
-                n = next(self._without_answer)
-                self._gradients[n] = self._gradient_of(n, [self._gradients[i] for i in n.all_input_nodes])
+            waiting = [node]
+            while waiting:
+                inputs = waiting[-1].all_input_nodes
+                missing = [i for i in inputs if i not in self._gradients]
+                if missing:
+                    waiting += missing
+                else:
+                    n = waiting.pop()
+                    self._gradients[n] = self._gradient_of(n, [self._gradients[i] for i in inputs])
             return self._gradients[node]
         own, written = self._gradients_and_writes
         value = value_of(node)
@@ -226,7 +342,7 @@ class GraphView:
         own: dict[fx.Node, bool | None] = {}
         written: dict[fx.Node, bool | None] = {}
         writes = {w.node: w for w in self.writes if w.certain}
-        for n in self.position:
+        for n in self.order():
             below = [own[i] for i in n.all_input_nodes]
             below += [written.get(self._memory[i], False) for i in n.all_input_nodes]
             own[n] = self._gradient_of(n, below)
@@ -248,7 +364,7 @@ class GraphView:
     @cached_property
     def _complex(self) -> set[fx.Node]:
         found: set[fx.Node] = set()
-        for n in self.position:
+        for n in self.order():
             call = self.calls[n]
             name = call.name if call is not None else getattr(n.target, "__name__", "")
             if name in _REAL or name in ("size", "getattr"):
@@ -333,7 +449,7 @@ class GraphView:
             return n
 
         written = {w.node: w.tensors for w in self.writes if self.calls[w.node] is not None and not reshapes(w.node)}
-        for n in self.position:
+        for n in self.order():
             found[n] = n
             value = value_of(n)
             if n.op in ("placeholder", "output") or isinstance(value, int | float | torch.SymInt | torch.SymFloat):
@@ -345,6 +461,14 @@ class GraphView:
                     a, b = sorted((first(i), first(n)), key=self.position.__getitem__)
                     found[b] = a
         return {n: first(n) for n in found}
+
+    @cached_property
+    def _sharing(self) -> dict[fx.Node, list[fx.Node]]:
+        """The nodes that may share memory, by the first of them."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for n, first in self._memory.items():
+            found.setdefault(first, []).append(n)
+        return found
 
     def one_gradient_mode(self, nodes: Iterable[fx.Node]) -> bool:
         return len({self.without_gradient(n) for n in nodes}) == 1
@@ -358,7 +482,7 @@ def _switches(target: Any) -> bool:
 def _writes_to_inputs(module: fx.GraphModule) -> bool:
     """Does a graph write to what it is given?"""
     view = GraphView(module.graph, module)
-    outside = {view._memory[n] for n in view.position if n.op in ("placeholder", "get_attr")}
+    outside = {view._memory[n] for n in view.order() if n.op in ("placeholder", "get_attr")}
     return any(not w.tensors or any(view._memory[t] in outside for t in w.tensors) for w in view.writes)
 
 

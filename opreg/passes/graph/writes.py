@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ...faces.modules import OpModule
+from ...registry import registered
 from .calls import assigns, writes_perhaps
 
 # Modules whose result shares no memory with their input.
@@ -25,11 +26,14 @@ FRESH_MODULES = (
 def fresh(name: str) -> bool:
     """Does a function return a tensor that shares no memory with its arguments, whatever these are?
 
-    Torch's schemas say so of a function that has a kernel. Composite functions may return their argument although their
-    schema does not say it: dropout with nothing to do, a cast to the same dtype.
+    Torch's schemas say so of a function that has a kernel, and losses that it has in Python alone make a new tensor.
+    Composite functions may return their argument although their schema does not say it: dropout with nothing to do, a
+    cast to the same dtype.
     """
     packet = getattr(torch.ops.aten, name, None)
-    if packet is None or "dropout" in name or name in _MAY_RETURN_ARGUMENT:
+    if packet is None:  # losses that torch has in Python alone
+        return any(spelling.rsplit(".", 1)[-1] == name for op in registered() for spelling in op.spellings)
+    if "dropout" in name or name in _MAY_RETURN_ARGUMENT:
         return False
     schemas = [getattr(packet, o)._schema for o in packet.overloads()]
     return all(r.alias_info is None for s in schemas for r in s.returns if not s.is_mutable)

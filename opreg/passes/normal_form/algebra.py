@@ -293,6 +293,13 @@ def mask(p: Poly) -> bool:
     return bool(monomial) and coefficient == 1 and all(found[0] in ("gt", "ge") for found, _ in monomial)
 
 
+def choices(p: Poly) -> bool:
+    """Is it a small whole number everywhere, exact in any dtype: a sum of comparisons and class indicators?"""
+    kinds = frozenset({"one_hot", "gt", "ge"})
+    names = [{found[0] for found, _ in monomial} for monomial, _ in p.terms]
+    return bool(names) and all(n and n <= kinds for n in names) and all(whole(c) and abs(c) <= 8 for _, c in p.terms)
+
+
 # Functions that have a value wherever their arguments have one.
 _TOTAL = frozenset({"leaf", "component", "maximum", "minimum", "abs", "sigmoid", "softplus", "tanh", "atan", "clamp"})
 

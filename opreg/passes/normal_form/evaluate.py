@@ -124,14 +124,12 @@ class Evaluator:
     Args:
         leaves: the nodes at which to stop, perhaps with their values.
         results: the values that are known of leaves, and of calls by the values of their arguments; others are added.
-        open_ended: a node that the algebra does not know becomes a leaf; otherwise it raises ``Opaque``.
+        most: a node that the algebra does not know becomes a leaf, up to so many of them; with 0, it raises ``Opaque``.
         closed: says of other nodes whether they are to be treated as not known.
 
     Raises:
-        TooMany: an open-ended evaluation found more than ``LEAVES`` leaves.
+        TooMany: there are more leaves.
     """
-
-    LEAVES = 4
 
     def __init__(
         self,
@@ -139,10 +137,10 @@ class Evaluator:
         leaves: Mapping[fx.Node, Any] | Collection[fx.Node],
         results: dict[Any, Any],
         *,
-        open_ended: bool = False,
+        most: int = 0,
         closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.view, self.results, self.open_ended, self.closed = view, results, open_ended, closed
+        self.view, self.results, self.most, self.closed = view, results, most, closed
         self.found = len(leaves)
         self.values: dict[fx.Node, Any] = {}
         self.values |= leaves if isinstance(leaves, Mapping) else {n: self.leaf(n) for n in leaves}
@@ -160,10 +158,10 @@ class Evaluator:
             result = self._apply(node, call)
             self.interior[node] = None
         except _UNKNOWN:
-            if not self.open_ended:
+            if not self.most:
                 raise Opaque(node.name) from None
             self.found += 1
-            if self.found > self.LEAVES:
+            if self.found > self.most:
                 raise TooMany from None
             result = self.leaf(node)
         self.values[node] = result

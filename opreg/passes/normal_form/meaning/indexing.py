@@ -1,5 +1,6 @@
 """Parts of the last dimension, above all the corners of boxes, and the elements where a mask holds."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -21,6 +22,13 @@ from ..values import (
 from .pointwise import choose
 
 
+def part(entries: tuple[Value, ...]) -> Any:
+    """Some entries of the last dimension; a single one is a column, ``x[..., 0:1]``."""
+    if len(entries) != 1 or entries[0].shape is None:
+        return Vector(entries)
+    return replace(entries[0], shape=(*entries[0].shape, 1))
+
+
 @handles("unbind")
 def _unbind(e: Evaluator, node: fx.Node, x: Any, dim: Any = None) -> Any:
     if dim is None or whole(dim) % rank_of(x) != rank_of(x) - 1:
@@ -36,9 +44,9 @@ def _split(e: Evaluator, node: fx.Node, x: Any, count: Any, dim: Any = None) -> 
     if not isinstance(parts, tuple | list):
         raise Opaque("of unknown shape")
     every, start, result = components(x).components, 0, []
-    for part in parts:
-        size = int(part.shape[-1])
-        result.append(Vector(every[start : start + size]))
+    for made in parts:
+        size = int(made.shape[-1])
+        result.append(part(every[start : start + size]))
         start += size
     return tuple(result)
 
@@ -61,7 +69,7 @@ def _slice(
         if not first and (last is None or last >= 2**62) and step in (None, number(1)):
             return x
         raise Opaque("a slice")
-    return Vector(components(x).components[slice(first, last, None if step is None else whole(step))])
+    return part(components(x).components[slice(first, last, None if step is None else whole(step))])
 
 
 @handles("getitem")
@@ -80,7 +88,7 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
     last = items[-1]
     if isinstance(last, slice):
         ends = [v if v is None or isinstance(v, int) else int(v) for v in (last.start, last.stop, last.step)]
-        return Vector(components(x).components[slice(*ends)])
+        return part(components(x).components[slice(*ends)])
     return components(x).components[whole(last)]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph.calls import Sizes, sizes, value_of
+from .. import algebra
 from ..algebra import atom
 from ..evaluate import Evaluator, handlers, handles
 from ..values import Opaque, Value, Vector, atom_of_each, combine, whole
@@ -26,8 +27,8 @@ def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any
     kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
     if kinds[0] is not None and kinds[0] == kinds[1]:
         return x
-    if isinstance(x, Value) and x.poly.terms and all({a[0] for a, _ in m} == {"one_hot"} for m, _ in x.poly.terms):
-        return x  # 0 and 1 are exact in any dtype
+    if isinstance(x, Value) and algebra.choices(x.poly):
+        return x
     raise Opaque("a cast")
 
 

@@ -1,0 +1,158 @@
+"""How much the rewrite works: in counted calls, which no clock blurs; and that what it notes of a graph stays true."""
+
+import itertools
+import math
+import os
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+import opreg
+from fuzz_programs import FAMILIES, program, schedule
+from opreg.passes._rewrite import Rewriter
+from opreg.passes.graph.view import GraphView
+
+X, W = torch.randn(2, 4, 3, 3, requires_grad=True), torch.randn(4, 4, 1, 1)
+PROJECTION = torch.randn(3, 3)
+
+
+def calls_during(function):
+    """The calls of Python functions of the rewrite."""
+    count = 0
+
+    def profile(frame, event, arg):
+        nonlocal count
+        count += event == "call" and f"{os.sep}passes{os.sep}" in frame.f_code.co_filename
+
+    sys.setprofile(profile)
+    try:
+        result = function()
+    finally:
+        sys.setprofile(None)
+    return count, result
+
+
+def by_hand(x, n):
+    for _ in range(n):
+        x = x * torch.sigmoid(x)
+    return x
+
+
+def native(x, n):
+    for _ in range(2 * n):
+        x = F.silu(x)
+    return x
+
+
+def in_place(x, n):
+    """As in convolutional networks: what is normalized is changed in place."""
+    for _ in range(n):
+        y = F.batch_norm(F.conv2d(x, W), torch.zeros(4), torch.ones(4), training=True)
+        x = x + F.silu(y, inplace=True)
+    return x
+
+
+def decoder(x, n):
+    for _ in range(n):
+        h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        q, k = F.linear(h, PROJECTION), F.linear(h, PROJECTION)
+        x = x + F.linear(F.scaled_dot_product_attention(q * 0.3 - k * 0.2, k, h), PROJECTION)
+        h = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        x = x + F.linear(F.silu(F.linear(h, PROJECTION)) * F.linear(h, PROJECTION), PROJECTION)
+    return x
+
+
+# the most calls for each node of the graph
+CHAINS = {by_hand: 450, native: 250, in_place: 3000, decoder: 450}
+
+
+def traced(function, n):
+    module = fx.symbolic_trace(lambda x: function(x, n))
+    opreg.passes._fuse.propagate(module, [X])
+    return module
+
+
+@pytest.mark.parametrize("function", CHAINS, ids=lambda f: f.__name__)
+def test_work_is_linear(function):
+    """Each node costs what it costs in a short graph, however many are swapped before it."""
+    short, long = traced(function, 40), traced(function, 160)
+    opreg.fuse(short)  # what is found out of the rules
+    few, (_, before) = calls_during(lambda: opreg.fuse(short))
+    many, (_, after) = calls_during(lambda: opreg.fuse(long))
+    assert len(after.swapped) == 4 * len(before.swapped) > 0
+    assert many < 6 * few
+    assert many < CHAINS[function] * len(long.graph.nodes), many / len(long.graph.nodes)
+
+
+def complete_iou(a, b, eps=1e-7):
+    x1, y1, x2, y2 = a.unbind(-1)
+    u1, v1, u2, v2 = b.unbind(-1)
+    overlap = (torch.min(x2, u2) - torch.max(x1, u1)).clamp(0) * (torch.min(y2, v2) - torch.max(y1, v1)).clamp(0)
+    iou = overlap / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap + eps)
+    width, height = torch.max(x2, u2) - torch.min(x1, u1), torch.max(y2, v2) - torch.min(y1, v1)
+    apart = ((x1 + x2 - u1 - u2) ** 2 + (y1 + y2 - v1 - v2) ** 2) / 4
+    turn = 4 / math.pi**2 * (torch.atan2(u2 - u1, v2 - v1) - torch.atan2(x2 - x1, y2 - y1)) ** 2
+    alpha = (turn / (1 - iou + turn + eps)).detach()
+    return (1 - iou + apart / (width**2 + height**2 + eps) + alpha * turn).mean()
+
+
+def test_work_for_a_box_loss():
+    """The formula of most calls and numbers; and one that nearly is it takes no longer."""
+    boxes = torch.rand(8, 4, requires_grad=True), torch.rand(8, 4)
+    exact = fx.symbolic_trace(lambda a, b: complete_iou(a, b))
+    nearly = fx.symbolic_trace(lambda a, b: complete_iou(a, b) + complete_iou(a.abs(), b, 1e-3) * 1.1)
+    opreg.fuse(exact, example_inputs=boxes)
+    for module, most in ((exact, 300_000), (nearly, 2_000_000)):
+        opreg.passes._fuse.propagate(module, boxes)
+        count, (_, report) = calls_during(lambda module=module: opreg.fuse(module))
+        assert {s.op for s in report.swapped} == {"ciou_loss"}
+        assert count < most
+
+
+def classes(memory, nodes):
+    found = {}
+    for n in nodes:
+        found.setdefault(memory[n], set()).add(n)
+    return {frozenset(c) for c in found.values()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_follows_its_graph(family, monkeypatch):
+    """After each swap, what is known of the graph is what a first look at it would tell."""
+    swap, swaps = Rewriter.swap, itertools.count()
+
+    def checked(self, *args, **kwargs):
+        swap(self, *args, **kwargs)
+        next(swaps)
+        view, new = self.view, GraphView(self.graph, self.module)
+        nodes = list(new.position)
+        assert sorted(view.position, key=view.position.get) == nodes
+        assert view.calls == new.calls
+        assert view.tensor == new.tensor
+        assert view.writes == new.writes
+        assert {t: v for t, v in view.versions.items() if v} == new.versions
+        assert {t: set(n) for t, n in view.names.items() if n} == {t: set(n) for t, n in new.names.items()}
+        if view.writes:  # otherwise nobody asks
+            assert classes(view._memory, nodes) == classes(new._memory, nodes)
+        for n in nodes:
+            assert view.inputs(n) == new.inputs(n)
+            assert view.requires_grad(n) is new.requires_grad(n)
+            assert view.complex(n) == new.complex(n)
+
+    monkeypatch.setattr(Rewriter, "swap", checked)
+    items = schedule(family)
+    for i in range(2 * len(items)):
+        g = program(FAMILIES.index(family) * 1_000_000 + 700_000 + i, *items[i % len(items)])
+        if "] = " in g.text:  # torch.fx can't trace an assignment to items
+            continue
+        model, inputs = g.model(), [x.detach().clone() for x in g.inputs.values()]
+        try:
+            module = fx.symbolic_trace(model)
+        except Exception:  # not every program can be traced
+            continue
+        opreg.fuse(module, example_inputs=inputs)
+        opreg.fuse(module)
+    assert next(swaps) > 0
