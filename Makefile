@@ -11,6 +11,16 @@ TORCHVISION ?= torchvision==0.28.*
 
 .PHONY: install demo test check fuzz format bench predict wheel compat gpu-check clean
 
+# Another nvcc than that on PATH, /usr/local/cuda-12.8/bin/nvcc; and other GPUs than csrc/CMakeLists.txt says, 90-real.
+NVCC ?=
+ARCHITECTURES ?=
+ifneq ($(NVCC),)
+export CUDACXX := $(NVCC)
+endif
+ifneq ($(ARCHITECTURES),)
+export CMAKE_ARGS := $(CMAKE_ARGS) "-DLOSSREG_CUDA_ARCHITECTURES=$(ARCHITECTURES)"
+endif
+
 # The environment: torch first and alone, so that nothing else chooses its version.
 $(BIN)/torch-installed:
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,10 @@
 #ifndef LOSSREG_PARTIAL
 #define LOSSREG_PARTIAL 0
 #endif
+// The version of nvcc; empty: the library has no CUDA kernels.
+#ifndef LOSSREG_CUDA_TOOLKIT
+#define LOSSREG_CUDA_TOOLKIT ""
+#endif
 // The second name of the kernels, to which Python attaches nothing.
 #define LOSSREG_KERNELS_NAMESPACE C10_CONCATENATE(LOSSREG_NAMESPACE, _kernels)
 
@@ -56,6 +60,9 @@ LOSSREG_EXPORT const char* lossreg_refused() {
 }
 LOSSREG_EXPORT const char* lossreg_namespace() {
   return C10_STRINGIZE(LOSSREG_NAMESPACE);
+}
+LOSSREG_EXPORT const char* lossreg_cuda_toolkit() {
+  return LOSSREG_CUDA_TOOLKIT;
 }
 LOSSREG_EXPORT int lossreg_partial() {
   return LOSSREG_PARTIAL;

@@ -1,5 +1,6 @@
 """What an installation has, and what is wrong with it: ``python -m opreg doctor``."""
 
+import ctypes
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ OLDEST_GPU = (8, 0)  # what csrc/CMakeLists.txt compiles for by default
 class Facts:
     """What the doctor looks at. ``library`` is None where none was found, ``chosen`` where OPREG_LIBRARY is not set.
 
+    ``toolkit`` is the CUDA whose nvcc built the library, ``driver_cuda`` the latest that the machine's driver knows;
     ``gpu`` says whether torch can use one, ``driver`` whether the machine has one's driver; ``edited`` is a C++ source
     that is newer than the library, in a checkout; ``loops`` is the clone of the CPU loops that this processor runs,
     ``capability`` what torch's own kernels use.
@@ -34,6 +36,8 @@ class Facts:
     chosen: str | None
     edited: str | None
     torch_cuda: str | None
+    toolkit: str | None
+    driver_cuda: str | None
     gpu: bool
     gpu_name: str | None
     gpu_capability: tuple[int, int] | None
@@ -78,10 +82,31 @@ def newer_source(library: Path, sources: Path) -> str | None:
     return next((str(p.relative_to(sources.parent)) for p in sorted(files) if p.stat().st_mtime > built), None)
 
 
+def toolkit_of(library: Path) -> str | None:
+    """The version of CUDA whose nvcc built the library; None: it has no CUDA kernels, or does not tell."""
+    said = getattr(ctypes.CDLL(str(library)), "lossreg_cuda_toolkit", None)
+    if said is None:
+        return None
+    said.restype = ctypes.c_char_p
+    return said().decode() or None
+
+
+def driver_version() -> str | None:
+    """The latest version of CUDA that the machine's driver knows, asked without torch, which may be built for none."""
+    version = ctypes.c_int(0)
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def gather() -> Facts:
-    edited = None
+    edited = toolkit = None
     try:
         path = library_path()
+        toolkit = toolkit_of(path)
         library, size = str(path), path.stat().st_size / 2**20
         edited = newer_source(path, Path(__file__).parents[1] / "csrc")
     except FileNotFoundError:
@@ -96,6 +121,8 @@ def gather() -> Facts:
         chosen=os.environ.get("OPREG_LIBRARY") or None,
         edited=edited,
         torch_cuda=torch.version.cuda,
+        toolkit=toolkit,
+        driver_cuda=driver_version(),
         gpu=gpu,
         gpu_name=torch.cuda.get_device_name() if gpu else None,
         gpu_capability=torch.cuda.get_device_capability() if gpu else None,
@@ -137,6 +164,11 @@ def problems(facts: Facts) -> Iterator[str]:
             f"the machine has a GPU's driver, but torch (CUDA {facts.torch_cuda}) finds no GPU: look at nvidia-smi and "
             "CUDA_VISIBLE_DEVICES; a driver may be too old for that CUDA"
         )
+    if facts.toolkit and facts.driver_cuda and _major(facts.driver_cuda) < _major(facts.toolkit):
+        yield (
+            f"expected a GPU's driver of CUDA {_major(facts.toolkit)}.0 or later for kernels built by CUDA "
+            f"{facts.toolkit}, got one of CUDA {facts.driver_cuda}: update the driver, or build with an older nvcc"
+        )
     if facts.gpu_capability is not None and facts.gpu_capability < OLDEST_GPU:
         older = "".join(map(str, facts.gpu_capability))
         oldest = "".join(map(str, OLDEST_GPU))
@@ -146,6 +178,10 @@ def problems(facts: Facts) -> Iterator[str]:
         )
     if facts.undeclared:
         yield f"the library holds ops without a declaration, {', '.join(facts.undeclared)}: reinstall opreg"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
 
 
 def diagnosis(facts: Facts) -> tuple[str, int]:
@@ -164,6 +200,7 @@ def diagnosis(facts: Facts) -> tuple[str, int]:
         ("opreg", __version__),
         ("library", f"{facts.library} ({facts.library_mib:.1f} MiB){chosen}" if facts.library else "not found"),
         ("CUDA", f"torch built with {facts.torch_cuda or 'none'}; GPU available: {gpu or yes_no(facts.gpu)}"),
+        ("CUDA kernels", f"built by CUDA {facts.toolkit or 'none'}; the driver knows {facts.driver_cuda or 'none'}"),
         ("ops", f"{len(facts.kernels)}, of which with " + ", ".join(f"{what} {n}" for what, n in count.items())),
         ("no kernel for", "; ".join(missing) or f"nothing: every op has one for {' and '.join(KERNEL_KEYS.values())}"),
         ("CPU capability", f"{facts.loops}; torch's own kernels {facts.capability}"),

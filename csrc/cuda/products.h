@@ -9,11 +9,14 @@ struct Products {
   // for memory, and a running sum of weight gradients, which each chunk reads and writes, wants 1024 or more. So a
   // chunk takes 1024 rows of 256,000 classes in 16 bits, or as much as the matrix itself, whose gradient a caller has
   // room for twice: in the state and as the result. While the first is computed, the second is not there yet.
-  static int64_t chunk_bytes(int64_t beside) { return std::max(kLeastBytes, beside); }
+  static int64_t chunk_bytes(int64_t beside) { return std::max(least_bytes(), beside); }
 #if defined(LOSSREG_EMULATE)
-  static constexpr int64_t kLeastBytes = 128, whole_rows = 2;  // so that the smallest test has several chunks
+  // So that the smallest test has several chunks; where the emulator leaves blocks out, it counts at a GPU's sizes.
+  static int64_t least_bytes() { return emulator::most_blocks == INT64_MAX ? 128 : 512 << 20; }
+  static constexpr int64_t whole_rows = 2;
 #else
-  static constexpr int64_t kLeastBytes = 512 << 20, whole_rows = 128;  // a tile of cuBLAS has 128 rows
+  static int64_t least_bytes() { return 512 << 20; }
+  static constexpr int64_t whole_rows = 128;  // a tile of cuBLAS has as many
 #endif
   // cuBLAS's fast kernels want rows that begin at a multiple of 16 bytes.
   static constexpr int64_t row_step = 8;

@@ -32,6 +32,8 @@ struct NullBackend {
   // While it lives, what is launched and allocated is on the tensor's device, in its current stream.
   struct Guard {
     explicit Guard(const Tensor&) {}
+    // Are launches recorded, to run later, and again and again? What they read has to be on the device then.
+    bool records() const { return false; }
   };
 
   // Writes zeros into a tensor without gaps and returns true; or returns false and does nothing, where the row kernels
@@ -242,7 +244,7 @@ const T& some();
 using Pass = RegionPass<float>;
 
 template <class B>
-using Guard = decltype(typename B::Guard(some<Tensor>()));
+using Guard = decltype(bool(typename B::Guard(some<Tensor>()).records()));
 template <class B>
 using checks_values = decltype(bool(B::checks_values));
 template <class B>

@@ -50,8 +50,8 @@ struct CTCLoss {
            shape_text(shape), ", got ", shape_text(labels));
     b.labels = labels.back();
     check_sizes(b);
-    b.input_lengths = lengths(c.log_probs, c.input_lengths, "input_lengths", b.samples);
-    b.target_lengths = lengths(c.log_probs, c.target_lengths, "target_lengths", b.samples);
+    b.input_lengths = lengths<Backend>(c.log_probs, c.input_lengths, "input_lengths", b.samples);
+    b.target_lengths = lengths<Backend>(c.log_probs, c.target_lengths, "target_lengths", b.samples);
 
     if (wanted == ScalarType::Double && c.dtype != DType::float64) {
       c.log_probs = torch::stable::to(c.log_probs, ScalarType::Double);
@@ -78,7 +78,9 @@ struct CTCLoss {
     // as many labels a sample as the running sum of BoundedLengths may have
     element_count(name, {16, b.steps + 1, std::max<int64_t>(1, b.samples), b.labels + ctc::kBefore + 1});
   }
-  // On the device of log_probs: lengths may be on the CPU, and are sent over without waiting.
+  // On the device of log_probs: lengths may be on the CPU, and are sent over without waiting. A graph that is recorded
+  // would send what lies in their memory when it is replayed.
+  template <class Backend>
   static Operand lengths(const Tensor& log_probs, Tensor& t, const char* argument, int64_t samples) {
     DType dtype = dtype_of(name, argument, t, false);
     if (is_floating(dtype) || dtype == DType::boolean)
@@ -86,7 +88,11 @@ struct CTCLoss {
     if (t.dim() > 1 || t.numel() != samples)
       fail(name, argument, " of shape ", shape_text({samples}), " for log_probs of shape ",
            shape_text(shape_of(log_probs)), ", got ", shape_text(shape_of(t)));
-    if (!log_probs.is_cpu() && t.is_cpu()) t = torch::stable::to(t, log_probs.device(), true);
+    if (!log_probs.is_cpu() && t.is_cpu()) {
+      if (typename Backend::Guard(log_probs).records())
+        fail(name, argument, " on ", device_text(log_probs), " while a graph is captured, got cpu");
+      t = torch::stable::to(t, log_probs.device(), true);
+    }
     expect_one_device(name, log_probs, t);
     return operand_of(t);
   }

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import opreg
-from conftest import DEVICE
+from conftest import DEVICE, samples_of
 from opreg._library import NAMESPACE, OPS
 from opreg._private import fake_mode
 from opreg.attach import messages
@@ -402,3 +403,18 @@ def test_other_types_of_an_op_of_ones_own():
 )  # fmt: skip
 def test_modules_that_are_written_out(make, message):
     assert message_of(make, opreg.nn).startswith(message)
+
+
+def test_tensors_on_two_gpus_are_refused(op):
+    """A launch has one device, and the others' memory is not its own. On fake tensors: no GPU is needed."""
+    if len(op.tensor_arguments) == 1:
+        pytest.skip("it has one tensor")
+    sample = next(s for s in samples_of(op, dtype=torch.float32) if sum(isinstance(a, Tensor) for a in s.args) > 1)
+    message = f"{op.short}: expected all tensors on one device, got cuda:0 and cuda:1"
+    with FakeTensorMode(), torch.no_grad():
+        args = [
+            torch.empty(a.shape, dtype=a.dtype, device=f"cuda:{int(k == 1)}") if isinstance(a, Tensor) else a
+            for k, a in enumerate(sample.args)
+        ]
+        with pytest.raises(RuntimeError, match=message):
+            op.value(*args, **sample.kwargs)

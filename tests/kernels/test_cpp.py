@@ -112,7 +112,7 @@ def test_rows(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["arrivals_test.cpp", "iteration_test.cpp", "log_sum_exp_test.cpp", "regions_test.cpp"]
+    "source", ["arrivals_test.cpp", "errors_test.cpp", "iteration_test.cpp", "log_sum_exp_test.cpp", "regions_test.cpp"]
 )
 def test_shared_mathematics(source: str, tmp_path: Path) -> None:
     assert "compared" in build_and_run(tmp_path, source, "-O1", "-pthread")

@@ -212,3 +212,34 @@ def test_a_prior_that_is_not_positive_is_nan(emulated, classes):
     x, t, prior = torch.randn(2, classes), torch.tensor([0, 2]), torch.ones(classes)
     prior[1] = 0
     assert torch.ops.lossreg_emulated.pc_softmax_cross_entropy(x, t, prior, reduction="none").isnan().all()
+
+
+def test_a_captured_call_with_lengths_on_the_host_is_refused(emulated):
+    """A replay would send what their memory holds by then. The meta device stands for the GPU: nothing is launched."""
+    log_probs, targets = torch.empty(4, 2, 3, device="meta"), torch.ones(2, 2, dtype=torch.int64, device="meta")
+    lengths = torch.full((2,), 4), torch.full((2,), 2, device="meta")
+    emulated.functions.lossreg_emulator_record(True)
+    try:
+        with pytest.raises(RuntimeError, match=r"expected input_lengths on .* while a graph is captured, got cpu"):
+            torch.ops.lossreg_emulated.ctc_loss(log_probs, targets, *lengths)
+    finally:
+        emulated.functions.lossreg_emulator_record(False)
+
+
+def test_products_of_a_large_head(emulated):
+    """Three a chunk, and no chunk has fewer than 1024 rows; the state is as large as the gradients are."""
+    rows, features, classes = 8192, 2304, 256_000
+    x, w = (torch.empty(n, features, dtype=torch.bfloat16) for n in (rows, classes))
+    target = torch.empty(rows, dtype=torch.int64)
+    with emulated.only(0):
+        forward = torch.ops.lossreg_emulated.linear_cross_entropy_forward
+        _, state = forward(x, w, target, needs_input_grad=[True, True, False, False, False])
+        host = emulated.host()
+    products = [line for line in host if line.startswith(("aten::mm", "aten::addmm"))]
+    chunks = len(products) // 3
+    assert len(products) == 3 * chunks
+    assert chunks <= rows // 1024
+    # over the results, which are not there yet: chunk and state, in bytes
+    extra = sum(int(line.split()[1]) for line in host if line.startswith("empty")) - x.nbytes - w.nbytes
+    assert state.nbytes <= x.nbytes + w.nbytes + 8
+    assert extra <= 1.2 * 2**30

@@ -132,6 +132,8 @@ HEALTHY = doctor.Facts(
     chosen=None,
     edited=None,
     torch_cuda=None,
+    toolkit="13.0.88",
+    driver_cuda=None,
     gpu=False,
     gpu_name=None,
     gpu_capability=None,
@@ -214,6 +216,10 @@ def test_source_newer_than_the_library(tmp_path):
             "wrong: the machine has a GPU's driver, but this torch is built for the CPU: install a CUDA",
         ),
         ({"driver": True, "torch_cuda": "13.0"}, "but torch (CUDA 13.0) finds no GPU: look at nvidia-smi and"),
+        (
+            {"driver_cuda": "12.4"},
+            "driver of CUDA 13.0 or later for kernels built by CUDA 13.0.88, got one of CUDA 12.4: update the driver",
+        ),
         (
             {"gpu": True, "gpu_name": "T4", "gpu_capability": (7, 5)},
             'later, T4 is sm_75: reinstall with CMAKE_ARGS="-DLOSSREG_CUDA_ARCHITECTURES=75-real"',

@@ -36,6 +36,10 @@ EXPORT void lossreg_emulator_forget() {
   emulator::forget_watched();
   host.str("");
 }
+// Whether launches are recorded from now on, as for a CUDA graph.
+EXPORT void lossreg_emulator_record(bool recording) {
+  emulator::recording = recording;
+}
 // How many blocks of each launch run from now on; 0: none, negative: all. And whether their accesses are counted.
 EXPORT void lossreg_emulator_limit(int64_t blocks, bool counting) {
   emulator::most_blocks = blocks < 0 ? INT64_MAX : blocks;

@@ -146,8 +146,23 @@ inline bool chosen(unsigned b, unsigned blocks) {
   return false;
 }
 
+// Stands for the device and the stream that are current while it lives. Without one, a launch would go to another
+// device than the tensors', where those are not on the first.
+inline int guards = 0;
+inline bool recording = false;
+struct Guard {
+  template <class Tensor>
+  explicit Guard(const Tensor&) {
+    guards++;
+  }
+  Guard(const Guard&) = delete;
+  ~Guard() { guards--; }
+  bool records() const { return recording; }
+};
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, const Arguments&... arguments) {
+  if (guards == 0) throw std::logic_error("emulator: a launch without a Guard of the tensors' device");
   launches.push_back({reinterpret_cast<const void*>(kernel), blocks, threads, 0, {}, {}});
   grid_size = {blocks};
   block_size = {threads};
