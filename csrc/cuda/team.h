@@ -48,19 +48,21 @@ struct Team {
     return bytes;
   }
 };
+// The bound of one block a multiprocessor lets ptxas take as many registers as a body needs. Without it, it aims at
+// more blocks and spills a few.
 template <class Body>
-__global__ void __launch_bounds__(kThreads) teams_kernel(int64_t n, Body body) {
+__global__ void __launch_bounds__(kThreads, 1) teams_kernel(int64_t n, Body body) {
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
     body(i, Team{});
     __syncthreads();  // before the next one uses what this one wrote
   }
 }
 template <class Body>
-__global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, Body body) {
+__global__ void __launch_bounds__(kThreads, 1) each_kernel(int64_t n, Body body) {
   for (int64_t i = global_thread(); i < n; i += all_threads()) body(i);
 }
 template <int K, class Body, class Finish>
-__global__ void __launch_bounds__(kThreads) total_kernel(int64_t n, Body body, BlockSums<K, Finish> sums) {
+__global__ void __launch_bounds__(kThreads, 1) total_kernel(int64_t n, Body body, BlockSums<K, Finish> sums) {
   double of_thread[K] = {};
   for (int64_t i = global_thread(); i < n; i += all_threads()) body(i, of_thread);
   sums.add(of_thread);
