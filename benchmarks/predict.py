@@ -70,8 +70,8 @@ def predict(case: GpuCase, emulator: emulated.Emulator, kernels: Mapping[str, sa
             in_eager, flops = natively[name]
             floor = max(floor, flops / machine.products_of(case.dtype))
             row["eager"] = in_eager.seconds
-            if flops and not any(c.bound == "products" for c in calls):
-                # a convolution, whose sizes its line does not tell
+            if any(re.match("aten::(convolution|matmul)", line) for line in found.calls):
+                # what their lines do not tell: how large they are
                 calls.append(roofline.Prediction(flops / machine.products_of(case.dtype), "products"))
         predicted = roofline.total([*parts, *[c for c in calls if c.seconds]])
         row |= {"predicted": predicted.seconds, "floor": floor, "bound": predicted.bound, "launches": len(parts)}
@@ -100,20 +100,28 @@ def key(row: Row) -> tuple[str, ...]:
 
 
 # Not bound by memory: sorts, a chain of steps, products, neighbours and pairs of classes within caches.
+LARGE = 4.0  # microseconds: what takes less waits for its launch
 UNBOUND = re.compile("lovasz|ohem|ctc|conv2d|linear_|affinity|multilabel_margin")
 
 
 def share(rows: Iterable[Row], dtype: str) -> float:
     """Of the memory's speed that the catalogue reaches: geometric mean of what is least over what is predicted."""
-    chosen = (r for r in rows if r["dtype"] == dtype and not UNBOUND.match(r["op"]))
+    large = (r for r in rows if r["floor"] >= LARGE and not UNBOUND.match(r["op"]))
+    chosen = (r for r in large if r["dtype"] == dtype)
     # an op may leave out what it need not read
     found = [min(1.0, r["floor"] / r["predicted"]) for r in chosen]
     return statistics.geometric_mean(found) if found else math.nan
 
 
 def slower(rows: Iterable[Row]) -> list[str]:
-    """What is predicted slower than eager, beyond what the model can tell."""
-    return [" ".join(key(r)) for r in rows if r["predicted"] > 1.02 * r.get("eager", math.inf)]
+    """Calls whose passes together are predicted slower than eager's, beyond what the model can tell."""
+    ours: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for r in rows:
+        name = " ".join(key(r)[:3])
+        ours[name] = ours.get(name, 0.0) + r["predicted"]
+        others[name] = others.get(name, 0.0) + r.get("eager", math.inf)
+    return [name for name in ours if ours[name] > 1.02 * others[name]]
 
 
 def text(rows: list[Row]) -> str:

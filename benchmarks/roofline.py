@@ -34,6 +34,7 @@ class Machine:
     processors: int = 132
     schedulers: int = 4  # of a processor
     sectors: float = 170e9  # of 32 bytes that the second-level cache hands out a second
+    near: float = 4.0  # sectors that a processor's own cache hands out a cycle
     products: Mapping[str, float] = frozenset({"bfloat16": 650e12, "float32": 55e12}.items())  # type: ignore[assignment]
 
     def products_of(self, dtype: str) -> float:
@@ -84,7 +85,9 @@ def of_launch(launch: Launch, kernel: Kernel | None, machine: Machine = H100) ->
     times = {
         "launches": 0.0,
         "bytes": 32 * scale * (launch.loads.distinct + launch.stores.distinct) / machine.bandwidth,
-        "sectors": scale * (launch.loads.sectors + launch.stores.sectors) / machine.sectors,
+        # what threads load again soon stays near them; what they store goes on, a sector for each piece of it
+        "sectors": scale * (launch.loads.distinct + launch.stores.sectors) / machine.sectors,
+        "first cache": scale * launch.loads.sectors / (machine.near * machine.processors * machine.clock),
     }
     if kernel is not None and launch.ran:
         hot, rest, calls = kernel.hot, kernel.rest, element_calls(kernel)
@@ -111,8 +114,8 @@ def of_operator(line: str, dtype: str, machine: Machine = H100) -> Prediction:
         (m, k), (_, n) = shapes[:2]
         moved = width * (m * k + k * n + m * n)
         return slowest({"products": 2 * m * n * k / machine.products_of(dtype), "bytes": moved / machine.bandwidth})
-    if name.startswith("aten::empty"):
-        return Prediction(0.0, "launches")
+    if re.match("aten::(empty|reshape|view|contiguous|convolution|matmul)", name):
+        return Prediction(0.0, "launches")  # views of what is dense; products that are told by their operations
     # four passes over keys of 4 and places of 8 bytes, read and written
     moved = 96 * numel if name.startswith("aten::sort") else 2 * width * numel
     return Prediction(moved / machine.bandwidth, "bytes")

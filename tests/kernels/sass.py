@@ -347,9 +347,10 @@ def resources(log: str) -> dict[str, Resources]:
 
 
 def objects(build: Path) -> dict[str, Path]:
-    """By family."""
+    """By family: of a build by CMake, or cubins in a folder."""
     found = sorted(build.glob("CMakeFiles/*_cuda.dir/lossreg.cu.o"))
-    return {file.parent.name.removesuffix("_cuda.dir"): file for file in found}
+    cubins = {file.stem: file for file in sorted(build.glob("*.cubin"))}
+    return cubins | {file.parent.name.removesuffix("_cuda.dir"): file for file in found}
 
 
 def functions(listing: str) -> Iterator[tuple[str, str]]:

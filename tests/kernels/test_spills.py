@@ -28,13 +28,14 @@ def local_memory():
 # Kernels that use local memory, kind() and the mangled name: bytes at most, and why. The others use none.
 USING = {
     r"\w+<double(, void)?> ": (192, "float64 is there to verify"),
-    r"__internal_accurate_pow ": (16, "of CUDA's own library, in float64"),
+    r"__internal_accurate_pow ": (48, "of CUDA's own library, in float64"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
     r"sum_kernel<float> .*MarginRankingLoss": (16, "one register on sm_80, where ptxas keeps to 40 of them"),
     r"map_kernel<float> .*EmaUpdate": (16, "one register on sm_80, in bfloat16"),
     r"boxes_grad<float> .*CIoULoss": (16, "one register on sm_90"),
-    r"rows_\w+<float> ": (32, "a row's label, weight and result are of any dtype, a call each; four registers at most"),
-    r"groups_forward<float> ": (160, "the same, and the sums of a group; what to do about it is open"),
+    r"(map|sum)_tiles<float> ": (128, "the same, by way of shared memory"),
+    r"rows_\w+<float> ": (72, "a row's label, weight and result are of any dtype, a call each; the target in its pack"),
+    r"groups_(forward|grad)<float> ": (160, "the same, and the sums of a group; what to do about it is open"),
     r"region_\w+<float> ": (64, "a pixel's label is of any dtype, a call"),
 }
 
