@@ -35,17 +35,17 @@ __device__ void write(const Operand& o, int64_t offset, T value) {
 template <class T, class S>
 using Computed = std::conditional_t<std::is_same_v<S, BFloat16> || std::is_same_v<S, Float16>, Lean, T>;
 
-// The elements that a thread reads with one instruction, 16 bytes of them: words, which registers are.
-template <class S>
-struct alignas(16) Pack {
+// The elements that a thread reads with one instruction, 16 bytes of them or fewer: words, which registers are.
+template <class S, int Bytes = 16>
+struct alignas(Bytes) Pack {
   static_assert(sizeof(S) == 2 || sizeof(S) == 4);
-  static constexpr int size = 16 / int(sizeof(S));
-  uint32_t word[4];
+  static constexpr int size = Bytes / int(sizeof(S)), words = Bytes / 4;
+  uint32_t word[words];
 
   template <class T>
   __device__ static Pack of(const T (&x)[size]) {
     Pack pack;
-    for (int w = 0; w < 4; w++) {
+    for (int w = 0; w < words; w++) {
       if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(S(x[w]));
       else pack.word[w] = narrow_pair<S>(x[2 * w], x[2 * w + 1]);
     }
@@ -53,7 +53,7 @@ struct alignas(16) Pack {
   }
   __device__ static Pack all(S x) {
     Pack pack;
-    for (int w = 0; w < 4; w++) {
+    for (int w = 0; w < words; w++) {
       if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(x);
       else pack.word[w] = x.bits * 0x10001u;
     }

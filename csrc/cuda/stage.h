@@ -73,7 +73,7 @@ __device__ inline void copy_in_order(unsigned char* shared, const unsigned char*
 }
 
 // Elements that lie anywhere, some of each thread's at once.
-constexpr int kGathered = 4;
+constexpr int kGathered = 2;
 template <class Bits>
 __device__ void gather(unsigned char* shared, const void* memory, const int64_t (&offset)[kGathered], unsigned j,
                        unsigned n) {

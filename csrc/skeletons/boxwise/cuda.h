@@ -5,11 +5,22 @@
 
 namespace lossreg::cuda {
 
-// A box in memory, or its gradient.
+// A box as memory holds it on the fast path, and as it was read on the other one.
 template <class S>
-struct alignas(4 * sizeof(S)) PackedBox {
-  S at[4];
+using PackedBox = Pack<S, 4 * int(sizeof(S))>;
+template <class T, class S>
+struct BoxRead : PackedBox<S> {};
+template <class T>
+struct BoxRead<T, void> {
+  T x[4];
+  template <class>
+  __device__ T at(int c) const {
+    return x[c];
+  }
 };
+// How many pairs a thread reads at once: where a box has 8 bytes, enough are on their way with two of them.
+template <class S>
+constexpr int kPairsAtOnce = std::is_same_v<S, BFloat16> || std::is_same_v<S, Float16> ? 2 : 1;
 
 // The fast path: every box lies in memory as a pack of S, and what the pairs have of values is S. One number for all of
 // them may be a float beside 16 bits.
@@ -34,17 +45,18 @@ void with_box_storage(const Boxes& boxes, Use use) {
 }
 
 template <class T, class S>
-__device__ void read_box(const Boxes& boxes, Boxes::Role k, int64_t offset, T (&x)[4]) {
+__device__ BoxRead<T, S> read_box(const Boxes& boxes, Boxes::Role k, int64_t offset) {
   const Operand& o = boxes.it.operand[k];
+  BoxRead<T, S> box;
   if constexpr (std::is_void_v<S>) {
     with_storage(o.dtype, [&](auto* tag) {
-      using Stored = std::remove_pointer_t<decltype(tag)>;
-      for (int c = 0; c < 4; c++) x[c] = widen<T>(static_cast<const Stored*>(o.data)[offset + c * boxes.coordinate[k]]);
+      const auto* data = static_cast<decltype(tag)>(o.data) + offset;
+      for (int c = 0; c < 4; c++) box.x[c] = widen<T>(data[c * boxes.coordinate[k]]);
     });
   } else {
-    auto box = *reinterpret_cast<const PackedBox<S>*>(static_cast<const S*>(o.data) + offset);
-    for (int c = 0; c < 4; c++) x[c] = widen<T>(box.at[c]);
+    static_cast<PackedBox<S>&>(box) = *reinterpret_cast<const PackedBox<S>*>(static_cast<const S*>(o.data) + offset);
   }
+  return box;
 }
 template <class T, class S>
 __device__ void write_box(const Boxes& boxes, Boxes::Role k, int64_t offset, T factor, const T (&x)[4]) {
@@ -57,9 +69,9 @@ __device__ void write_box(const Boxes& boxes, Boxes::Role k, int64_t offset, T f
         static_cast<Stored*>(o.data)[offset + c * boxes.coordinate[k]] = Narrow<Stored>::from(factor * x[c]);
     });
   } else {
-    PackedBox<S> box;
-    for (int c = 0; c < 4; c++) box.at[c] = Narrow<S>::from(factor * x[c]);
-    *reinterpret_cast<PackedBox<S>*>(static_cast<S*>(o.data) + offset) = box;
+    T y[4];
+    for (int c = 0; c < 4; c++) y[c] = factor * x[c];
+    *reinterpret_cast<PackedBox<S>*>(static_cast<S*>(o.data) + offset) = PackedBox<S>::of(y);
   }
 }
 // A pair's value, or its gradient.
@@ -82,15 +94,36 @@ __device__ T read_once(const Operand& o) {
   else return widen<T>(*static_cast<const S*>(o.data));
 }
 
-// use(a, b, offsets) of pair i.
-template <class T, class S, class Use>
-__device__ void with_pair(const Boxes& boxes, int64_t i, Use use) {
+// use(a, b, offsets, factor) of each pair that this thread takes in a round of the block's; factor is the gradient of
+// its value, and in a forward sweep 1.
+template <class T, class S, Sweep sweep, class Use>
+__device__ void each_pair(const Boxes& boxes, int64_t round, Use use) {
+  constexpr int kAtOnce = kPairsAtOnce<S>;
+  const int64_t first = round * (kAtOnce * kThreads) + threadIdx.x;
+  BoxRead<T, S> input[kAtOnce], target[kAtOnce];
+  T factor[kAtOnce] = {};
   int64_t offset[Boxes::kRoles];
-  boxes.it.offsets(i, offset);
-  T a[4], b[4];
-  read_box<T, S>(boxes, Boxes::kInput, offset[Boxes::kInput], a);
-  read_box<T, S>(boxes, Boxes::kTarget, offset[Boxes::kTarget], b);
-  use(a, b, offset);
+  LOSSREG_UNROLL
+  for (int u = 0; u < kAtOnce; u++) {
+    if (first + u * kThreads >= boxes.it.numel) break;
+    boxes.it.offsets(first + u * kThreads, offset);
+    input[u] = read_box<T, S>(boxes, Boxes::kInput, offset[Boxes::kInput]);
+    target[u] = read_box<T, S>(boxes, Boxes::kTarget, offset[Boxes::kTarget]);
+    const Operand& value = boxes.it.operand[Boxes::kValue];
+    if constexpr (sweep == Sweep::forward) factor[u] = T(1);
+    else factor[u] = value.uniform ? read_once<T, S>(value) : read_value<T, S>(value, offset[Boxes::kValue]);
+  }
+  LOSSREG_UNROLL_BY(1)  // a formula is long
+  for (int u = 0; u < kAtOnce; u++) {
+    if (first + u * kThreads >= boxes.it.numel) break;
+    if (kAtOnce > 1) boxes.it.offsets(first + u * kThreads, offset);
+    // a choice, and no index, which would put them into memory
+    const BoxRead<T, S> of_input = u == 0 ? input[0] : input[kAtOnce - 1];
+    const BoxRead<T, S> of_target = u == 0 ? target[0] : target[kAtOnce - 1];
+    T a[4], b[4];
+    for (int c = 0; c < 4; c++) a[c] = of_input.template at<T>(c), b[c] = of_target.template at<T>(c);
+    use(a, b, offset, u == 0 ? factor[0] : factor[kAtOnce - 1]);
+  }
 }
 
 // S: the storage type of the fast path, or void. __grid_constant__: what takes the address of an operand would put all
@@ -98,38 +131,38 @@ __device__ void with_pair(const Boxes& boxes, int64_t i, Use use) {
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads) boxes_map(const __grid_constant__ Boxes boxes, Body body) {
   using C = Computed<T, S>;
-  if (global_thread() >= boxes.it.numel) return;
   C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]);
-  with_pair<C, S>(boxes, global_thread(), [&](const C(&a)[4], const C(&b)[4], const int64_t (&offset)[Boxes::kRoles]) {
-    write_value<S>(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue], body.value(a, b, third));
-  });
+  each_pair<C, S, Sweep::forward>(
+      boxes, blockIdx.x, [&](const C(&a)[4], const C(&b)[4], const int64_t (&offset)[Boxes::kRoles], C) {
+        write_value<S>(boxes.it.operand[Boxes::kValue], offset[Boxes::kValue], body.value(a, b, third));
+      });
 }
 template <class T, class S, class Body, class Sums>
-__global__ void __launch_bounds__(kThreads) boxes_sum(const __grid_constant__ Boxes boxes, Body body, Sums sums) {
+__global__ void __launch_bounds__(kThreads)
+    boxes_sum(const __grid_constant__ Boxes boxes, int64_t rounds, Body body, Sums sums) {
   using C = Computed<T, S>;
   double total[1] = {0};
   C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]);
-  for (int64_t i = global_thread(); i < boxes.it.numel; i += all_threads())
-    with_pair<C, S>(boxes, i, [&](const C(&a)[4], const C(&b)[4], const int64_t (&)[Boxes::kRoles]) {
-      total[0] += double(body.value(a, b, third));
-    });
+  for (int64_t round = blockIdx.x; round < rounds; round += gridDim.x)
+    each_pair<C, S, Sweep::forward>(boxes, round,
+                                    [&](const C(&a)[4], const C(&b)[4], const int64_t (&)[Boxes::kRoles], C) {
+                                      total[0] += double(body.value(a, b, third));
+                                    });
   sums.add(total);
 }
 template <class T, class S, class Body>
 __global__ void __launch_bounds__(kThreads)
     boxes_grad(const __grid_constant__ Boxes boxes, Body body, Parameter scale) {
   using C = Computed<T, S>;
-  if (global_thread() >= boxes.it.numel) return;
-  const Operand& value = boxes.it.operand[Boxes::kValue];
-  C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]), factor = read_once<C, S>(value);
-  with_pair<C, S>(boxes, global_thread(), [&](const C(&a)[4], const C(&b)[4], const int64_t (&offset)[Boxes::kRoles]) {
-    if (!value.uniform) factor = read_value<C, S>(value, offset[Boxes::kValue]);
+  C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]);
+  auto write_gradients = [&](const C(&a)[4], const C(&b)[4], const int64_t (&offset)[Boxes::kRoles], C factor) {
     factor = factor * C(scale);
     C da[4], db[4];
     body.grad(a, b, third, da, db);
     write_box<C, S>(boxes, Boxes::kGradInput, offset[Boxes::kGradInput], factor, da);
     write_box<C, S>(boxes, Boxes::kGradTarget, offset[Boxes::kGradTarget], factor, db);
-  });
+  };
+  each_pair<C, S, Sweep::backward>(boxes, blockIdx.x, write_gradients);
 }
 
 struct BoxKernels {
@@ -138,28 +171,34 @@ struct BoxKernels {
     if (boxes.it.numel == 0) return;
     with_box_storage<T>(boxes, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
-      launch(boxes_map<T, S, Body>, unsigned(rounds_for(boxes.it.numel, kThreads)), kThreads, boxes, body);
+      launch(boxes_map<T, S, Body>, unsigned(rounds_of<S>(boxes)), kThreads, boxes, body);
     });
   }
   template <class T, class Body>
   static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
-    unsigned blocks = blocks_of_sum(rounds_for(boxes.it.numel, kThreads));
-    auto launch_sum = [&](auto sums) {
-      with_box_storage<T>(boxes, [&](auto* tag) {
-        using S = std::remove_pointer_t<decltype(tag)>;
-        launch(boxes_sum<T, S, Body, decltype(sums)>, blocks, kThreads, boxes, body, sums);
-      });
-    };
-    sum_blocks<1>(out, blocks, launch_sum, WriteScaled{out.mutable_data_ptr(), dtype, scale});
+    with_box_storage<T>(boxes, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      const int64_t rounds = rounds_of<S>(boxes);
+      const unsigned blocks = blocks_of_sum(rounds);
+      auto launch_sum = [&](auto sums) {
+        launch(boxes_sum<T, S, Body, decltype(sums)>, blocks, kThreads, boxes, rounds, body, sums);
+      };
+      sum_blocks<1>(out, blocks, launch_sum, WriteScaled{out.mutable_data_ptr(), dtype, scale});
+    });
   }
   template <class T, class Body>
   static void grad(const Boxes& boxes, Body body, double scale) {
     if (boxes.it.numel == 0) return;
     with_box_storage<T>(boxes, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
-      auto blocks = unsigned(rounds_for(boxes.it.numel, kThreads));
-      launch(boxes_grad<T, S, Body>, blocks, kThreads, boxes, body, Parameter(scale));
+      launch(boxes_grad<T, S, Body>, unsigned(rounds_of<S>(boxes)), kThreads, boxes, body, Parameter(scale));
     });
+  }
+
+ private:
+  template <class S>
+  static int64_t rounds_of(const Boxes& boxes) {
+    return rounds_for(boxes.it.numel, kPairsAtOnce<S> * kThreads);
   }
 };
 
