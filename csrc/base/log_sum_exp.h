@@ -14,6 +14,11 @@ template <class T>
 HD T greater(T max, T z) {
   return z > max ? z : max;
 }
+#if defined(LOSSREG_ON_DEVICE)
+__device__ __forceinline__ float greater(float max, float z) {
+  return ::fmaxf(max, z);  // one instruction
+}
+#endif
 
 // One more number z beside a maximum, and how sums of u_c e^(z_c - max) take it in: one exponential scales what was
 // summed where z is the greatest, or else z itself.

@@ -46,6 +46,28 @@ template <class T>
 __device__ T block_sum(T value) {
   return block_join(value, T(0), Plus{});
 }
+// The sums of K numbers at once, for which the threads wait no longer than for one.
+template <int K>
+__device__ void block_sums(double (&x)[K]) {
+  __shared__ double of_warp[K][32];
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  auto sum_lanes = [&] {
+    LOSSREG_UNROLL
+    for (int step = 16; step > 0; step /= 2) {
+      LOSSREG_UNROLL
+      for (int k = 0; k < K; k++) x[k] += __shfl_xor_sync(0xffffffffu, x[k], step);
+    }
+  };
+  sum_lanes();
+  LOSSREG_UNROLL
+  for (int k = 0; k < K; k++)
+    if (lane == 0) of_warp[k][warp] = x[k];
+  __syncthreads();
+  LOSSREG_UNROLL
+  for (int k = 0; k < K; k++) x[k] = lane < warps ? of_warp[k][lane] : 0.0;
+  sum_lanes();
+  __syncthreads();  // before the array is used again
+}
 
 // The sum over the threads before this one, and in `all` that over all of them, in a fixed order: of pairs of ever more
 // lanes the second adds what the first has, and then each warp what the ones before it have.

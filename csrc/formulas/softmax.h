@@ -26,8 +26,18 @@ struct DistillationLoss {
   }
   template <int Mode, class T>
   HD Values<T, 3> terms(const T* max, T x, T t) const {
-    T u = (x - max[0]) * T(1 / temperature), v = (t - max[1]) * T(1 / temperature), p = exp_negative(v);
-    return {exp_negative(u), p, p == T(0) ? T(0) : p * (v - u)};
+    T u = (x - max[0]) * T(1 / temperature), v = (t - max[1]) * T(1 / temperature), p = exp_term(v);
+    return {exp_term(u), p, p == T(0) ? T(0) : p * (v - u)};
+  }
+  // With maxima that grow, u and v fall by the same for all classes.
+  template <class T>
+  HD void carry(const T* from, const T* to, T* sum) const {
+    T du = (from[0] - to[0]) * T(1 / temperature), dv = (from[1] - to[1]) * T(1 / temperature), p = exp_term(dv);
+    T shifted = sum[1] == T(0) ? sum[2] : sum[2] + sum[1] * (dv - du);
+    sum[0] *= exp_term(du);
+    sum[1] *= p;
+    // as in terms; but what is not a number stays so
+    sum[2] = p == T(0) && shifted == shifted ? T(0) : p * shifted;
   }
   template <class T>
   HD T value(const Group<T>& g) const {
@@ -41,7 +51,7 @@ struct DistillationLoss {
   template <int Mode, class T>
   HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, T t) const {
     T u = (x - c.of[0]) * T(1 / temperature), v = (t - c.of[2]) * T(1 / temperature);
-    return {c.of[1] * exp_negative(u) - c.of[3] * exp_negative(v)};
+    return {c.of[1] * exp_term(u) - c.of[3] * exp_term(v)};
   }
 };
 

@@ -205,17 +205,21 @@ struct NullBackend {
     static int64_t chunk_pixels(const lossreg::Regions&) {
       return 1;
     }
-    // Three sums for each chunk and slot, of probabilities q and targets y: of q y, of q^p and of y^p.
-    template <class T, bool WithSoftmax, bool Soft, int Mode>
-    static void sums(const char* /*op*/, const RegionPass<T>&, double* /*partial*/) {}
+    // Three sums for each chunk and slot of a region, of probabilities q and targets y: of q y, of q^p and of y^p. Then
+    // for each region close(region, its sums, its chunks, team), which may write to the sums; and when all regions are
+    // closed, close.finish(regions, team), even where there is none. A team as in teams(). `like` is a tensor of the
+    // device.
+    template <class T, bool WithSoftmax, bool Soft, int Mode, class Close>
+    static void sums(const char* /*op*/, const Tensor& /*like*/, const RegionPass<T>&, Close) {}
     // The gradient in the scores, and of soft targets in these, for d loss / d q = a y + b d(q^p)/dq, where a and b are
-    // the two coefficients of a region and slot.
-    template <class T, bool Soft, int Mode>
-    static void grad_sigmoid(const RegionPass<T>&, const T* /*coefficients*/) {}
+    // the two coefficients of a region and slot. coefficients(factor, i) is the i-th of all, of a region that
+    // coefficients.factor(region) belongs to.
+    template <class T, bool Soft, int Mode, class Coefficients>
+    static void grad_sigmoid(const RegionPass<T>&, const Coefficients&) {}
     // The gradient in the scores through a softmax. d loss / d q is as above with p = 1; or with Planes, a coefficient
     // of the region times planes, which hold a number for each region, class and pixel.
-    template <class T, bool Planes>
-    static void grad_softmax(const RegionPass<T>&, const T* /*coefficients*/, const T* /*planes*/) {}
+    template <class T, bool Planes, class Coefficients>
+    static void grad_softmax(const RegionPass<T>&, const Coefficients&, const T* /*planes*/) {}
     // Each pixel's label and, for a softmax, its greatest score and 1 / the sum of exp(score - greatest).
     template <class T, bool WithSoftmax>
     static void describe(const char* /*op*/, const RegionPass<T>&, T* /*max*/, T* /*inverse*/, int32_t* /*label*/) {}
@@ -310,11 +314,12 @@ using sorted_at_once = decltype(int64_t(B::Regions::sorted_at_once));
 template <class B>
 using chunk_pixels = decltype(B::Regions::template chunk_pixels<float>(some<Regions>()));
 template <class B>
-using region_sums = decltype(B::Regions::template sums<float, true, false, 0>("", some<Pass>(), nullptr));
+using region_sums =
+    decltype(B::Regions::template sums<float, true, false, 0>("", some<Tensor>(), some<Pass>(), Body()));
 template <class B>
-using grad_sigmoid = decltype(B::Regions::template grad_sigmoid<float, false, 0>(some<Pass>(), nullptr));
+using grad_sigmoid = decltype(B::Regions::template grad_sigmoid<float, false, 0>(some<Pass>(), Body()));
 template <class B>
-using grad_softmax = decltype(B::Regions::template grad_softmax<float, false>(some<Pass>(), nullptr, nullptr));
+using grad_softmax = decltype(B::Regions::template grad_softmax<float, false>(some<Pass>(), Body(), nullptr));
 template <class B>
 using describe = decltype(B::Regions::template describe<float, true>("", some<Pass>(), nullptr, nullptr, nullptr));
 template <class B>

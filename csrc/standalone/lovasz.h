@@ -131,8 +131,8 @@ struct LovaszFactors {
   const T* factors;
   Operand grad;
   double scale;
-  T* out;
-  HD void operator()(int64_t i) const { out[i] = T(double(factors[i]) * get<double>(grad, 0) * scale); }
+  HD double factor(int64_t) const { return get<double>(grad, 0) * scale; }
+  HD T operator()(double factor, int64_t i) const { return T(double(factors[i]) * factor); }
 };
 // The gradient of the loss times the state.
 struct ScaledProduct {
@@ -252,11 +252,8 @@ struct Lovasz {
       pass.regions = call.regions(op().batch(), ignore_index, &grad_input);
       pass.divide(Backend::Regions::template chunk_pixels<T>(pass.regions));
       auto* gradient = static_cast<const T*>(state.const_data_ptr());
-      Tensor factors = new_empty(call.input, {regions(call)}, dtype_of_storage<T>);
-      auto* k = static_cast<T*>(factors.mutable_data_ptr());
-      Backend::each(regions(call), 1,
-                    LovaszFactors<T>{gradient + elements(call), operand_of(grad_output), scale(call), k});
-      Backend::Regions::template grad_softmax<T, true>(pass, k, gradient);
+      LovaszFactors<T> factors{gradient + elements(call), operand_of(grad_output), scale(call)};
+      Backend::Regions::template grad_softmax<T, true>(pass, factors, gradient);
     } else {
       // the planes are the input's elements, in their order
       View views[] = {view_of(grad_output, *known_dtype(grad_output.scalar_type()), call.shape),

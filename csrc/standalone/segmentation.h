@@ -7,47 +7,56 @@
 
 namespace lossreg {
 
-// The three sums of a region, or of one class of it, over the region's chunks.
-template <class Team>
-HD void add_chunks(const double* partial, int64_t chunks, int64_t slots, const Team& team, double (&sums)[3]) {
-  for (int k = 0; k < 3; k++) {
-    double sum = 0;
-    for (int64_t i = team.rank(); i < chunks; i += team.size()) sum += partial[i * slots * 3 + k];
-    sums[k] = team.sum(sum);
+// Where the losses of regions go: to the result, or into its mean or sum.
+struct RegionLosses {
+  Operand result;
+  bool reduced;
+  double* losses;  // one a region, where they are added up
+  double scale;    // of their sum
+
+  HD void put_loss(int64_t region, double loss) const {
+    if (reduced) losses[region] = loss;
+    else put(result, region * result.stride[0], loss);
   }
-}
-struct CloseDice {
-  double smooth;
-  const double* partial;
-  int64_t chunks;
-  double* state;
-  Operand losses;
   template <class Team>
-  HD void operator()(int64_t region, const Team& team) const {
-    double sums[3];
-    add_chunks(partial + region * chunks * 3, chunks, 1, team, sums);
+  HD void finish(int64_t regions, const Team& team) const {
+    if (!reduced) return;
+    double sum = 0;
+    for (int64_t i = team.rank(); i < regions; i += team.size()) sum += losses[i];
+    sum = team.sum(sum);
+    if (team.rank() == 0) put(result, 0, sum * scale);
+  }
+};
+struct CloseDice : RegionLosses {
+  double smooth;
+  double* state;
+  template <class Team>
+  HD void operator()(int64_t region, double* partial, int64_t chunks, const Team& team) const {
+    double sums[3] = {0, 0, 0};
+    for (int64_t i = team.rank(); i < chunks; i += team.size())
+      for (int k = 0; k < 3; k++) sums[k] += partial[i * 3 + k];
+    for (int k = 0; k < 3; k++) sums[k] = team.sum(sums[k]);
     if (team.rank() != 0) return;
     auto o = Overlap<double>::of(sums[0], sums[1] + sums[2], smooth);
-    put(losses, region * losses.stride[0], o.loss);
+    put_loss(region, o.loss);
     state[2 * region] = o.a;
     state[2 * region + 1] = o.b;
   }
 };
 // A class's weight is one over the square of its pixels' number; an absent class takes the largest one.
-struct CloseGeneralizedDice {
+struct CloseGeneralizedDice : RegionLosses {
   double eps;
-  const double* partial;
-  int64_t chunks, classes;
+  int64_t classes;
   double* state;
-  Operand losses;
   template <class Team>
-  HD void operator()(int64_t region, const Team& team) const {
+  HD void operator()(int64_t region, double* partial, int64_t chunks, const Team& team) const {
     double* of_class = state + region * classes * 2;  // weight and A; then a and b
     double largest = 0, shared = 0, whole = 0, absent = 0;
-    for (int64_t c = team.rank(); c < classes; c += team.size()) {
+    const auto each = uint32_t(classes), parts = add_parts(partial, uint32_t(chunks), each, team);
+    for (uint32_t c = uint32_t(team.rank()); c < each; c += uint32_t(team.size())) {
       double sums[3] = {0, 0, 0};
-      for (int64_t i = 0; i < chunks; i++)
-        for (int k = 0; k < 3; k++) sums[k] += partial[((region * chunks + i) * classes + c) * 3 + k];
+      for (uint32_t i = 0; i < parts; i++)
+        for (int k = 0; k < 3; k++) sums[k] += partial[(int64_t(i) * each + c) * 3 + k];
       double w = sums[2] > 0 ? 1 / (sums[2] * sums[2]) : 0;
       of_class[2 * c] = w;
       largest = w > largest ? w : largest;
@@ -64,20 +73,32 @@ struct CloseGeneralizedDice {
       of_class[2 * c] = w * o.a;
       of_class[2 * c + 1] = w * o.b;
     }
-    if (team.rank() == 0) put(losses, region * losses.stride[0], o.loss);
+    if (team.rank() == 0) put_loss(region, o.loss);
+  }
+  // Threads beyond one a class share the chunks: thread by thread, every so many chunks are added up in the place of
+  // the first of them. Returns in how many places the sums of a class are then.
+  template <class Team>
+  HD static uint32_t add_parts(double* partial, uint32_t chunks, uint32_t classes, const Team& team) {
+    uint32_t parts = uint32_t(team.size()) / classes;
+    parts = parts < 1 ? 1 : parts < chunks ? parts : chunks;
+    for (uint32_t i = uint32_t(team.rank()); i < parts * classes; i += uint32_t(team.size())) {
+      const uint32_t part = i / classes;
+      double* sums = partial + int64_t(i) * 3;
+      for (uint32_t chunk = part + parts; chunk < chunks; chunk += parts)
+        for (int k = 0; k < 3; k++) sums[k] += sums[int64_t(chunk - part) * classes * 3 + k];
+    }
+    team.sync();
+    return parts;
   }
 };
 // The state times the gradient of the loss, in the type that the pass over the pixels computes in.
 template <class T>
-struct ScaleState {
+struct StateCoefficients {
   const double* state;
   Operand grad;
   double scale;
-  int64_t each;  // numbers a region
-  T* out;
-  HD void operator()(int64_t i) const {
-    out[i] = finite<T>(state[i] * get<double>(grad, i / each * grad.stride[0]) * scale);
-  }
+  HD double factor(int64_t region) const { return get<double>(grad, region * grad.stride[0]) * scale; }
+  HD T operator()(double factor, int64_t i) const { return finite<T>(state[i] * factor); }
 };
 
 // What both ops share. Op has name, args, softmax, soft_targets; batch, power(), close().
@@ -122,22 +143,20 @@ struct OverlapLoss {
     Tensor out = new_empty(c.input, result_shape(c), out_dtype);
     Tensor state = new_empty(c.input, state_shape(c), DType::float64);
     Regions regions = c.regions(op().batch, ignore_index);
-    bool reduced = !op().batch && reduction != Reduction::none;
-    Tensor losses = reduced ? new_empty(c.input, {regions.count}, DType::float64) : out;
+    RegionLosses losses{operand_of(out), !op().batch && reduction != Reduction::none, nullptr, scale(c)};
+    std::optional<Tensor> of_region;
+    if (losses.reduced) {
+      of_region = new_empty(c.input, {regions.count}, DType::float64);
+      losses.losses = static_cast<double*>(of_region->mutable_data_ptr());
+    }
     in_compute_type(c.result, out_dtype, [&](auto zero) {
       using T = decltype(zero);
       RegionPass<T> p = pass<Backend, T>(c, regions);
-      Tensor partial = new_empty(c.input, {p.all_chunks() * p.slots * 3}, DType::float64);
-      auto* sums = static_cast<double*>(partial.mutable_data_ptr());
+      auto close = op().close(losses, p, static_cast<double*>(state.mutable_data_ptr()));
       with_kind(c.soft, p.power, [&](auto soft, auto mode) {
-        Backend::Regions::template sums<T, Op::softmax, soft, mode>(Op::name, p, sums);
+        Backend::Regions::template sums<T, Op::softmax, soft, mode>(Op::name, c.input, p, close);
       });
-      auto close = op().close(p, sums, static_cast<double*>(state.mutable_data_ptr()), operand_of(losses));
-      Backend::teams(regions.count, p.chunks * p.slots, close);
     });
-    if (reduced)
-      Backend::template total<1>(out, regions.count, 1, AddLoss{static_cast<const double*>(losses.const_data_ptr())},
-                                 WriteLoss{operand_of(out), scale(c)});
     return {out, state};
   }
 
@@ -158,11 +177,7 @@ struct OverlapLoss {
     in_compute_type(c.result, grad_dtype, [&](auto zero) {
       using T = decltype(zero);
       RegionPass<T> p = pass<Backend, T>(c, regions);
-      Tensor coefficients = new_empty(c.input, state_shape(c), dtype_of_storage<T>);
-      auto* k = static_cast<T*>(coefficients.mutable_data_ptr());
-      Backend::each(state_shape(c)[0], 1,
-                    ScaleState<T>{static_cast<const double*>(state.const_data_ptr()), operand_of(grad_output), scale(c),
-                                  2 * p.slots, k});
+      StateCoefficients<T> k{static_cast<const double*>(state.const_data_ptr()), operand_of(grad_output), scale(c)};
       if constexpr (Op::softmax) {
         Backend::Regions::template grad_softmax<T, false>(p, k, nullptr);
       } else {
@@ -204,8 +219,8 @@ struct DiceLoss : OverlapLoss<DiceLoss> {
   }
   Power power() const { return {p}; }
   template <class T>
-  CloseDice close(const RegionPass<T>& pass, const double* sums, double* state, Operand losses) const {
-    return {smooth, sums, pass.chunks, state, losses};
+  CloseDice close(const RegionLosses& losses, const RegionPass<T>&, double* state) const {
+    return {losses, smooth, state};
   }
 };
 
@@ -223,8 +238,8 @@ struct GeneralizedDiceLoss : OverlapLoss<GeneralizedDiceLoss> {
   }
   Power power() const { return {}; }
   template <class T>
-  CloseGeneralizedDice close(const RegionPass<T>& pass, const double* sums, double* state, Operand losses) const {
-    return {eps, sums, pass.chunks, pass.regions.classes, state, losses};
+  CloseGeneralizedDice close(const RegionLosses& losses, const RegionPass<T>& pass, double* state) const {
+    return {losses, eps, pass.regions.classes, state};
   }
 };
 

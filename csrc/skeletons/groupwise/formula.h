@@ -2,8 +2,8 @@
 // The contract of a group formula, and its functions as the backends call them. A group is some members, such as the
 // two vectors of an embedding loss or the scores of a position, number by number: member m has one number x of each
 // operand that has members. The value of a group is found in three steps, and its gradient in two:
-//   candidates<Mode>(x...)       of each member, the numbers that the maxima over the group are taken of, if there are
-//   any terms<Mode>(max, x...)       of each member, given the maxima, the numbers that are summed over the group
+//   candidates<Mode>(x...)       of each member, the numbers that the maxima over the group are taken of, if any
+//   terms<Mode>(max, x...)       of each member, given the maxima, the numbers that are summed over the group
 //   value<Mode>(group)           the group's value, of its maxima and sums
 //   coefficients_of<Mode>(group) what the gradient needs to know of the whole group. This is the state: so the backward
 //                                pass reads the members once
@@ -12,11 +12,19 @@
 //   along, members                    where the members lie; how many of the inputs, the leading ones, have them
 //   maxima(mode), sums, coefficients  how many of them there are
 //   least_classes                     along classes: how many classes there must be
+// and may declare
+//   carry(from, to, sum)              what sums of terms are that were taken with smaller maxima: then one pass over
+//                                     the members can find maxima and sums
 #include <utility>
 
 #include "../formula.h"
 
 namespace lossreg {
+
+namespace declared {
+template <class F>
+using carry = decltype(&F::template carry<float>);
+}  // namespace declared
 
 constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 4;
 template <class T, int N>

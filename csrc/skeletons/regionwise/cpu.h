@@ -1,5 +1,6 @@
 #pragma once
 // The CPU's region kernels: tiles of pixels, one class at a time, as the row kernels do across rows.
+#include "../../cpu/team.h"
 #include "call.h"
 #include "cpu_loops.h"
 
@@ -259,24 +260,33 @@ struct RegionKernels {
     return tile * std::max<int64_t>(1, kChunk / (tile * r.classes));
   }
 
-  template <class T, bool Softmax, bool Soft, int Mode>
-  static void sums(const char* op, RegionPass<T> pass, double* partial) {
+  template <class T, bool Softmax, bool Soft, int Mode, class Close>
+  static void sums(const char* op, const Tensor&, RegionPass<T> pass, Close close) {
     std::vector<int64_t> bad(size_t(pass.all_chunks()));
+    const int64_t numbers = pass.slots * 3;
+    std::vector<double> partial(size_t(pass.all_chunks() * numbers));
     each_chunk(pass, [&](RegionWorker<T>& worker, int64_t chunk, int64_t region, int64_t begin, int64_t end) {
-      worker.template sums<Softmax, Soft, Mode>(pass, region, begin, end, partial + chunk * pass.slots * 3);
+      worker.template sums<Softmax, Soft, Mode>(pass, region, begin, end, partial.data() + chunk * numbers);
       bad[size_t(chunk)] = worker.bad_class;
     });
     check_classes<T>(op, pass.regions, bad);
+    for (int64_t region = 0; region < pass.regions.count; region++)
+      close(region, partial.data() + region * pass.chunks * numbers, pass.chunks, Team{});
+    close.finish(pass.regions.count, Team{});
   }
-  template <class T, bool Soft, int Mode>
-  static void grad_sigmoid(RegionPass<T> pass, const T* coefficients) {
+  template <class T, bool Soft, int Mode, class Coefficients>
+  static void grad_sigmoid(RegionPass<T> pass, const Coefficients& of) {
+    const std::vector<T> all = every(pass, pass.slots * 2, of);
+    const T* coefficients = all.data();
     each_chunk(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
       worker.template grad_sigmoid<Soft, Mode>(pass, coefficients + region * pass.slots * 2, region, begin, end);
     });
   }
-  template <class T, bool Planes>
-  static void grad_softmax(RegionPass<T> pass, const T* coefficients, const T* planes) {
+  template <class T, bool Planes, class Coefficients>
+  static void grad_softmax(RegionPass<T> pass, const Coefficients& of, const T* planes) {
     int64_t each = Planes ? 1 : 2 * pass.slots;
+    const std::vector<T> all = every(pass, each, of);
+    const T* coefficients = all.data();
     each_chunk(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
       worker.template grad_softmax<Planes>(coefficients + region * each, planes, region, begin, end);
     });
@@ -305,6 +315,16 @@ struct RegionKernels {
   }
 
  private:
+  // All coefficients, `each` a region.
+  template <class T, class Coefficients>
+  static std::vector<T> every(const RegionPass<T>& pass, int64_t each, const Coefficients& of) {
+    std::vector<T> all(size_t(pass.regions.count * each));
+    for (int64_t region = 0; region < pass.regions.count; region++) {
+      const double factor = of.factor(region);
+      for (int64_t i = region * each; i < (region + 1) * each; i++) all[size_t(i)] = of(factor, i);
+    }
+    return all;
+  }
   template <class T>
   static void check_classes(const char* op, const Regions& r, const std::vector<int64_t>& bad) {
     for (int64_t b : bad)

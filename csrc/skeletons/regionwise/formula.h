@@ -15,16 +15,19 @@ struct Power {
   double p = 1;
   static constexpr int modes = 3;  // p = 1, p = 2, any other
   int mode() const { return p == 1 ? 0 : p == 2 ? 1 : 2; }
+  static constexpr int kOneOrTwo = modes;  // the first two modes in one, told apart where the code runs
   template <int Mode, class T>
   HD T value(T q) const {
     if constexpr (Mode == 0) return q;
     if constexpr (Mode == 1) return q * q;
+    if constexpr (Mode == kOneOrTwo) return p == 1 ? q : q * q;
     return q < T(0) ? T(NAN) : pow_unit(q, T(p));
   }
   template <int Mode, class T>
   HD T slope(T q) const {
     if constexpr (Mode == 0) return T(1);
     if constexpr (Mode == 1) return T(2) * q;
+    if constexpr (Mode == kOneOrTwo) return p == 1 ? T(1) : T(2) * q;
     return q < T(0) ? T(NAN) : T(p) * pow_unit(q, T(p - 1));
   }
 };
