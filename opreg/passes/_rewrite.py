@@ -23,7 +23,9 @@ from .normal_form.values import NEVER
 from .rules.chains import CHAINS, scaled
 
 # The last call of a hand-written formula is one of these.
-_LAST = frozenset({"sum", "mul", "div", "add", "sub", "rsub", "neg", "pow"})
+_LAST = frozenset(
+    {"sum", "mean", "mul", "div", "add", "sub", "rsub", "neg", "pow", "where", "squeeze", "select", "getitem", "index"}
+)
 # Calls with several results. They are no functions of elements, so the algebra does not know them.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -516,6 +516,45 @@ def huber(g: Generator) -> None:
     loss(g, "huber_loss", (x, t), {"delta": g.one(1.0, 0.5, 2)}, torch.nn.HuberLoss, raw)
 
 
+def distances(g: Generator) -> tuple[str, str, str, float, float]:
+    """A distance, the square of the difference, where the parts meet, and where the near miss says that they do."""
+    shape = g.one((5,), (2, 3), (2, 3, 4))
+    x, t = g.before(g.real(*shape), shape), g.before(g.real(*shape, grad=0.3, share=False), shape)
+    if g.miss == "broadcast":
+        t = g.let(f"{t}[:1] * 1")
+    apart = g.let(g.one(f"{x} - {t}", f"torch.sub({x}, {t})", f"{t} - {x}"))
+    d = g.let(g.one(f"{apart}.abs()", f"torch.abs({apart})"))
+    square = g.let(g.one(f"{apart} ** 2", f"{d} ** 2", f"{d} * {d}", f"{apart}.pow(2)", f"torch.square({apart})"))
+    square = g.near("detached", square, f"{square}.detach()")
+    at = g.one(1.0, 0.5, 2.0)
+    return d, square, g.near("another threshold", at, at * 1.1), at
+
+
+def chosen(g: Generator, d: str, at: float, near: str, far: str) -> None:
+    where = g.one("torch.where({0} < {1}, {2}, {3})", "torch.where({0} <= {1}, {2}, {3})",
+                  "torch.where({0} > {1}, {3}, {2})", "torch.where({0} >= {1}, {3}, {2})",
+                  "torch.where({1} > {0}, {2}, {3})")  # fmt: skip
+    g.after(g.let(where.format(d, at, near, far)))
+
+
+@piece("smooth_l1_loss", "regression", "broadcast", "another threshold", "detached", "a factor", dtypes=WIDE)
+def smooth_l1_written(g: Generator) -> None:
+    d, square, at, beta = distances(g)
+    near = g.over(g.times(g.near("a factor", 0.5, 0.55), square), beta)
+    chosen(g, d, at, near, g.minus(d, 0.5 * beta))
+
+
+@piece("huber_loss", "regression", "broadcast", "another threshold", "detached", "a factor", "clamped", dtypes=WIDE)
+def huber_written(g: Generator) -> None:
+    d, square, at, delta = distances(g)
+    delta, at = (0.7, at * 0.7 / delta)  # with 1 it is smooth_l1_loss
+    half = g.near("a factor", 0.5, 0.55)
+    if g.miss == "clamped":
+        near = g.let(g.one(f"{d}.clamp(max={delta})", f"torch.clamp({d}, max={delta})", f"{d}.clamp_max({delta})"))
+        return g.after(g.plus(g.times(half, g.square(near)), g.times(delta, g.minus(d, near))))
+    chosen(g, d, at, g.times(half, square), g.times(delta, g.minus(d, 0.5 * delta)))
+
+
 @piece("poisson_nll_loss", "likelihoods")
 def poisson(g: Generator) -> None:
     shape = g.one((5,), (2, 3))
@@ -793,6 +832,31 @@ def smoothing_by_gather(g: Generator) -> None:
     smooth = g.let(g.one(f"-{other}.mean(dim=-1)", f"-torch.mean({other}, 1)", f"-{other}.sum(-1) / 4"))
     smooth = g.near("detached", smooth, f"{smooth}.detach()")
     g.after(g.plus(g.times(picked, rest), g.times(smooth, eps)))
+
+
+@piece("cross_entropy", "classification", "another dimension", "another factor", "detached")
+def tokens(g: Generator) -> None:
+    """Log-probabilities of given classes, as language models and their preference losses take them."""
+    lead = g.one((3,), (2, 3))
+    shape = (*lead, 4)
+    x, t = g.before(g.real(*shape), shape), g.index(4, *lead)
+    d = g.near("another dimension", g.one(-1, len(lead)), 0)
+    logp = g.let(g.one(f"F.log_softmax({x}, dim={d})", f"{x}.log_softmax({d})", f"torch.log_softmax({x}, {d})"))
+    logp = g.near("detached", g.near("another factor", logp, f"({logp} * {logp})"), f"{logp}.detach()")
+    if len(lead) == 1 and g.chance(0.4):
+        picked = g.let(f"{logp}[torch.arange(3), {t}]")
+    else:
+        column = g.one("{}.unsqueeze(-1)", "{}[..., None]", "{}.view({}, 1)", "{}[{}, None]")
+        places = ", ".join(map(str, lead)) if "view" in column else ", ".join(":" for _ in lead)
+        column = g.let(column.format(t, places))
+        picked = g.let(g.one(f"{logp}.gather(-1, {column})", f"torch.gather({logp}, {len(lead)}, index={column})"))
+        picked = g.let(g.one(f"{picked}.squeeze(-1)", f"{picked}[..., 0]"))
+    if g.chance(0.6):
+        picked = g.let(g.one(f"-{picked}", f"{picked} * -1", f"torch.neg({picked})"))
+    if g.chance(0.4):
+        mask = g.bits(*lead)
+        return g.results.append(g.let(f"({picked} * {mask}).sum() / ({mask}.sum() + 1)"))
+    g.after(picked)
 
 
 @piece("nll_loss", "classification")

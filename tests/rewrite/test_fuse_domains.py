@@ -25,7 +25,9 @@ from opreg.passes.rules import RULES, angular
 # numbers that a rule's options may have, those outside of the op's domain too
 NUMBERS = {
     "eps": (0.0, 1e-7, 0.1, -0.1), "gamma": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 0.0, -1.0), "alpha": (0.25, 0, 1, 1.5, -0.5),
-    "beta": (1.0, -1.0, 0.0, 1.7), "smooth": (0.0, 1.0, 1e-3, -1.0), "factor": (0.5, -2.0), "margin": (0.35, 0.0, -0.5),
+    "beta": (1.0, -1.0, 0.0, 1.7),
+    "delta": (1.0, 0.0, 0.3, -1.0),
+    "smooth": (0.0, 1.0, 1e-3, -1.0), "factor": (0.5, -2.0), "margin": (0.35, 0.0, -0.5),
     "smoothing": (0.0, 0.1, 1.0), "ignore_index": (-100, 2), "scale": (30.0, -1.0, 0.0),
 }  # fmt: skip
 UNUSUAL = torch.tensor([0.0, 1.0, -1.0, 2.0, -0.5, 3.0, -3.0, 6.0, 60.0, -60.0, math.nan], dtype=torch.float64)
@@ -40,7 +42,9 @@ def unusual(rng, *shape, scale=3.0):
 
 def tensors_of(rule, rng):
     names = rule.parameters[0]
-    index = "target" in names and ("one_hot" in str(rule.pattern_graph) or ".cross_entropy" in str(rule.pattern_graph))
+    index = "target" in names and (
+        any(call in str(rule.pattern_graph) for call in ("one_hot", ".cross_entropy", "gather"))
+    )
     if "iou" in rule.name:  # corners on a grid: boxes without an area, that touch, that are not ordered
         return {n: unusual(rng, 40, 4).round() for n in names}
     if "cosine" in names:

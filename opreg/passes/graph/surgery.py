@@ -12,7 +12,7 @@ from ... import _private
 from ...op import Op
 from ...registry import registered
 from .calls import Attribute, Call, sizes, sizes_of, value_of
-from .view import GraphView
+from .following import FollowingView
 
 
 class Refused(Exception):
@@ -29,7 +29,7 @@ class Surgery:
 
     def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool]) -> None:
         self.module, self.graph, self.pure = module, module.graph, pure
-        self.view = GraphView(self.graph, module)
+        self.view = FollowingView(self.graph, module)
         self._only_aten = any("val" in n.meta for n in self.graph.nodes)
         # the nodes that may have lost their last user; None: any node of the graph may have none
         self._loose: list[fx.Node] | None = None
@@ -152,7 +152,7 @@ class Surgery:
 
     def refresh(self) -> None:
         """Looks at the graph anew, after nodes have changed."""
-        self.view = GraphView(self.graph, self.module, self.view)
+        self.view = FollowingView(self.graph, self.module, self.view)
 
     def sweep(self) -> None:
         """Erases what nobody uses any more, in-place calls on tensors of their own too."""

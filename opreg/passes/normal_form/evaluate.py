@@ -53,7 +53,7 @@ class TooMany(Exception):
     """An expression has more leaves than any pattern has tensors."""
 
 
-_UNKNOWN = (Opaque, algebra.TooLarge, TypeError, OverflowError, ZeroDivisionError)
+_UNKNOWN = (Opaque, algebra.TooLarge, TypeError, IndexError, OverflowError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)

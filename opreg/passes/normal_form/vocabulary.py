@@ -28,7 +28,7 @@ _ADDED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("unbind", "chunk", "split", "tensor_split", "split_with_sizes", "select", "slice", "getitem"),
                     frozenset({"component"})),
     **dict.fromkeys(("one_hot", "scatter"), frozenset({"one_hot"})),
-    **{name: frozenset({name}) for name in ("sum", "mean", "atan", "atan2")},
+    **{name: frozenset({name}) for name in ("sum", "mean", "atan", "atan2", "arange")},
     "detach": frozenset({"constant"}),
     **dict.fromkeys((
         "add", "sub", "rsub", "mul", "div", "neg", "positive", "square", "sqrt", "rsqrt", "reciprocal", "pow", "cos",

@@ -5,12 +5,13 @@ value an element, a row, a sample or a pair; a mean or a sum that follows become
 """
 
 from .._rule import NearMiss, Rule
-from . import activation, binary, box, categorical, segmentation
+from . import activation, binary, box, categorical, regression, segmentation
 
 RULES: tuple[Rule | NearMiss, ...] = (
     *activation.RULES,
     *binary.RULES,
     *categorical.RULES,
+    *regression.RULES,
     *segmentation.RULES,
     *box.RULES,
 )

@@ -35,6 +35,16 @@ def of_probabilities(input: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(input, 1)).sum(1)
 
 
+# Language models have the classes in the last dimension.
+def log_probability(input: Tensor, target: Tensor) -> Tensor:
+    return F.log_softmax(input, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+
+def loss_of_tokens(input: Tensor, target: Tensor) -> Tensor:
+    loss: Tensor = cross_entropy_loss(input.flatten(0, -2), target.flatten(), None, NEVER, "none")
+    return loss.view_as(target)
+
+
 def focal_loss(input: Tensor, target: Tensor, *, gamma: float, ignore_index: int) -> Tensor:
     result: Tensor = softmax_focal_loss(input, target, None, gamma, ignore_index, "none")
     return result
@@ -53,6 +63,16 @@ RULES = (
         "cross_entropy, log_softmax and gather",
         lambda input, target: cross_entropy(input, target, NEVER),
         lambda input, target: cross_entropy_loss(input, target, None, NEVER, "none"),
+    ),
+    Rule(
+        "cross_entropy of tokens, log_softmax and gather",
+        lambda input, target: -log_probability(input, target),
+        loss_of_tokens,
+    ),
+    Rule(
+        "cross_entropy, negative, of log_softmax and gather",
+        log_probability,
+        lambda input, target: -loss_of_tokens(input, target),
     ),
     Rule(
         "cross_entropy of probabilities, written out",

@@ -7,6 +7,7 @@ from torch import fx
 
 from ...graph.calls import value_of
 from .. import algebra
+from ..algebra import atom
 from ..evaluate import Evaluator, handles
 from ..values import (
     Masked,
@@ -19,6 +20,7 @@ from ..values import (
     rank_of,
     whole,
 )
+from .losses import of_class
 from .pointwise import choose
 
 
@@ -55,7 +57,23 @@ def _split(e: Evaluator, node: fx.Node, x: Any, count: Any, dim: Any = None) -> 
 def _select(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any) -> Any:
     if whole(dim) % rank_of(x) != rank_of(x) - 1:
         raise Opaque("not the last dimension")
-    return components(x).components[whole(index)]
+    return entry(x, whole(index))
+
+
+def entry(x: Any, index: int) -> Value:
+    """One entry of the last dimension; the only one of a column is its element."""
+    if isinstance(x, Value) and x.shape and x.shape[-1] == 1 and index in (0, -1):
+        return replace(x, shape=x.shape[:-1])
+    return components(x).components[index]
+
+
+@handles("arange")
+def _arange(e: Evaluator, node: fx.Node, *numbers: Any, **kwargs: Any) -> Any:
+    """The indices 0, 1, …: all rows of a tensor."""
+    ends = [whole(n) for n in numbers]
+    if len(ends) > 2 or ends[:-1] not in ([], [0]) or kwargs.get("end", kwargs.get("start")) is not None:
+        raise Opaque("a range")
+    return Value(atom("arange", ends[-1]), (ends[-1],), (ends[-1],))
 
 
 @handles("slice")
@@ -79,17 +97,41 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
     if isinstance(index, Value) and index.poly.number is None:
         return masked(x, index)
     items = index if isinstance(index, tuple) else (index,)
-    rank = rank_of(x)
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items = (*items[:at], *[slice(None)] * (rank - len(items) + 1), *items[at + 1 :])
+    rank, new = rank_of(x), sum(i is None for i in items)
+    if len(items) == 2 and all(isinstance(i, Value) and not i.scalar for i in items):
+        return of_classes(x, *items)
+    at = next((k for k, i in enumerate(items) if i is Ellipsis), None)
+    if at is not None:
+        items = (*items[:at], *[slice(None)] * (rank + new - len(items) + 1), *items[at + 1 :])
+    if new or not items:
+        return with_new_dimensions(x, items)
     if len(items) != rank or any(i != slice(None) for i in items[:-1]):
         raise Opaque("an index")
     last = items[-1]
     if isinstance(last, slice):
         ends = [v if v is None or isinstance(v, int) else int(v) for v in (last.start, last.stop, last.step)]
         return part(components(x).components[slice(*ends)])
-    return components(x).components[whole(last)]
+    return entry(x, whole(last))
+
+
+def with_new_dimensions(x: Any, items: tuple[Any, ...]) -> Value:
+    """``x[:, None]``."""
+    if not isinstance(x, Value) or x.shape is None or any(i is not None and i != slice(None) for i in items):
+        raise Opaque("an index")
+    if sum(i is not None for i in items) > len(x.shape):
+        raise Opaque("an index")
+    kept = iter(x.shape)
+    shape = [1 if i is None else next(kept) for i in items]
+    return replace(x, shape=(*shape, *kept))
+
+
+def of_classes(x: Any, rows: Value, target: Value) -> Value:
+    """``x[arange(N), target]``: of each row, the entry of its class."""
+    if not isinstance(x, Value) or x.shape is None or len(x.shape) != 2 or x.shape != x.base:
+        raise Opaque("an index")
+    if rows.poly != atom("arange", x.shape[0]) or not target.base == target.shape == rows.shape == x.shape[:1]:
+        raise Opaque("an index")
+    return Value(of_class(x, target.poly), target.base, target.shape)
 
 
 def masked(x: Any, mask: Any) -> Masked:
@@ -100,6 +142,8 @@ def masked(x: Any, mask: Any) -> Masked:
 
 @handles("index")
 def _index(e: Evaluator, node: fx.Node, x: Any, indices: Any) -> Any:
+    if isinstance(indices, tuple) and len(indices) == 2 and all(isinstance(i, Value) for i in indices):
+        return of_classes(x, *indices)
     if not isinstance(indices, tuple) or len(indices) != 1:
         raise Opaque("an index")
     return masked(x, indices[0])

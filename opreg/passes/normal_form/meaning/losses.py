@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ...graph.calls import Sizes, sizes, value_of
 from .. import algebra
-from ..algebra import atom, constant
+from ..algebra import Poly, atom, constant
 from ..evaluate import Evaluator, handles
 from ..values import NEVER, Opaque, Value, combine, number, plain, whole
 
@@ -38,25 +38,38 @@ def _scatter(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, new: Any
 
 def class_column(index: Any, shape: Sizes) -> Value:
     """A value that is a column of one class index for each row of a shape."""
-    if not isinstance(index, Value) or index.base != shape[:1] or index.shape != (shape[0], 1):
+    if not isinstance(index, Value) or index.base != shape[:-1] or index.shape != (*shape[:-1], 1):
         raise Opaque("class indices")
     return index
 
 
 @handles("gather")
 def _gather(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, **kwargs: Any) -> Any:
-    if not isinstance(x, Value) or x.shape is None or len(x.shape) != 2 or whole(dim) % 2 != 1 or x.shape != x.base:
+    if not isinstance(x, Value) or x.shape is None or len(x.shape) < 2 or x.shape != x.base:
+        raise Opaque("an index")
+    if whole(dim) % len(x.shape) != len(x.shape) - 1:
         raise Opaque("an index")
     target = class_column(index, x.shape)
+    return Value(of_class(x, target.poly), target.base, index.shape)
+
+
+def of_class(x: Value, target: Poly) -> Poly:
+    """The log-probability or probability of each row's class, where a value is linear in such along the last dimension.
+
+    Of one dimension before the classes it is a cross_entropy as torch takes it; with more of them, torch has the
+    classes elsewhere.
+    """
+    assert x.shape is not None
+    last = len(x.shape) - 1
     result = constant(0)
     for monomial, coefficient in x.poly.terms:
         ((found, exponent),) = monomial if len(monomial) == 1 else (((None,), 0),)
-        if exponent != 1 or found[0] not in ("log_softmax", "softmax") or found[2] != 1:
+        if exponent != 1 or found[0] not in ("log_softmax", "softmax") or found[2] != last:
             raise Opaque("an index")
-        loss = atom("cross_entropy", found[1], target.poly, NEVER)
+        loss = atom("cross_entropy", found[1], target, NEVER, *(("last",) if last > 1 else ()))
         value = -loss if found[0] == "log_softmax" else algebra.exponential(-loss)
         result = result + value.scaled(coefficient)
-    return Value(result, target.base, index.shape)
+    return result
 
 
 @handles("nll_loss")

@@ -38,14 +38,25 @@ def _reshape(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> 
     call = e.view.calls[node]
     if not isinstance(x, Value) or x.shape is None:
         raise Opaque("a view of unknown shape")
-    if shape is None and call is not None and call.name == "flatten" and len(args) == 1:
-        start = whole(args[0])
-        if start >= len(x.shape):
-            raise Opaque("a view of too few dimensions")
-        shape = (*x.shape[:start], math.prod(x.shape[start:]))
+    if shape is None and call is not None and len(args) == 1:
+        shape = _reshaped(call.name, x.shape, whole(args[0]))
     if shape is None:
         raise Opaque("a view of unknown shape")
     return replace(x, shape=shape)
+
+
+def _reshaped(name: str, shape: Sizes, dim: int) -> Sizes:
+    """The shape after a view at one dimension: that of a pattern, whose calls have no values."""
+    rank = len(shape)
+    if name == "flatten" and 0 <= dim < rank:
+        return (*shape[:dim], math.prod(shape[dim:]))
+    if name == "unsqueeze" and -rank - 1 <= dim <= rank:
+        dim %= rank + 1
+        return (*shape[:dim], 1, *shape[dim:])
+    if name == "squeeze" and -rank <= dim < rank and shape[dim] == 1:
+        dim %= rank
+        return (*shape[:dim], *shape[dim + 1 :])
+    raise Opaque("a view of unknown shape")
 
 
 def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
