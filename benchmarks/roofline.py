@@ -30,6 +30,7 @@ class Machine:
     bandwidth: float = 3.0e12  # bytes a second that a copy moves
     launch: float = 2.0e-6  # seconds from the end of a kernel to that of the next, which does nothing
     latency: float = 700.0  # cycles from a load to its value, from memory
+    near_latency: float = 40.0  # cycles, from a processor's own cache
     clock: float = 1.7e9  # cycles a second under load
     processors: int = 132
     schedulers: int = 4  # of a processor
@@ -101,7 +102,10 @@ def of_launch(launch: Launch, kernel: Kernel | None, machine: Machine = H100) ->
         # a thread waits once for what it has under way together, and at its beginning and end
         waits = (math.ceil(hot.bytes_of(LOADS) / hot.in_flight) if hot.in_flight else calls) * rounds + 2
         places = machine.processors * kernel.blocks_a_multiprocessor(launch.threads)
-        times["latency"] = math.ceil(launch.blocks / places) * waits * machine.latency / machine.clock
+        # what is loaded again comes from near
+        far = min(1.0, 32 * launch.loads.distinct / max(1, launch.loads.bytes))
+        cycles_a_wait = far * machine.latency + (1 - far) * machine.near_latency
+        times["latency"] = math.ceil(launch.blocks / places) * waits * cycles_a_wait / machine.clock
     return slowest(times)
 
 
