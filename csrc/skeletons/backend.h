@@ -158,7 +158,8 @@ struct NullBackend {
 
   // Kernels of a row formula in its mode Mode. The rows are described in rowwise/kernel.h.
   struct Rows {
-    // May the gradient take the place of the scores in memory?
+    // May the gradient take the place of the scores in memory? Of a formula that has no margin and whose slopes do not
+    // depend on nll: of others, one thread may read the target's score when another has written there.
     static constexpr bool gradients_in_place = false;
     // The rows' values, or their sum or mean into out; their state; the mean's denominator into *rows.normaliser.
     template <class T, int Mode, class F>

@@ -34,8 +34,8 @@ USING = {
     r"map_kernel<float> .*EmaUpdate": (16, "one register on sm_80, in bfloat16"),
     r"boxes_grad<float> .*CIoULoss": (16, "one register on sm_90"),
     r"(map|sum)_tiles<float> ": (128, "the same, by way of shared memory"),
-    r"rows_\w+<float> ": (72, "a row's label, weight and result are of any dtype, a call each; the target in its pack"),
-    r"groups_(forward|grad)<float> ": (160, "the same, and the sums of a group; what to do about it is open"),
+    r"rows_\w+<float> ": (32, "a register or two, where classes have weights"),
+    r"groups_(forward|grad)<float> ": (160, "labels of any dtype, and the sums of a group; it is open what to do"),
     r"region_\w+<float> ": (64, "a pixel's label is of any dtype, a call"),
 }
 

@@ -28,8 +28,17 @@ struct CrossEntropy : RowFormula {
   static constexpr bool uses_shares(int mode) { return mode != kIndex; }
   template <int Mode, class T>
   HD T share(T w, T t, int64_t classes) const {
-    if constexpr (Mode == kProbabilities) return w * (t * T(1 - smoothing) + T(smoothing / double(classes)));
+    return share<Mode>(w, t, even<T>(classes));
+  }
+  // The same for a kernel that asks many times: even is what smoothing gives to each class.
+  template <int Mode, class T>
+  HD T share(T w, T t, T even) const {
+    if constexpr (Mode == kProbabilities) return w * (t * T(1 - smoothing) + even);
     return w;
+  }
+  template <class T>
+  HD T even(int64_t classes) const {
+    return T(smoothing / double(classes));
   }
   template <int Mode, class T>
   HD T value(const Row<T>& row) const {
@@ -42,7 +51,7 @@ struct CrossEntropy : RowFormula {
   HD Slopes<T> slopes(const Row<T>& row) const {
     if constexpr (Mode == kProbabilities) return {T(0), T(1)};
     if constexpr (Mode == kIndex) return {row.weight, T(0)};
-    return {T(1 - smoothing) * row.weight, T(smoothing / double(row.classes))};
+    return {T(1 - smoothing) * row.weight, even<T>(row.classes)};
   }
   template <int Mode, class T>
   HD T normaliser(const Row<T>& row) const {
@@ -51,7 +60,7 @@ struct CrossEntropy : RowFormula {
   // d spread / d t_c and d spread / d w_c, for class probabilities, given -log p_c
   template <class T>
   HD Gradients<T, 2> share_grad(T nll, T w, T t, int64_t classes) const {
-    return {T(1 - smoothing) * w * nll, (t * T(1 - smoothing) + T(smoothing / double(classes))) * nll};
+    return {T(1 - smoothing) * w * nll, (t * T(1 - smoothing) + even<T>(classes)) * nll};
   }
 };
 

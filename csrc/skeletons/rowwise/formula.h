@@ -55,6 +55,11 @@ struct RowFormula {
   HD T share(T /*w*/, T /*t*/, int64_t /*classes*/) const {
     return T(0);
   }
+  // What it takes of the number of classes alone: share(w, t, even<T>(classes)) is the same.
+  template <class T>
+  HD T even(int64_t /*classes*/) const {
+    return T(0);
+  }
   // The mode in which the target holds class probabilities, -1: none. A formula that has one has shares there, and
   //   Gradients<T, 2> share_grad(T nll, T w, T t, int64_t classes)
   // the slopes of u_c nll_c in t_c and in w_c, nll_c = -log p_c.
@@ -180,7 +185,7 @@ HD T score_slope(const F& f, RowCoefficients<T> k, LogSum<T> lse, T x, T bias, T
   if constexpr (F::softmax) {
     T e = (f.logit(x) - lse.high) - lse.low;
     if constexpr (F::has_bias) e += bias;
-    const T ap = k.a * exp_negative(e);
+    const T ap = k.a * exp_term(e);
     d = k.a == T(0) ? T(0) : ap;
   }
   if constexpr (F::uses_shares(Mode)) {

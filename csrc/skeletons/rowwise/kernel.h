@@ -30,7 +30,8 @@ struct Rows {
 template <class F>
 struct RowCall {
   Tensor input, target;
-  std::optional<Tensor> weight;  // the class tensor, one entry a class
+  std::optional<Tensor> weight;   // the class tensor, one entry a class
+  std::optional<Tensor> entries;  // the same as kernels read it: weights as float32 side by side, but beside float64
   DType input_dtype, target_dtype, result;
   Shape shape, row_shape;
   int64_t axis = 0, classes = 0, rows = 1;
@@ -64,6 +65,11 @@ struct RowCall {
     if (weight) {
       promotion.add(check_class_weight(F::name, name(2), *weight, classes, input), weight->dim());
       result = promotion.result();
+      entries = weight;
+      if (!F::has_bias && result != DType::float64) {
+        if (weight->scalar_type() != ScalarType::Float) entries = torch::stable::to(*weight, ScalarType::Float);
+        entries = torch::stable::contiguous(*entries);
+      }
     }
   }
 
@@ -119,7 +125,7 @@ struct RowCall {
     place(kGradWeight, grad_weight);
     r.it = make_iteration<kRowOperands>(F::name, row_shape, views);
     r.normaliser = static_cast<double*>(state.mutable_data_ptr()) + state_size() - 1;
-    if (weight) r.weight = operand_of(*weight);
+    if (entries) r.weight = operand_of(*entries);
     return r;
   }
 };
