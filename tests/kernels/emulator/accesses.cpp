@@ -118,9 +118,10 @@ void forget_watched() {
 SIZE(1)
 SIZE(2)
 SIZE(4)
-SIZE(8) SIZE(16)
+SIZE(8)
+SIZE(16)
 
-    HOOK void __tsan_read_range(void* p, size_t size) {
+HOOK void __tsan_read_range(void* p, size_t size) {
   emulator::access(p, size, false, __builtin_return_address(0));
 }
 HOOK void __tsan_write_range(void* p, size_t size) {
