@@ -57,14 +57,8 @@ EXCEPTIONS: list[tuple[str, str, float, str]] = [
     (
         r"rows_forward_along<.* 0, (AMSoftmax|ArcFace)Loss",
         "instructions an element",
-        10.2,
-        "the target's score is moved by a margin, and looked for in every pack; free",
-    ),
-    (
-        r"rows_forward_along<.* 0, (AMSoftmax|ArcFace)Loss",
-        "local memory",
-        8,
-        "the same: the element of the pack is chosen at run time, eight words a turn; 5 % in 16 bits",
+        10.8,
+        "the target's score is moved by a margin: looked for in every group of packs, hidden in one; free",
     ),
     (r"rows_forward_along<float, float, 1, ", "instructions an element", 10.6, "a share of every class besides; free"),
     (
@@ -80,7 +74,6 @@ EXCEPTIONS: list[tuple[str, str, float, str]] = [
     (r"rows_grad_across<.* 0, PCSoftmax", "KB a multiprocessor", 27, "the same"),
     (r"rows_grad_across<.* 0, PCSoftmax", "instructions an element", 20.5, "a bias of every class besides; free"),
     (r"rows_grad_across<.*, [12], ", "instructions an element", 28.8, "a share of every class besides; free"),
-    (r"rows_forward_across<.*, [12], ", "instructions an element", 28.8, "the same"),
     (
         r"boxes_\w+<float, \w+16, ",
         "KB a multiprocessor",

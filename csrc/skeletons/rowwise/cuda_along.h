@@ -137,18 +137,8 @@ struct PieceReader {
       if (!F::has_margin || c != target) s.template add<has_shares, has_bias>(z, bias, u);
     }
     for (;;) {
-      if constexpr (F::has_margin) {
-        // the target class has another logit, which is added at the end
-        LOSSREG_UNROLL
-        for (int p = 0; p < kAhead; p++) {
-          const int at = target - x.begin(i + 32 * p);
-          if (unsigned(at) >= unsigned(kSize)) continue;
-          T of_pack[kSize];
-          LOSSREG_UNROLL
-          for (int j = 0; j < kSize; j++) of_pack[j] = j == at ? -T(INFINITY) : v[p].template at<T>(j);
-          v[p] = Pack<S>::of(of_pack);
-        }
-      }
+      // with a margin the target class has another logit, which is added at the end
+      if constexpr (F::has_margin) hide_target(i, v);
       T z[kClasses], bias[kClasses], u[kClasses];
       if constexpr (has_shares) shares(i, u);
       biases(i, bias);
@@ -202,6 +192,18 @@ struct PieceReader {
   }
 
  private:
+  // Writes -inf in the place of the target class's score, where it is in this group.
+  __device__ void hide_target(int i, Pack<S> (&v)[kAhead]) const {
+    const int c = target - x.head, ahead = c < 0 ? -1 : c / kSize - i;
+    if (ahead < 0 || ahead >= 32 * kAhead || ahead % 32 != 0) return;
+    constexpr int kOfWord = 4 / int(sizeof(S));
+    const int at = ahead / 32 * 4 + c % kSize / kOfWord, shift = c % kOfWord * 8 * int(sizeof(S));
+    const uint32_t mask = (uint32_t(-1) >> (32 - 8 * sizeof(S))) << shift;
+    const uint32_t hidden = Pack<S>::all(Narrow<S>::from(-INFINITY)).word[0] & mask;
+    LOSSREG_UNROLL
+    for (int w = 0; w < 4 * kAhead; w++)
+      if (w == at) v[w / 4].word[w % 4] = (v[w / 4].word[w % 4] & ~mask) | hidden;
+  }
   __device__ static int at_most(int64_t n, int most) { return n < most ? int(n) : most; }
 };
 
