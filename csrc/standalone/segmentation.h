@@ -80,7 +80,8 @@ struct CloseGeneralizedDice : RegionLosses {
   template <class Team>
   HD static uint32_t add_parts(double* partial, uint32_t chunks, uint32_t classes, const Team& team) {
     uint32_t parts = uint32_t(team.size()) / classes;
-    parts = parts < 1 ? 1 : parts < chunks ? parts : chunks;
+    parts = parts < 1 ? 1 : parts;
+    parts = parts < chunks ? parts : chunks;  // none, where there are no pixels
     for (uint32_t i = uint32_t(team.rank()); i < parts * classes; i += uint32_t(team.size())) {
       const uint32_t part = i / classes;
       double* sums = partial + int64_t(i) * 3;

@@ -156,13 +156,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t first = int64_t(blockIdx.x) * stage.tile; first < it.numel; first += int64_t(gridDim.x) * stage.tile) {
     const unsigned n = unsigned(std::min<int64_t>(stage.tile, it.numel - first));
     read_tile<T>(it, stage, first, n, first == int64_t(blockIdx.x) * stage.tile, memory.bytes);
+    T sum = T(0);
     LOSSREG_UNROLL_BY(1)
     for (unsigned j = threadIdx.x; j < n; j += kThreads) {
       T a[I], b[1];
       for (int k = 0; k < I; k++) a[k] = stage.template get<T>(memory.bytes, k, j);
       body(a, b);
-      total[0] += double(b[0]);
+      sum += b[0];
     }
+    total[0] += double(sum);
     __syncthreads();
   }
   sums.add(total);

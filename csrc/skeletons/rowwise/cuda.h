@@ -86,7 +86,8 @@ struct RowKernels {
     if constexpr (sizeof(T) == 4) {
       with_storage_of<T>(rows.it.operand[kInput].dtype, [&](auto* storage) {
         using S = std::remove_pointer_t<decltype(storage)>;
-        bool side_by_side = true, packed = rows.classes > kMaxStagedClasses;
+        // along a row, places are counted in 32 bits
+        bool side_by_side = true, packed = rows.classes > kMaxStagedClasses && rows.classes <= INT32_MAX / 2;
         auto add = [&](RowOperand k) {
           side_by_side = side_by_side && is_across<S>(rows, k);
           packed = packed && rows.class_stride[k] == 1 && lie_alike(rows, kInput, k);
