@@ -159,7 +159,6 @@ struct GradientSums {
   int64_t state_size(DType wide) const { return (elements * size_of(dtype) + size_of(wide) - 1) / size_of(wide) + 1; }
   // Puts the sums into a state.
   void place_in(const Tensor& state) {
-    if (elements == 0) return;
     bool same = state.scalar_type() == scalar_type(dtype);
     Tensor flat = same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
     int64_t start = 0;
