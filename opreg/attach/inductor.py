@@ -29,7 +29,7 @@ _libraries: dict[str, torch.library.Library] = {}
 
 def attach(op: Op) -> None:
     """Tells Inductor, now or as soon as somebody imports it, what to compile in the op's place."""
-    if not op.mutated and (op.inline or op.rule.pointwise or _private.has_op(op.kernels_name)):
+    if not op.mutated and (op.inline or _private.has_op(op.kernels_name)):
         _attached[op.qualname] = op
         if _INDUCTOR_TABLE in sys.modules:
             _decompose(op)
@@ -56,7 +56,8 @@ def _decompose(op: Op) -> None:
         for overload in op.overloads:
             name = overload._schema.name.split("::")[1]
             decompositions[overload] = getattr(getattr(torch.ops, namespace), name).default
-    if op.inline or op.rule.pointwise:
+    # An op that somebody wrote in Python has no such name, and Inductor refuses one whose decomposition may leave it.
+    if op.inline or (op.rule.pointwise and op.qualname in _libraries):
         decompositions[op.value] = _inlined_or(op, decompositions.get(op.value))
 
 
