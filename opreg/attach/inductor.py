@@ -58,11 +58,11 @@ def _decompose(op: Op) -> None:
             decompositions[overload] = getattr(getattr(torch.ops, namespace), name).default
     # An op that somebody wrote in Python has no such name, and Inductor refuses one whose decomposition may leave it.
     if op.inline or (op.rule.pointwise and op.qualname in _libraries):
-        decompositions[op.value] = _inlined_or(op, decompositions.get(op.value))
+        decompositions[op.value] = _inlined_or(op, decompositions.get(op.value, op.value))
 
 
-def _inlined_or(op: Op, kernels: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The reference where the op is inlined; else its kernels, or where these have no name of their own, the op itself.
+def _inlined_or(op: Op, kernels: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference where the op is inlined, else its kernels. An op without these is inlined everywhere.
 
     Of a graph that has no gradient. Where it has one, autograd.py has put the reference in the op's place before.
     """
@@ -72,7 +72,7 @@ def _inlined_or(op: Op, kernels: Callable[..., Any] | None) -> Callable[..., Any
         device = next(a.device for a in bound.values() if isinstance(a, Tensor))
         if op.inlined_on(device.type):
             return inlined(op, *args, **kwargs)
-        return kernels(*args, **kwargs) if kernels else NotImplemented
+        return kernels(*args, **kwargs)
 
     return value
 

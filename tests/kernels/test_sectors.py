@@ -64,10 +64,7 @@ EXCEPTIONS: dict[str, tuple[float, str]] = {
     r"cross_entropy 4096×10 float32 .*": (2.0, "the same, beside 40 of scores, and a class index of 8"),
     r"distillation_loss .* backward": (1.15, "the coefficients of a row, so few are its 1000 classes"),
     r"dice_loss .*": (1.35, "a pixel's class is read for every class that a thread takes: from the cache"),
-    r"generalized_dice_loss .* forward": (
-        2.15,
-        "scores are read twice, the second time from the cache",
-    ),
+    r"generalized_dice_loss .* forward": (2.15, "scores are read twice, the second time from the cache"),
     r"generalized_dice_loss .* backward": (1.45, "the same; the second pass goes backwards, where the cache is warm"),
 }
 
