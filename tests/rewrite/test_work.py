@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import os
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_fuse import calls_during
 from torch import fx
 
 import opreg
@@ -17,22 +16,6 @@ from opreg.passes.graph.view import GraphView
 
 X, W = torch.randn(2, 4, 3, 3, requires_grad=True), torch.randn(4, 4, 1, 1)
 PROJECTION = torch.randn(3, 3)
-
-
-def calls_during(function):
-    """The calls of Python functions of the rewrite."""
-    count = 0
-
-    def profile(frame, event, arg):
-        nonlocal count
-        count += event == "call" and f"{os.sep}passes{os.sep}" in frame.f_code.co_filename
-
-    sys.setprofile(profile)
-    try:
-        result = function()
-    finally:
-        sys.setprofile(None)
-    return count, result
 
 
 def by_hand(x, n):
