@@ -61,7 +61,8 @@ def load() -> tuple[str, bool]:
             raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
         library = ctypes.CDLL(str(path))
         try:
-            refused, chosen, narrowed = library.lossreg_refused, library.lossreg_namespace, library.lossreg_partial
+            refused, chosen = library.lossreg_refused, library.lossreg_namespace
+            narrowed, _ = library.lossreg_partial, library.lossreg_cuda_toolkit
         except AttributeError as error:
             raise RuntimeError(f"opreg: expected a library built of its sources as they are now, got {path}") from error
         refused.restype = chosen.restype = ctypes.c_char_p
@@ -73,6 +74,13 @@ def load() -> tuple[str, bool]:
     if len(namespaces) > 1:
         raise RuntimeError(f"opreg: expected libraries of one namespace, got {' and '.join(sorted(namespaces))}")
     return namespaces.pop(), partial
+
+
+def toolkit_of(library: Path) -> str | None:
+    """The version of CUDA whose nvcc built the library; None: it has no CUDA kernels."""
+    said = ctypes.CDLL(str(library)).lossreg_cuda_toolkit
+    said.restype = ctypes.c_char_p
+    return said().decode() or None
 
 
 # Loaded once, when this module is imported: what follows is said by the library alone.

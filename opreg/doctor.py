@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, _private
-from ._library import KERNEL_KEYS, NAMESPACE, library_path
+from ._library import KERNEL_KEYS, NAMESPACE, library_path, toolkit_of
 from ._tables import pairs, yes_no
 from .catalogue import COVERED, kernels
 from .registry import registered
@@ -80,15 +80,6 @@ def newer_source(library: Path, sources: Path) -> str | None:
     built = library.stat().st_mtime
     files = (p for suffix in ("h", "cpp", "cu") for p in sources.rglob(f"*.{suffix}"))
     return next((str(p.relative_to(sources.parent)) for p in sorted(files) if p.stat().st_mtime > built), None)
-
-
-def toolkit_of(library: Path) -> str | None:
-    """The version of CUDA whose nvcc built the library; None: it has no CUDA kernels, or does not tell."""
-    said = getattr(ctypes.CDLL(str(library)), "lossreg_cuda_toolkit", None)
-    if said is None:
-        return None
-    said.restype = ctypes.c_char_p
-    return said().decode() or None
 
 
 def driver_version() -> str | None:
