@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
-    "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "decompositions", "functional", "fuse", "get",
+    "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "decompositions", "functional", "fuse", "get",
     "library_path", "meta", "nn", "onnx_translations", "passes", "register", "registered", "testing",
 ]  # fmt: skip
 
@@ -26,6 +26,7 @@ _LATER = {
     "NearMiss": "passes",
     "Report": "passes",
     "Rule": "passes",
+    "build": "building",
     "functional": "",
     "fuse": "passes",
     "nn": "",

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,38 +43,54 @@ def library_paths() -> list[Path]:
     return [Path(path) if path else library_path() for path in chosen]
 
 
-def load() -> tuple[str, bool]:
-    """Loads the library, or libraries. Returns what they say of themselves: the namespace that the build chose for its
-    ops, and whether it was narrowed to some families.
+@dataclass(frozen=True)
+class Library:
+    """A loaded library of ops, and what it says of itself: the namespace that its build chose, and whether that was
+    narrowed to some families."""
+
+    path: Path
+    namespace: str
+    partial: bool
+
+
+def load_library(path: Path) -> Library:
+    """Loads a library of ops, once.
 
     Raises:
         OSError: torch or the processor does not fit.
-        RuntimeError: two libraries define the same op, or choose two namespaces; or one was not built of these sources.
+        RuntimeError: it defines an op that is defined already; or it was not built of these sources.
     """
-    namespaces, partial = set(), True
-    for path in library_paths():
-        try:
-            torch.ops.load_library(path)
-        except OSError as error:  # the loader's own words name a symbol, and not what to do
-            what = "a torch >= 2.11 and a library built for this processor"
-            if os.environ.get("OPREG_LIBRARY"):
-                what += ", or no OPREG_LIBRARY, which chose it"
-            raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
-        library = ctypes.CDLL(str(path))
-        try:
-            refused, chosen = library.lossreg_refused, library.lossreg_namespace
-            narrowed, _ = library.lossreg_partial, library.lossreg_cuda_toolkit
-        except AttributeError as error:
-            raise RuntimeError(f"opreg: expected a library built of its sources as they are now, got {path}") from error
-        refused.restype = chosen.restype = ctypes.c_char_p
-        if op := refused().decode():
-            others = ", ".join(sorted(torch.ops.loaded_libraries - {os.path.realpath(path)}))
-            raise RuntimeError(f"opreg: expected ops that no library defines yet, got {op} in {path} beside {others}")
-        namespaces.add(chosen().decode())
-        partial &= bool(narrowed())
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:  # the loader's own words name a symbol, and not what to do
+        what = "a torch >= 2.11 and a library built for this processor"
+        if os.environ.get("OPREG_LIBRARY"):
+            what += ", or no OPREG_LIBRARY, which chose it"
+        raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
+    library = ctypes.CDLL(str(path))
+    try:
+        refused, chosen = library.lossreg_refused, library.lossreg_namespace
+        narrowed, _ = library.lossreg_partial, library.lossreg_cuda_toolkit
+    except AttributeError as error:
+        raise RuntimeError(f"opreg: expected a library built of its sources as they are now, got {path}") from error
+    refused.restype = chosen.restype = ctypes.c_char_p
+    if op := refused().decode():
+        others = ", ".join(sorted(torch.ops.loaded_libraries - {os.path.realpath(path)}))
+        raise RuntimeError(f"opreg: expected ops that no library defines yet, got {op} in {path} beside {others}")
+    return Library(path, chosen().decode(), bool(narrowed()))
+
+
+def load() -> tuple[str, bool]:
+    """Loads opreg's own library, or libraries. Returns their namespace, and whether all are narrowed to some families.
+
+    Raises:
+        OSError, RuntimeError: as ``load_library``; or two of them choose two namespaces.
+    """
+    libraries = [load_library(path) for path in library_paths()]
+    namespaces = {library.namespace for library in libraries}
     if len(namespaces) > 1:
         raise RuntimeError(f"opreg: expected libraries of one namespace, got {' and '.join(sorted(namespaces))}")
-    return namespaces.pop(), partial
+    return namespaces.pop(), all(library.partial for library in libraries)
 
 
 def toolkit_of(library: Path) -> str | None:

@@ -1,0 +1,73 @@
+"""Ops of anybody's: a family's header, compiled against opreg's own headers, loaded, and kept for the next process."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .._library import Library, load_library
+from . import store
+from .compilers import Compiler, cuda_compiler, cxx_compiler
+from .headers import include_path, text_files
+from .units import Recipe, compile_family
+
+__all__ = ["build", "include_path"]
+
+
+def build(source: str | Path, *, namespace: str, cuda: bool | None = None, flags: Sequence[str] = ()) -> Library:
+    """Compiles a family of ops, a header as those in ``csrc/formulas`` are, and loads it: ``torch.ops.NAMESPACE.NAME``.
+
+    What is compiled is kept, in the folder that ``OPREG_CACHE`` names (else ``~/.cache/opreg``), by all that it is made
+    of: the text, the headers that it includes, the flags, the compiler, torch and the processor. The next process that
+    asks for the same loads it; several that ask at once wait for one that compiles. The kernels of the CPU are compiled
+    for this machine's processor.
+
+    ``opreg.register(opreg.Op("NAMESPACE::NAME", ...))`` then attaches the rest.
+
+    Args:
+        source: the header, as a path, or as its text (a ``str`` of several lines).
+        namespace: of the ops: small letters, digits and ``_``, a letter first.
+        cuda: kernels for CUDA too? None: where torch finds a GPU and there is an nvcc.
+        flags: more of them for the compilers, after opreg's own.
+
+    Returns:
+        The library: its ``path``, its ``namespace``.
+
+    Raises:
+        FileNotFoundError: no file of that name; or no compiler, or with ``cuda=True`` no nvcc.
+        ValueError: the namespace is no name for one.
+        RuntimeError: the text does not compile: the message has the compiler's own words. Or an op of that name is
+            defined already.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", namespace):
+        raise ValueError(f"opreg.build: expected a namespace of small letters, digits and _, got {namespace!r}")
+    text = source if isinstance(source, str) and "\n" in source else None
+    path = None if text is not None else Path(source).resolve()
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"opreg.build: expected the text of a header or the path of one, got {str(source)!r}")
+    recipe = Recipe(namespace, cxx_compiler(), _nvcc(cuda), tuple(flags))
+    key = store.digest(text or str(path), recipe.texts(), store.digest_of_files(text_files()))
+    library = store.find(key)
+    if library is None:
+        with store.lock(key):
+            # another process may have made it in the meantime
+            library = store.find(key) or _compile(text, path, recipe, key)
+    return load_library(library)
+
+
+def _compile(text: str | None, path: Path | None, recipe: Recipe, key: str) -> Path:
+    with store.workspace(key) as folder:
+        if path is None:
+            path = folder / f"{recipe.namespace}.h"
+            path.write_text(text or "")
+        return store.keep(key, *compile_family(path, recipe, folder))
+
+
+def _nvcc(cuda: bool | None) -> Compiler | None:
+    if cuda is False or (cuda is None and not torch.cuda.is_available()):
+        return None
+    found = cuda_compiler()
+    if cuda and found is None:
+        raise FileNotFoundError("opreg.build: expected nvcc for cuda=True, got none; put it on PATH, or set CUDACXX")
+    return found

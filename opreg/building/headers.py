@@ -1,0 +1,27 @@
+"""Where opreg's headers are, ``#include <opreg/skeletons/formula.h>``: in an installed package, and in a checkout."""
+
+from pathlib import Path
+
+from . import store
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCES = _PACKAGE.parent / "csrc"
+
+
+def include_path() -> Path:
+    """The folder to be searched for ``<opreg/...>``."""
+    if (_SOURCES / "register.h").is_file():  # a checkout: csrc goes by the name that it has in an installation
+        return store.link("opreg", _SOURCES)
+    return _PACKAGE / "include"
+
+
+def text_files() -> list[Path]:
+    """All that a family is compiled of beside its own text, in an order that is the same everywhere."""
+    root = (include_path() / "opreg").resolve()
+    return sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".txt", ".map"))
+
+
+def unit(language: str) -> Path:
+    """The one source of that language, which includes a family's header: "cpp" for the CPU, "cu" for CUDA."""
+    (source,) = (include_path() / "opreg").glob(f"*.{language}")
+    return source
