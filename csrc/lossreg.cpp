@@ -4,18 +4,6 @@
 #include "cpu.h"
 #include "register.h"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(LOSSREG_NAMESPACE, m) {
-  lossreg::enter([&] { lossreg::define(m, lossreg::Ops{}); });
-}
-STABLE_TORCH_LIBRARY_IMPL(LOSSREG_NAMESPACE, CPU, m) {
-  lossreg::enter([&] { lossreg::implement<lossreg::Cpu>(m, lossreg::Ops{}); });
-}
-
-// The same kernels under a second name, to which Python attaches nothing: what Inductor's code calls, autograd and
-// autocast being done by then. A thread that runs a deployed package never waits for Python's interpreter there.
-STABLE_TORCH_LIBRARY_FRAGMENT(LOSSREG_KERNELS_NAMESPACE, m) {
-  lossreg::enter([&] { lossreg::define(m, lossreg::Ops{}); });
-}
-STABLE_TORCH_LIBRARY_IMPL(LOSSREG_KERNELS_NAMESPACE, CPU, m) {
-  lossreg::enter([&] { lossreg::implement<lossreg::Cpu>(m, lossreg::Ops{}); });
-}
+static_assert(lossreg::detail::check_contract(lossreg::Ops{}));
+static const bool entered = lossreg::detail::enter_schemas<lossreg::Ops>(LOSSREG_FAMILY) &&
+                            lossreg::detail::enter_kernels<lossreg::Cpu, lossreg::Ops>("CPU", LOSSREG_FAMILY);

@@ -3,9 +3,4 @@
 #include "cuda.h"
 #include "register.h"
 
-STABLE_TORCH_LIBRARY_IMPL(LOSSREG_NAMESPACE, CUDA, m) {
-  lossreg::enter([&] { lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{}); });
-}
-STABLE_TORCH_LIBRARY_IMPL(LOSSREG_KERNELS_NAMESPACE, CUDA, m) {
-  lossreg::enter([&] { lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{}); });
-}
+static const bool entered = lossreg::detail::enter_kernels<lossreg::Cuda, lossreg::Ops>("CUDA", LOSSREG_FAMILY);

@@ -2,12 +2,13 @@
 // From a family's list of formulas to the dispatcher: schemas, and for each op its kernel and the gradient's.
 #include <memory>
 
+#include "contract.h"
 #include "registration.h"
 #include "skeletons/backend.h"
 #include "skeletons/checks.h"
 #include "skeletons/standalone.h"
 
-namespace lossreg {
+namespace lossreg::detail {
 
 // What a kernel is given, as it uses it. A string comes as a handle, which is the receiver's to free: torch's own
 // conversion to std::string leaves a copy of the text behind on the heap, with nobody to free it.
@@ -98,7 +99,7 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
     std::optional<Reduction> reduction;
   };
   template <std::size_t Position>
-  using Argument = typename lossreg::Argument<F, std::tuple<Option...>, Position>::type;
+  using Argument = typename detail::Argument<F, std::tuple<Option...>, Position>::type;
 
   static Call parse(const Argument<P>&... argument) {
     std::tuple<decltype(take(argument))...> all(take(argument)...);
@@ -196,7 +197,8 @@ struct SkeletonOf<WrittenOps<F...>> {
 
 template <class F, class Library>
 void define(Library& m, bool loss, bool keeps_state) {
-  std::string name = entering() = F::name, args = F::args, separator = ", *, ";
+  Registration::of_library().defining<F>();
+  std::string name = F::name, args = F::args, separator = ", *, ";
   std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] needs_input_grad";
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
   m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
@@ -225,7 +227,7 @@ void define(Library& m, List<F...>) {
 }
 template <class Library, class... F>
 void define(Library& m, OwnSchemaOps<F...>) {
-  ((entering() = F::name, m.def(F::schema)), ...);
+  ((Registration::of_library().defining<F>(), m.def(F::schema)), ...);
 }
 template <class Library, class... Lists>
 void define(Library& m, Family<Lists...>) {
@@ -265,4 +267,27 @@ void implement(Library& m, Ops ops) {
   if constexpr (is_whole<Backend>()) implement_list<Backend>(m, ops);
 }
 
-}  // namespace lossreg
+// What lossreg.cpp and lossreg.cu do with a family: everything twice, as torch.ops.NAMESPACE, and as
+// torch.ops.NAMESPACE_kernels, to which Python attaches nothing. That is what Inductor's code calls, autograd and
+// autocast being done by then: a thread that runs a deployed package never waits for Python's interpreter there.
+#define LOSSREG_KERNELS_NAMESPACE C10_CONCATENATE(LOSSREG_NAMESPACE, _kernels)
+
+template <class Ops>
+bool enter_schemas(const char* family) {
+  auto add = [&](const char* name_space, bool listed) {
+    Registration::of_library().add({StableLibrary::Kind::FRAGMENT, name_space, nullptr, base_name(family), listed,
+                                    [](StableLibrary& m) { define(m, Ops{}); }});
+  };
+  add(C10_STRINGIZE(LOSSREG_NAMESPACE), true);
+  add(C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE), false);
+  return true;
+}
+template <class Backend, class Ops>
+bool enter_kernels(const char* key, const char* family) {
+  for (const char* name_space : {C10_STRINGIZE(LOSSREG_NAMESPACE), C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE)})
+    Registration::of_library().add({StableLibrary::Kind::IMPL, name_space, key, base_name(family), false,
+                                    [](StableLibrary& m) { implement<Backend>(m, Ops{}); }});
+  return true;
+}
+
+}  // namespace lossreg::detail

@@ -3,12 +3,15 @@
 import contextlib
 import ctypes
 import os
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import _private
 
 # The types of device for which Inductor gets the reference of a pointwise op in its place.
 FUSING = frozenset({"cuda"})
@@ -45,20 +48,66 @@ def library_paths() -> list[Path]:
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library of ops, and what it says of itself: the namespace that its build chose, and whether that was
-    narrowed to some families."""
+    """A loaded library of ops, and what it says of itself.
+
+    Attributes:
+        path: the file.
+        namespace: that of its ops, which its build chose.
+        partial: was the build narrowed to some families?
+    """
 
     path: Path
     namespace: str
     partial: bool
 
+    @property
+    def version(self) -> int:
+        """Of the headers that it was compiled with: major * 10000 + minor * 100 + patch."""
+        return int(_function(self.path, "version")())
+
+    @property
+    def families(self) -> dict[str, str]:
+        """The header that each of its ops comes from, by the op's qualified name; nothing once it is withdrawn."""
+        lines = _says(self.path, "defined").splitlines()
+        return {f"{self.namespace}::{name}": family for name, family in (line.split("\t") for line in lines)}
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The qualified names of its ops: ``mylib::my_loss``."""
+        return tuple(self.families)
+
+    def withdraw(self) -> None:
+        """Takes its ops back from the dispatcher. ``load_library`` enters them again."""
+        for op in self.ops:
+            for suffix in ("", "_forward", "_backward"):
+                for namespace in (self.namespace, f"{self.namespace}_kernels"):
+                    _private.forget_op(namespace, op.split("::")[1] + suffix)
+        _function(self.path, "withdraw")()
+        _withdrawn.add(_loaded.pop(os.path.realpath(self.path)))
+
+
+# Those whose ops the dispatcher has, by their paths as torch knows them; and those that are loaded for nothing.
+_loaded: dict[str, Library] = {}
+_withdrawn: set[Library] = set()
+
+
+def _function(path: Path, name: str) -> Any:
+    return getattr(ctypes.CDLL(str(path)), f"lossreg_{name}")
+
+
+def _says(path: Path, name: str) -> str:
+    function = _function(path, name)
+    function.restype = ctypes.c_char_p
+    return bytes(function()).decode()
+
 
 def load_library(path: Path) -> Library:
-    """Loads a library of ops, once.
+    """Loads a library of ops, once; one that was withdrawn is entered again.
 
     Raises:
         OSError: torch or the processor does not fit.
-        RuntimeError: it defines an op that is defined already; or it was not built of these sources.
+        RuntimeError: it defines an op that is defined already, and the dispatcher is as it was; or it was not built of
+            opreg's sources.
     """
     try:
         torch.ops.load_library(path)
@@ -67,17 +116,43 @@ def load_library(path: Path) -> Library:
         if os.environ.get("OPREG_LIBRARY"):
             what += ", or no OPREG_LIBRARY, which chose it"
         raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
-    library = ctypes.CDLL(str(path))
+    known = os.path.realpath(path)
     try:
-        refused, chosen = library.lossreg_refused, library.lossreg_namespace
-        narrowed, _ = library.lossreg_partial, library.lossreg_cuda_toolkit
+        library = Library(path, _says(path, "namespace"), bool(_function(path, "partial")()))
+        _function(path, "cuda_toolkit")
+        if library in _withdrawn:
+            _function(path, "enter")()
+            _withdrawn.remove(library)
+        refused = _says(path, "refused")
     except AttributeError as error:
         raise RuntimeError(f"opreg: expected a library built of its sources as they are now, got {path}") from error
-    refused.restype = chosen.restype = ctypes.c_char_p
-    if op := refused().decode():
-        others = ", ".join(sorted(torch.ops.loaded_libraries - {os.path.realpath(path)}))
-        raise RuntimeError(f"opreg: expected ops that no library defines yet, got {op} in {path} beside {others}")
-    return Library(path, chosen().decode(), bool(narrowed()))
+    if refused:
+        torch.ops.loaded_libraries.discard(known)
+        _withdrawn.add(library)
+        name, family, other_family = refused.split("\n")
+        op = f"{library.namespace}::{name}"
+        second = f"{other_family}, of the same library," if other_family else definer(op)
+        raise RuntimeError(
+            f"opreg: expected ops that nobody defines yet, got {op} of {family} in {path}, which {second} defines too"
+        )
+    return _loaded.setdefault(known, library)
+
+
+def library_of(op: str) -> Library | None:
+    """The library of opreg's kind that defines the op."""
+    there = (library for library in _loaded.values() if op.startswith(f"{library.namespace}::"))
+    return next((library for library in there if op in library.families), None)
+
+
+def definer(op: str) -> str:
+    """Who defines an op: the header and the library, or what the dispatcher knows of it."""
+    library = library_of(op)
+    return _private.where_defined(op) if library is None else f"{library.families[op]} in {library.path}"
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of a library's ops, without their namespace, read from its file: it may be loaded or not."""
+    return sorted({name.decode() for name in re.findall(rb"lossreg_op:(\w+)\0", path.read_bytes())})
 
 
 def load() -> tuple[str, bool]:

@@ -1,5 +1,6 @@
 """Every private name of torch that opreg leans on, in one place, each with a test (tests/every_op/test_registry.py)."""
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -146,3 +147,16 @@ def register_fake(name: str, fake: Callable[..., Any], lib: torch.library.Librar
 def has_op(name: str) -> bool:
     """Does the dispatcher know an op of this name, ``NAMESPACE::NAME``?"""
     return bool(torch._C._dispatch_has_kernel(name))
+
+
+def forget_op(namespace: str, name: str) -> None:
+    """``torch.ops`` looks the op up again: what it holds is of a definition that will be gone."""
+    ops = getattr(torch.ops, namespace)
+    if vars(ops).pop(name, None) is not None and name in ops._dir:
+        ops._dir.remove(name)
+
+
+def where_defined(name: str) -> str:
+    """What the dispatcher says of where the schema of an op comes from."""
+    found = re.search(r"^debug: registered at (.*)$", torch._C._dispatch_dump(name), re.MULTILINE)
+    return found[1] if found else "another library"

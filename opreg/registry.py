@@ -51,7 +51,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
                 f"{op.qualname}: expected an op that is not registered yet, got one that is, from {_origin(there)} "
                 f"and now from {_origin(op)}; pass replace=True to exchange it"
             )
-        _withdraw(there)
+        unregister(op.qualname)
     has_schema = hasattr(getattr(torch.ops, namespace), op.short)
     if own and PARTIAL and not has_schema:  # of a family that the library was built without
         return op
@@ -87,11 +87,12 @@ def _origin(op: Op) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(op.reference)
 
 
-def _withdraw(op: Op) -> None:
-    """Undoes ``register``."""
-    inductor.withdraw(op)
-    del _ops[op.qualname], _texts[op.qualname]
-    _destroy(op.qualname)
+def unregister(qualname: str) -> None:
+    """Undoes ``register``, where there is such an op."""
+    if qualname in _ops:
+        inductor.withdraw(_ops.pop(qualname))
+        del _texts[qualname]
+        _destroy(qualname)
 
 
 def _destroy(qualname: str) -> None:

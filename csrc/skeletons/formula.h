@@ -21,6 +21,7 @@
 #include "../base/check.h"
 #include "../base/has.h"
 #include "../base/math.h"
+#include "../base/missing.h"
 
 namespace lossreg {
 

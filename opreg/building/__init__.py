@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from .._library import Library, load_library
+from .. import _private
+from .._library import Library, definer, library_of, load_library, names_in
+from ..registry import unregister
 from . import store
 from .compilers import Compiler, cuda_compiler, cxx_compiler
 from .headers import include_path, text_files
@@ -15,7 +17,14 @@ from .units import Recipe, compile_family
 __all__ = ["build", "include_path"]
 
 
-def build(source: str | Path, *, namespace: str, cuda: bool | None = None, flags: Sequence[str] = ()) -> Library:
+def build(
+    source: str | Path,
+    *,
+    namespace: str,
+    cuda: bool | None = None,
+    flags: Sequence[str] = (),
+    replace: bool = False,
+) -> Library:
     """Compiles a family of ops, a header as those in ``csrc/formulas`` are, and loads it: ``torch.ops.NAMESPACE.NAME``.
 
     What is compiled is kept, in the folder that ``OPREG_CACHE`` names (else ``~/.cache/opreg``), by all that it is made
@@ -30,15 +39,17 @@ def build(source: str | Path, *, namespace: str, cuda: bool | None = None, flags
         namespace: of the ops: small letters, digits and ``_``, a letter first.
         cuda: kernels for CUDA too? None: where torch finds a GPU and there is an nvcc.
         flags: more of them for the compilers, after opreg's own.
+        replace: take the place of the libraries in this process that define an op of the same name. All that they
+            define is withdrawn, declarations too; graphs and modules that hold such an op are to be made anew.
 
     Returns:
-        The library: its ``path``, its ``namespace``.
+        The library: its ``path``, its ``namespace``, its ``ops``. For the same text again, the same one.
 
     Raises:
         FileNotFoundError: no file of that name; or no compiler, or with ``cuda=True`` no nvcc.
-        ValueError: the namespace is no name for one.
-        RuntimeError: the text does not compile: the message has the compiler's own words. Or an op of that name is
-            defined already.
+        ValueError: the namespace is no name for one; or one of the ops is defined already: the message names both.
+            Nothing of the library is loaded then.
+        RuntimeError: the text does not compile: the message has the compiler's own words.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", namespace):
         raise ValueError(f"opreg.build: expected a namespace of small letters, digits and _, got {namespace!r}")
@@ -53,7 +64,27 @@ def build(source: str | Path, *, namespace: str, cuda: bool | None = None, flags
         with store.lock(key):
             # another process may have made it in the meantime
             library = store.find(key) or _compile(text, path, recipe, key)
+    make_room(library, namespace, replace=replace)
     return load_library(library)
+
+
+def make_room(path: Path, namespace: str, *, replace: bool) -> None:
+    """Nobody else's ops have the names of this library's."""
+    for op in (f"{namespace}::{name}" for name in names_in(path)):
+        if not _private.has_op(op):
+            continue
+        there = library_of(op)
+        if there is not None and there.path.samefile(path):
+            continue
+        if there is None or not replace:
+            way_out = "" if there is None else "; pass replace=True to exchange all that it defines"
+            raise ValueError(
+                f"{op}: expected an op that is not defined yet, got one that is, from {definer(op)} and now from "
+                f"{path}{way_out}"
+            )
+        for name in there.ops:
+            unregister(name)
+        there.withdraw()
 
 
 def _compile(text: str | None, path: Path | None, recipe: Recipe, key: str) -> Path:

@@ -107,8 +107,21 @@ def _run(recipe: Recipe, header: Path, command: list[str], folder: Path) -> None
         said = (done.stderr + done.stdout).replace(f"{folder}{os.sep}", "")
         raise RuntimeError(
             f"opreg.build: expected a family of ops that compiles, got {header.name}, of which "
-            f"{Path(command[0]).name} says:\n\n{_errors(said)}\n\nThe command: {shlex.join(command)}"
+            f"{Path(command[0]).name} says:\n\n{_errors(said)}\n{_advice(said)}\nThe command: {shlex.join(command)}"
         )
+
+
+# What is to be done about errors in a compiler's own words. contract.h has words for the others.
+_ADVICE = {
+    r"conflicting declaration '.*\bOps\b|typedef redefinition .*|type alias redefinition .*":
+        "One unit holds one family: `using Ops` stands once. Include what two families share from a header without it.",
+    r"'Ops' (is not a member of|has not been declared)|no type named 'Ops'|no member named 'Ops'":
+        "A family's header ends with `using Ops = ...;`, a list of its formulas, in the namespace of opreg's headers.",
+}  # fmt: skip
+
+
+def _advice(said: str) -> str:
+    return "".join(f"\n{advice}\n" for pattern, advice in _ADVICE.items() if re.search(pattern, said))
 
 
 def _errors(said: str) -> str:

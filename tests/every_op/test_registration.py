@@ -168,10 +168,12 @@ def test_two_libraries_with_the_same_ops(tmp_path):
     shutil.copy(library, twin)
     done = run("import opreg", OPREG_LIBRARY=os.pathsep.join((str(library), str(twin))))
     assert done.returncode == 1
-    op, where, beside = re.search(
-        r"RuntimeError: opreg: expected ops that no library defines yet, got (\w+) in (\S+) beside (\S+)", done.stderr
+    op, family, where, other_family, beside = re.search(
+        r"ops that nobody defines yet, got (\S+) of (\w+.h) in (\S+), which (\w+.h) in (\S+) defines too",
+        done.stderr,
     ).groups()
-    assert (op in dir(torch.ops.lossreg), where, beside) == (True, str(twin), str(library))
+    assert (op.removeprefix("lossreg::") in dir(torch.ops.lossreg), where, beside) == (True, str(twin), str(library))
+    assert other_family == family
     # without Python's question: the first library goes on
     text = (
         f"import ctypes, torch, opreg; ctypes.CDLL({str(twin)!r})\n"

@@ -16,6 +16,7 @@ from opreg._private import (
     destroy_library,
     entry_of,
     fake_mode,
+    forget_op,
     has_kernel,
     has_kernel_for,
     has_op,
@@ -26,6 +27,7 @@ from opreg._private import (
     set_in_cache_keys,
     tensor_metadata,
     transform_active,
+    where_defined,
     without_fake_mode,
     without_key,
     wrap_entries,
@@ -236,6 +238,16 @@ def test_private_libraries_end():
     destroy_library(lib)
     assert not has_op("registration::for_a_while")
     assert not hasattr(torch.ops.registration, "for_a_while")
+
+
+def test_private_definitions():
+    lib = torch.library.Library("registration", "FRAGMENT")
+    lib.define("looked_up(Tensor x) -> Tensor")
+    assert where_defined("registration::looked_up").startswith(str(Path(__file__)))
+    held = torch.ops.registration.looked_up
+    forget_op("registration", "looked_up")
+    assert torch.ops.registration.looked_up is not held
+    forget_op("registration", "never_defined")
 
 
 def test_private_below_inplace():

@@ -15,7 +15,7 @@ from conftest import ROOT
 # Charbonnier and others, Two deterministic half-quadratic regularization algorithms, 1994.
 HEADER = """
 #pragma once
-#include <opreg/skeletons/formula.h>
+#include <opreg/opreg.h>
 
 namespace lossreg {
 
@@ -63,9 +63,9 @@ def samples(make):
         yield opreg.Sample((make.normal(3, 5), make.normal(5)), {{"reduction": reduction}})
 
 
-library = opreg.build(HEADER, namespace="built")
+library = opreg.build(HEADER, namespace="built", flags=["-O1"])
 start = time.perf_counter()
-assert opreg.build(HEADER, namespace="built") == library
+assert opreg.build(HEADER, namespace="built", flags=["-O1"]) == library
 assert library.namespace == "built" and time.perf_counter() - start < 0.05
 shape = opreg.meta.broadcast("input", "target")
 op = opreg.Op("built::charbonnier_loss", charbonnier_loss, shape, samples, lambda make: iter(()), "1994")
@@ -98,7 +98,7 @@ def test_an_op_of_somebody_elses_passes_every_check(kept):
 def test_several_processes_that_ask_at_once_compile_once(kept, tmp_path):
     """A header on disk, which includes another one; found again as long as both are what they were."""
     (tmp_path / "root.h").write_text("#pragma once\n#define ROOT sqrt\n")
-    text = HEADER.replace("formula.h>", 'formula.h>\n#include "root.h"').replace("sqrt(", "ROOT(")
+    text = HEADER.replace("opreg.h>", 'opreg.h>\n#include "root.h"').replace("sqrt(", "ROOT(")
     header = tmp_path / "my losses.h"
     header.write_text(text)
     program = f"""
@@ -134,3 +134,87 @@ def test_bad_arguments(kept, tmp_path):
         opreg.build(HEADER, namespace="a::b")
     with pytest.raises(FileNotFoundError, match=r"the path of one, got 'nowhere.h'"):
         opreg.build("nowhere.h", namespace="built")
+
+
+def test_an_op_that_is_defined_twice(kept):
+    """An error that names both, before anything is loaded; or the new one in the place of the old."""
+    text = HEADER.replace("return sqrt(", "return T(2) * sqrt(")
+    program = f"""{DECLARED}
+import torch, pytest
+x, other = torch.ones(3), {text!r}
+with pytest.raises(ValueError) as caught:
+    opreg.build(other, namespace="built", flags=["-O0"])
+said = str(caught.value)
+assert said.startswith("built::charbonnier_loss: expected an op that is not defined yet, got one that is"), said
+assert f"from built.h in {{library.path}} and now from " in said and said.endswith("all that it defines"), said
+assert op.value(x, 3 * x, eps=0.0) == 2 and opreg.get("built::charbonnier_loss") is op
+again = opreg.build(other, namespace="built", flags=["-O0"], replace=True)
+assert again.ops == ("built::charbonnier_loss",) and library.ops == ()
+assert not any(o.qualname == op.qualname for o in opreg.registered())
+# a declaration attaches to what is there now
+op = opreg.register(opreg.Op("built::charbonnier_loss", charbonnier_loss, shape, samples, lambda make: iter(()), "x"))
+assert op.value(x, 3 * x, eps=0.0) == 4
+x.requires_grad_()
+torch.compile(op.value)(x, torch.full([3], 3.0), eps=0.0).backward()
+torch.testing.assert_close(x.grad, torch.full([3], -0.5 / 3))  # grad() divides by the value
+# and back
+assert opreg.build(HEADER, namespace="built", flags=["-O1"], replace=True) == library
+assert torch.ops.built.charbonnier_loss(x, 3 * x, eps=0.0) == 2
+assert torch.ops.built_kernels.charbonnier_loss(x, 3 * x, eps=0.0) == 2
+lib = torch.library.Library("defined_here", "DEF")
+lib.define("charbonnier_loss(Tensor x) -> Tensor")
+with pytest.raises(ValueError, match="got one that is, from <string>:"):
+    opreg.build(HEADER, namespace="defined_here", flags=["-O0"], replace=True)
+"""
+    run(program)
+
+
+# A mistake in a formula, and what its compilation says.
+MISTAKES = {
+    "options in another order": (
+        ("make(Reduction, double eps)", "make(double eps, Reduction)"),
+        "make() takes the options of args in their order",
+    ),
+    "no Reduction": (("make(Reduction, double eps)", "make(double eps)"), "make() takes every option of args"),
+    "gradients of another size": (("gradients = 2", "gradients = 1"), "grad() returns Gradients<T, gradients>"),
+    "another number of tensors": (("inputs = 2", "inputs = 3"), "args has as many tensors as inputs says"),
+    "a function that math.h lacks": (("return sqrt(", "return cbrt("), "base/math.h has no cbrt()"),
+    "C's name for a function": (("return sqrt(", "return sqrtf("), "base/math.h has no sqrtf()"),
+    "two ops of one name": (
+        ("PointwiseOps<CharbonnierLoss>", "PointwiseOps<CharbonnierLoss, CharbonnierLoss>"),
+        "each op of a family has a name of its own",
+    ),
+    "a formula elsewhere": (
+        (
+            "using Ops = PointwiseOps<CharbonnierLoss>;",
+            "}\nnamespace elsewhere {\nusing namespace lossreg;\nstruct Formula : CharbonnierLoss {\n"
+            "static Formula make(Reduction, double eps) { return {{eps}}; }\n};\n}\n"
+            "namespace lossreg {\nusing Ops = PointwiseOps<elsewhere::Formula>;",
+        ),
+        "a formula belongs into namespace lossreg",
+    ),
+    "two families": (
+        ("using Ops = ", "struct Other : CharbonnierLoss {};\nusing Ops = PointwiseOps<Other>;\nusing Ops = "),
+        "One unit holds one family: `using Ops` stands once",
+    ),
+    "no family": (("using Ops = ", "using Losses = "), "A family's header ends with `using Ops = ...;`"),
+    "rows that are not reduced": (
+        (
+            "using Ops = PointwiseOps<CharbonnierLoss>;",
+            "struct Rows : RowFormula {\nstatic constexpr auto name = \"rows\";\n"
+            "static constexpr auto args = \"Tensor input, Tensor target, int ignore_index=-100\";\n"
+            "static constexpr int inputs = 2, gradients = 1;\n"
+            "static Rows make(int64_t ignore_index) { return {{ignore_index}}; }\n};\nusing Ops = RowOps<Rows>;",
+        ),
+        "a loss of rows, groups or boxes is reduced: make() takes a Reduction",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_formula_is_said_while_it_is_compiled(mistake, kept):
+    (before, after), said = MISTAKES[mistake]
+    assert before in HEADER
+    with pytest.raises(RuntimeError, match="expected a family of ops that compiles") as caught:
+        opreg.build(HEADER.replace(before, after), namespace="mistaken", flags=["-fsyntax-only"])
+    assert said in str(caught.value)

@@ -100,6 +100,7 @@ struct MemberBody {
   }
   template <class Result, class T, int N>
   HD static void put(const Result& result, T (&y)[N]) {
+    static_assert(sizeof result.of == sizeof y, "of as many numbers as maxima, sums, gradients say");
     for (int k = 0; k < N; k++) y[k] = result.of[k];
   }
 };

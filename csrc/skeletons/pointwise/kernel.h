@@ -26,6 +26,7 @@ struct GradBody {
   template <class T, int I, std::size_t... K>
   HD void apply(const T (&x)[I], T (&y)[O], std::index_sequence<K...>) const {
     auto g = grad_of<Mode>(f, x[K + 1]...);
+    static_assert(sizeof g.of == F::gradients * sizeof(T), "grad() returns Gradients<T, gradients>");
     T factor = x[0] * T(scale);
     for (int k = 0; k < O; k++) y[k] = factor * g.of[k];
   }

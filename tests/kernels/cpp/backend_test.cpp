@@ -14,6 +14,6 @@ using Backend = lossreg::NullBackend;
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lossreg, m) {
-  lossreg::define(m, lossreg::Ops{});
-  lossreg::implement<Backend>(m, lossreg::Ops{});
+  lossreg::detail::define(m, lossreg::Ops{});
+  lossreg::detail::implement<Backend>(m, lossreg::Ops{});
 }

@@ -6,12 +6,12 @@
 #include "register.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lossreg_emulated, m) {
-  lossreg::define(m, lossreg::Ops{});
+  lossreg::detail::define(m, lossreg::Ops{});
 }
 STABLE_TORCH_LIBRARY_IMPL(lossreg_emulated, CPU, m) {
-  lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{});
+  lossreg::detail::implement<lossreg::Cuda>(m, lossreg::Ops{});
 }
 // Here too, for what is refused before anything is launched: tensors on another device than the CPU's.
 STABLE_TORCH_LIBRARY_IMPL(lossreg_emulated, Meta, m) {
-  lossreg::implement<lossreg::Cuda>(m, lossreg::Ops{});
+  lossreg::detail::implement<lossreg::Cuda>(m, lossreg::Ops{});
 }
