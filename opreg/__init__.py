@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from . import meta, testing
+from . import _accelerate, meta, testing
 from . import ops as _families  # noqa: F401  registers every op
 from ._library import library_path
 from ._onnx import onnx_translations
@@ -16,10 +16,11 @@ __version__ = "0.1.0"
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "decompositions", "functional", "fuse", "get",
-    "library_path", "meta", "nn", "onnx_translations", "passes", "register", "registered", "testing",
+    "library_path", "meta", "nn", "onnx_translations", "passes", "register", "registered", "testing", "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
+_accelerate.await_it()
 
 # Names that are loaded when they are first asked for, and the modules that have them: who calls ops needs none.
 _LATER = {
@@ -31,6 +32,7 @@ _LATER = {
     "fuse": "passes",
     "nn": "",
     "passes": "",
+    "use": "eager",
 }
 
 

@@ -28,6 +28,22 @@ def has_tangent(t: torch.Tensor) -> bool:
     return level._current_level >= 0 and level.unpack_dual(t).tangent is not None
 
 
+def function_mode_active() -> bool:
+    """Does a TorchFunctionMode, which is to see the calls of torch's functions, run in this thread?"""
+    return bool(torch._C._is_torch_function_mode_enabled())
+
+
+def tracing() -> bool:
+    """Does something look on at each operation: a TorchDispatchMode (of fake tensors, a tracer), torch.jit.trace?"""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+
+
+def checkpointing() -> bool:
+    """Does torch.utils.checkpoint count the tensors that are saved now, to compare them with a second run?"""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
+
+
 def entry_of(overload: Any) -> Any:
     """What torch.ops calls for an overload, without what it was wrapped in."""
     entry = getattr(overload, "_op", overload)
@@ -111,6 +127,13 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def depends_on_data() -> tuple[type[Exception], ...]:
+    """What a fake tensor raises where its elements are asked for, or a shape that depends on them."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    return DataDependentOutputException, DynamicOutputShapeException
 
 
 def inductor_compiles() -> bool:

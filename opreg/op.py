@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _autocast, _private
 from ._library import FUSING, NAMESPACE
+from ._native_calls import NativeCalls
 from .meta import ShapeRule, State
 from .meta.fakes import result_dtype
 from .meta.rules import ShapeFunction, shape_rule
@@ -87,7 +88,8 @@ class Op:
 
     Compilers, autocast and rewrites:
         native: torch's own function with the op's signature, where there is one.
-        spellings: qualified names of the native ops and functions that compute the same, for rewrites.
+        spellings: qualified names of the native ops and functions that compute the same, for rewrites and
+            ``opreg.use``: torch's first, and those of other libraries.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours: on
             every device. Where the rule of ``shape`` is pointwise, that is so on a GPU in any case.
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
@@ -309,12 +311,14 @@ class Op:
             t = bound[name]
             if t is not None and (t.is_floating_point() or name not in self.indices):
                 bound[name] = t.to(compute)
-        with _autocast.suspended(autocast):
+        with _autocast.suspended(autocast), NativeCalls():
             result: Tensor = self.reference(**bound).to(dtype)
         return result
 
     def write_reference(self, *args: Any, **kwargs: Any) -> None:
         """Writes what the reference gives, where the op writes to its arguments."""
         bound = bind(self.value, args, kwargs)
-        for t, new in zip(self.written(**bound), self.reference(**bound), strict=True):
+        with NativeCalls():
+            written = self.reference(**bound)
+        for t, new in zip(self.written(**bound), written, strict=True):
             t.copy_(new)

@@ -199,5 +199,6 @@ register(
         samples=focal_samples,
         errors=focal_errors,
         source="Lin et al., Focal loss for dense object detection, arXiv 1708.02002",
+        spellings=("torchvision.ops.sigmoid_focal_loss",),
     )
 )

@@ -326,6 +326,7 @@ register_loss(
     where="E the area of the smallest box that encloses both",
     example="0.8611",
     module="GIoULoss",
+    spellings=("torchvision.ops.generalized_box_iou_loss",),
 )
 register_loss(
     diou_loss,
@@ -336,6 +337,7 @@ register_loss(
     where=DISTANCE,
     example="0.8194",
     module="DIoULoss",
+    spellings=("torchvision.ops.distance_box_iou_loss",),
 )
 register_loss(
     ciou_loss,
@@ -348,6 +350,7 @@ register_loss(
     example="0.8198",
     draw=constant_factor,
     module="CIoULoss",
+    spellings=("torchvision.ops.complete_box_iou_loss",),
 )
 register_loss(
     eiou_loss,

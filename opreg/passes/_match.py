@@ -65,11 +65,16 @@ class Match(Generic[F]):
         return {**{n: self.argument(t) for n, t in self.tensors.items()}, **self.numbers}
 
     def argument(self, node: fx.Node) -> Argument:
-        value, requires_grad = value_of(node), self.evaluator.view.requires_grad(node)
-        if isinstance(value, Tensor):
-            return Argument(sizes(value), value.dtype, value.device, requires_grad)
         alike = next((group for group in self.evaluator.alike if node in group), None)
-        return Argument(None if alike is None else (alike,), None, None, requires_grad)
+        return argument(self.evaluator.view, node, None if alike is None else (alike,))
+
+
+def argument(view: GraphView, node: fx.Node, shape: Any = None) -> Argument:
+    """A node as an objection gets it; the shape is what is known of it where the graph does not tell."""
+    value, requires_grad = value_of(node), view.requires_grad(node)
+    if isinstance(value, Tensor):
+        return Argument(sizes(value), value.dtype, value.device, requires_grad)
+    return Argument(shape, None, None, requires_grad)
 
 
 class OutOfWork(Exception):

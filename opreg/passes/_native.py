@@ -62,6 +62,13 @@ def signature(target: Any, name: str) -> tuple[tuple[str, ...], Mapping[str, Any
     return tuple(a.name for a in arguments), {a.name: a.default_value for a in arguments}
 
 
+def differs(default: Any, of_op: Any) -> bool:
+    """Is this default, of a function that has one, another than the op's?"""
+    if default is inspect.Parameter.empty or default is None:
+        return False
+    return bool((_REDUCTIONS.get(default, default) if isinstance(of_op, str) else default) != of_op)
+
+
 def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
     """A call of torch as a call of the op that computes the same, or why it can't be one; None: there is no such op."""
     op = ops.get(call.name)
@@ -72,8 +79,11 @@ def native_call(call: Call, ops: Mapping[str, Op]) -> Native | None:
         return None
     parameters, defaults = known
     given: dict[str, Any] = {**dict(zip(parameters, call.args, strict=False)), **call.kwargs}
-    if "self" in given and "self" not in op.arguments:
-        given = {op.arguments[0] if n == "self" else n: a for n, a in given.items()}
+    # What torch's function has for an option that is not given, where the op has something else.
+    given |= {n: a for n, a in defaults.items() if n not in given and n in op.defaults and differs(a, op.defaults[n])}
+    # Tensors that a call must give may have other names: "self", "boxes1".
+    others = {n: own for n, own in zip(parameters, op.arguments, strict=False) if own not in op.defaults}
+    given = {n if n in op.arguments else others.get(n, n): a for n, a in given.items()}
     if given.get("size_average") is not None or given.get("reduce") is not None:
         given["reduction"] = _reduction.legacy_get_string(
             given.get("size_average"), given.get("reduce"), emit_warning=False

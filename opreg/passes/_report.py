@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import fx
@@ -16,6 +16,8 @@ class Swapped:
     op: str
     rule: str
     where: str
+    # how often it ran, where calls are counted
+    times: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Left:
     what: str
     why: str
     where: str
+    times: int | None = None
 
 
 @dataclass
@@ -35,22 +38,24 @@ class Report:
     left: list[Left] = field(default_factory=list)
 
     def __str__(self) -> str:
-        head = f"{len(self.swapped)} swapped, {len(self.left)} left"
-        parts = [head]
-        if self.swapped:
-            parts.append(table(("op", "rule", "where"), [(s.op, s.rule, s.where) for s in self.swapped]))
-        if self.left:
-            parts.append(table(("left", "why", "where"), [(s.what, s.why, s.where) for s in self.left]))
+        parts = [f"{len(self.swapped)} swapped, {len(self.left)} left"]
+        for head, entries in (("op", "rule"), self.swapped), (("left", "why"), self.left):
+            if entries:
+                parts.append(table((*head, "where", "times"), list(map(astuple, entries))))
         return "\n\n".join(parts)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], entries: Sequence[Sequence[str | int | None]]) -> str:
+    """Columns of text; one that no row has anything for is left out."""
+    kept = [i for i in range(len(head)) if any(row[i] is not None for row in entries)]
+    head, rows = [head[i] for i in kept], [["" if row[i] is None else str(row[i]) for i in kept] for row in entries]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * w for w in widths], *rows]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
 
 
-_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+# The folders of torch and of opreg.
+NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 
 
 def where(node: fx.Node) -> str:
@@ -59,6 +64,6 @@ def where(node: fx.Node) -> str:
     path = next((str(path) for path, _ in reversed(list(modules.values()))), "")
     path = re.sub(r"^L\['\w+'\]\.?|_modules\['(\w+)'\]", r"\1", path)
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or node.stack_trace or "")
-    frames = [f for f in frames if not f[0].startswith(_NOT_THE_USERS)] or frames
+    frames = [f for f in frames if not f[0].startswith(NOT_THE_USERS)] or frames
     line = ":".join(frames[-1]) if frames else ""
     return " in ".join(part for part in (line, path) if part) or f"node {node.name}"

@@ -10,16 +10,17 @@ from torch import Tensor, fx
 
 from ..op import Op
 from ..registry import of_namespace
-from ._match import Match, matches
+from ._match import Match, argument, matches
 from ._native import Native, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, where
 from ._rule import NearMiss, Rule
-from .graph.calls import Attribute, Call, sizes_of, value_of
+from .graph.calls import Attribute, Call, sizes_of, spelled_elsewhere, value_of
 from .graph.surgery import Refused, Surgery, op_of
 from .graph.view import GraphView
 from .normal_form.algebra import rounded
 from .normal_form.evaluate import handlers
 from .normal_form.values import NEVER
+from .rules import DOMAINS, LIBRARIES
 from .rules.chains import CHAINS, scaled
 
 # The last call of a hand-written formula is one of these.
@@ -42,10 +43,13 @@ class Rewriter:
         *,
         activations: bool = True,
         compiled: bool = False,
+        values_checked: bool = False,
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
         # compiled: the graph goes on to Inductor, which inlines some of the ops
         self.activations, self.compiled = activations, compiled
+        # values_checked: the caller sees to it that the values of a call lie in its domain
+        self.values_checked = values_checked
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
@@ -154,6 +158,8 @@ class Rewriter:
         if value_of(node) is None and any(map(self.view.complex, node.all_input_nodes)):
             raise Refused("it is of a complex dtype")
         self.require_gain(native.op, node.all_input_nodes)
+        if spelled_elsewhere(self.view.calls[node].target):  # type: ignore[union-attr]
+            self.require_domain(native)
         native = at(native, node, self.view)
         for name, chain in CHAINS.items():
             wider = chain(native, self.view)
@@ -164,6 +170,19 @@ class Rewriter:
                 except Refused:  # the chain stays, but the call alone may still be taken over
                     continue
         self.replace(native, node, f"torch's {self.view.calls[node].name}")  # type: ignore[union-attr]
+
+    def require_domain(self, native: Native) -> None:
+        """Refuses a function of another library where that is not the op."""
+        arguments = {
+            n: argument(self.view, a) if isinstance(a, fx.Node) else a
+            for n, a in {**native.op.defaults, **native.arguments}.items()
+        }
+        domain = DOMAINS.get(native.op.short)
+        reason = LIBRARIES[native.op.short](arguments)
+        if not reason and domain is not None and not self.values_checked:
+            reason = domain.why
+        if reason:
+            raise Refused(reason)
 
     def replace_chain(self, wider: Native, node: fx.Node, rule: str) -> bool:
         """Replaces a chain of calls, and the product or quotient that follows it if the op computes that too.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import opreg
 from opreg import registry
@@ -13,10 +14,13 @@ from opreg._private import (
     apply_function,
     below_autograd,
     below_inplace,
+    checkpointing,
+    depends_on_data,
     destroy_library,
     entry_of,
     fake_mode,
     forget_op,
+    function_mode_active,
     has_kernel,
     has_kernel_for,
     has_op,
@@ -26,6 +30,7 @@ from opreg._private import (
     register_fake,
     set_in_cache_keys,
     tensor_metadata,
+    tracing,
     transform_active,
     where_defined,
     without_fake_mode,
@@ -72,8 +77,10 @@ def test_declaration(op):
     assert op.differentiable
     assert set(op.indices) <= set(op.tensor_arguments)
     for spelling in op.spellings:
-        owner = torch.ops.aten if spelling.startswith("aten.") else torch
-        path = spelling.removeprefix("aten.").removeprefix("torch.").split(".")
+        library, *path = spelling.split(".")
+        if library not in ("aten", "torch"):  # it need not be here; tests/rewrite/test_use.py has those
+            continue
+        owner = torch.ops.aten if library == "aten" else torch
         for name in path:
             owner = getattr(owner, name)  # raises where there is no such function
         assert callable(owner)
@@ -269,6 +276,42 @@ def test_private_fake_modes():
     assert type(fake) is not torch.Tensor
     assert type(real) is torch.Tensor
     assert tensor_metadata(real).shape == (2,)
+
+
+def test_private_modes():
+    """A function mode and a dispatch mode are seen, each in its own time; a tracer of TorchScript too."""
+    assert (function_mode_active(), tracing()) == (False, False)
+    with torch.device("cpu"):
+        assert (function_mode_active(), tracing()) == (True, False)
+    with fake_mode() as mode:
+        assert (function_mode_active(), tracing()) == (False, True)
+        assert mode
+    seen = []
+    torch.jit.trace(lambda x: seen.append(tracing()) or x + 1, torch.ones(2), check_trace=False)
+    assert seen == [True]
+
+
+def test_private_depends_on_data():
+    with fake_mode(), pytest.raises(depends_on_data()):
+        torch.ones(3).nonzero()
+    with fake_mode(), pytest.raises(depends_on_data()):
+        torch.ones(()).item()
+
+
+def test_private_checkpointing():
+    """In a region that is recomputed, at both times; not where saved tensors are moved elsewhere."""
+    seen = []
+
+    def region(x):
+        seen.append(checkpointing())
+        return x.exp()
+
+    x = torch.ones(2, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(region, x, use_reentrant=False).sum().backward()
+    with torch.autograd.graph.save_on_cpu():
+        region(x)
+    assert seen == [True, True, False]
+    assert not checkpointing()
 
 
 def test_private_inductor_compiles():

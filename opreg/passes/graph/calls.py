@@ -6,6 +6,7 @@ the call "silu".
 
 import inspect
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ... import _private
+from ...registry import registered
 
 # The places of functions that are what their name says.
 _NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, Tensor)
@@ -158,7 +160,20 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     name = getattr(target, "__name__", "")
     if any(getattr(space, name, None) is target for space in _NAMESPACES):
         return _named(name, node.args, node.kwargs, target)
+    if spelled_elsewhere(target):
+        return Call(name, node.args, node.kwargs, target=target)
     return None
+
+
+def spelled_elsewhere(target: Any) -> bool:
+    """Is this a function of another library than torch that the registry says an op computes?"""
+    name = getattr(target, "__name__", "")
+    for op in registered():
+        for spelling in op.spellings:
+            module, _, last = spelling.rpartition(".")
+            if last == name and module in sys.modules and not module.startswith("torch."):
+                return getattr(sys.modules[module], name, None) is target
+    return False
 
 
 def _first_result(args: tuple[Any, ...]) -> Call | None:

@@ -1,9 +1,18 @@
 """Objections of rules: why a pattern and its replacement are not the same for some arguments, or nothing."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Objection = Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values for which a function is the op: ``holds`` of its tensors, whatever their order; and why only there."""
+
+    holds: Callable[..., bool]
+    why: str
 
 
 def first_of(*objections: Objection) -> Objection:

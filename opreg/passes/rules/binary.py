@@ -49,6 +49,8 @@ def unless_alpha_in_unit(arguments: Mapping[str, Any]) -> str:
 SAME_SHAPE = unless_same_shape("input", "target")
 HARD = "exp(-cross entropy) is p_t for targets 0 and 1 only, and the target may be in between"
 
+LIBRARIES = {"focal_loss": first_of(unless_above(0, "gamma"), SAME_SHAPE)}
+
 RULES = (
     Rule.of(get("binary_cross_entropy_with_logits"), SAME_SHAPE, weight=None, pos_weight=None, reduction="none"),
     Rule(

@@ -9,12 +9,23 @@ from torch import Tensor
 from ...ops.box import axes, complete_iou
 from ...registry import get
 from .._rule import NearMiss, Rule
-from ._objections import first_of, unless_same_shape
+from ._objections import Domain, first_of, unless_same_shape
 
 
 def unless_positive_eps(arguments: Mapping[str, Any]) -> str:
     eps = arguments["eps"]
     return "" if eps > 0 else f"eps is {eps}, and boxes without an area give NaN, of which the op makes a number"
+
+
+def unless_elements(arguments: Mapping[str, Any]) -> str:
+    if arguments["reduction"] == "mean" and 0 in (arguments["input"].shape or ()):
+        return "the mean of no boxes is 0 here, and NaN in the op"
+    return ""
+
+
+def unless_default_eps(arguments: Mapping[str, Any]) -> str:
+    eps = arguments["eps"]
+    return "" if eps == 1e-7 else f"eps is {eps}, and its distance and its overlap are those for 1e-7"
 
 
 def rule(op: str, definition: Callable[..., Tensor] | None = None) -> Rule:
@@ -27,6 +38,22 @@ def ciou_of(angle: Callable[[Tensor, Tensor], Tensor]) -> Rule:
     return rule("ciou_loss", lambda input, target, reduction, eps: complete_iou(*axes(input, target), eps, angle))
 
 
+# boxes come from a network too, and then they may have no area, or x2 < x1
+UNORDERED = "atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only, and these may be others"
+
+
+def ordered(*boxes: Tensor) -> bool:
+    return all(bool((b[..., 2:] > b[..., :2]).all()) for b in boxes)
+
+
+OF_LIBRARY = first_of(unless_positive_eps, unless_same_shape("input", "target"), unless_elements)
+LIBRARIES = {
+    "giou_loss": OF_LIBRARY,
+    "diou_loss": OF_LIBRARY,
+    "ciou_loss": first_of(OF_LIBRARY, unless_default_eps),
+}
+DOMAINS = {"ciou_loss": Domain(ordered, UNORDERED)}
+
 RULES = (
     rule("iou_loss"),
     rule("giou_loss"),
@@ -35,7 +62,6 @@ RULES = (
     NearMiss(
         "ciou_loss of atan(w / h)",
         ciou_of(lambda w, h: torch.atan(w / h)).pattern,
-        # boxes come from a network too, and then they may have no area, or x2 < x1
-        "atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only, and these may be others",
+        UNORDERED,
     ),
 )

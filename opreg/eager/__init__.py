@@ -1,0 +1,3 @@
+"""``opreg.use``: calls of native losses and activations in eager mode go to the ops."""
+
+from ._use import use as use
