@@ -136,6 +136,10 @@ HD Lean log1p_unit(Lean u) {
   return Lean(u.value * (p * u.value + 9.999987483e-1f));
 }
 
+HD Lean log1p(Lean u) {
+  return Lean(u.value < 0.0625f ? log_beside_one(u.value) : approximate::log2(1.f + u.value) * kLn2);
+}
+
 HD Lean one_minus_exp(Lean u) {
   float p = -3.770999238e-2f;
   p = p * u.value + 1.660550833e-1f;
@@ -148,6 +152,18 @@ HD Lean one_minus_exp(Lean u) {
 // the logarithm of 0 stands the lowest number, without a branch. A denormal x counts as 0.
 HD Lean pow_unit(Lean x, Lean y) {
   return Lean(approximate::exp2(y.value * at_least(approximate::log2_of_normal(x.value), -3.40282347e38f)));
+}
+
+HD Lean normal_tail(Lean a, Lean e) {
+  const float t = inverse_1p_unit(clamp(a.value, 0.f, 16.f) * 0.25f);
+  float p = -3.937274798e-2f;
+  p = p * t + 8.618441057e-2f;
+  p = p * t + 6.414437704e-3f;
+  p = p * t + 7.401360449e-2f;
+  p = p * t + 7.976903376e-2f;
+  p = p * t + 9.351381378e-2f;
+  p = p * t + 9.974142763e-2f;
+  return Lean(e.value * (t * (p * t + 9.973545798e-2f)));
 }
 
 HD Lean atan2(Lean y, Lean x) {

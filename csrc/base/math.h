@@ -221,7 +221,21 @@ HD double log1p_unit(double u) {
   return ::log1p(u);
 }
 
-// 1 / (1 + e) for e in [0, 1]. Relative error below 2e-7.
+// log(1 + u) for u >= 0, which keeps its digits near 0. Relative error below 3e-7.
+HD float log1p(float u) {
+#if defined(LOSSREG_ON_DEVICE)
+  return ::log1pf(u);
+#else
+  // the logarithm of 1 + u as it is rounded, and the first term of what the rounding took; nothing where u is infinite
+  const float y = 1.f + u, lost = u - (y - 1.f);
+  return log(y) + (y < INFINITY ? lost : 0.f) / y;
+#endif
+}
+HD double log1p(double u) {
+  return ::log1p(u);
+}
+
+// 1 / (1 + e) for e in [0, 4]. Relative error below 2e-7.
 template <class T>
 HD T inverse_1p_unit(T e) {
 #if defined(LOSSREG_ON_DEVICE)
@@ -300,6 +314,27 @@ HD float pow_unit(float x, float y) {
 }
 HD double pow_unit(double x, double y) {
   return ::pow(x, y);
+}
+
+// The probability that a standard normal variable is above a, for a >= 0, given e = exp_negative(-a^2 / 2): who asks
+// for it mostly wants the density too. Relative error below 5e-7 for an exact e.
+HD float normal_tail(float a, float e) {
+  // e times a function that falls like 1 / a: t times a polynomial in t, of the smallest relative error that ten terms
+  // can have. Beyond 16 e is 0.
+  const float t = inverse_1p_unit(clamp(a, 0.f, 16.f) * 0.25f);
+  float p = 1.978197967e-2f;
+  p = p * t - 8.087718072e-2f;
+  p = p * t + 9.559684694e-2f;
+  p = p * t - 3.171729193e-2f;
+  p = p * t + 6.369898169e-2f;
+  p = p * t + 5.897519186e-2f;
+  p = p * t + 8.160310130e-2f;
+  p = p * t + 9.346635596e-2f;
+  p = p * t + 9.973643159e-2f;
+  return e * (t * (p * t + 9.973556672e-2f));
+}
+HD double normal_tail(double a, double) {
+  return 0.5 * ::erfc(a * 0.70710678118654752440);
 }
 
 HD float sqrt(float x) {

@@ -1,33 +1,7 @@
 #pragma once
-#include "../skeletons/formula.h"
+#include "shared/gates.h"
 
 namespace lossreg {
-
-// Ramachandran et al., Searching for activation functions, arXiv 1710.05941. beta = 1 is SiLU.
-struct Swish {
-  static constexpr auto name = "swish";
-  static constexpr auto args = "Tensor input, float beta=1.0";
-  static constexpr int inputs = 1, gradients = 1;
-  static constexpr Shapes shapes = Shapes::same;
-  Parameter beta;
-
-  static Swish make(double beta) {
-    expect(beta == beta, name, "beta that is a number", beta);
-    return {beta};
-  }
-  template <class T>
-  HD T value(T x) const {
-    return x * sigmoid(T(beta) * x);
-  }
-  template <class T>
-  HD Gradients<T, 1> grad(T x) const {
-    // sigmoid(z), and sigmoid(z) sigmoid(-z) with all its digits, of one exponential
-    T z = T(beta) * x, e = exp_negative(-abs(z)), r = inverse_1p_unit(e);
-    T p = z >= T(0) ? r : e * r, slope = e * r * r;
-    // not z * slope: where beta * x overflows, the slope is 0
-    return {p + x * (T(beta) * slope)};
-  }
-};
 
 // Howard et al., Searching for MobileNetV3, arXiv 1905.02244. At the kinks -3 and 3: as torch, 0 and the slope inside.
 struct HardSwish {
@@ -71,6 +45,44 @@ struct Mish {
   }
 };
 
-using Ops = PointwiseOps<Swish, HardSwish, Mish>;
+// x sigmoid(1.702 x): the first approximation of GELU, which CLIP's models keep.
+struct QuickGelu {
+  static constexpr auto name = "quick_gelu";
+  static constexpr auto args = "Tensor input";
+  static constexpr int inputs = 1, gradients = 1;
+  static constexpr Shapes shapes = Shapes::same;
+  Swish swish;
+
+  static QuickGelu make() { return {{1.702}}; }
+  template <class T>
+  HD T value(T x) const {
+    return swish.value(x);
+  }
+  template <class T>
+  HD Gradients<T, 1> grad(T x) const {
+    return swish.grad(x);
+  }
+};
+
+// So et al., Primer: searching for efficient transformers, arXiv 2109.08668.
+struct ReluSquared {
+  static constexpr auto name = "relu_squared";
+  static constexpr auto args = "Tensor input";
+  static constexpr int inputs = 1, gradients = 1;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static ReluSquared make() { return {}; }
+  template <class T>
+  HD T value(T x) const {
+    T positive = relu(x);
+    return positive * positive;
+  }
+  template <class T>
+  HD Gradients<T, 1> grad(T x) const {
+    return {T(2) * relu(x)};
+  }
+};
+
+using Ops = PointwiseOps<Swish, HardSwish, Mish, Gelu, QuickGelu, ReluSquared>;
 
 }  // namespace lossreg

@@ -54,6 +54,12 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.sum() if reduction == "sum" else loss
 
 
+def power(base: Tensor, exponent: float) -> Tensor:
+    """The factor of a focal loss, whose derivative at 0, infinite for an exponent below 1, is 0."""
+    some = base != 0
+    return torch.where(some, torch.where(some, base, 1.0) ** exponent, float(exponent == 0))
+
+
 def int64_target(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of torch.nn.functional that takes class indices of int64 alone, for those of int32 and uint8 too."""
 

@@ -10,7 +10,7 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, loss_errors, native, outside, reduce
+from ._common import REDUCTIONS, loss_errors, native, outside, power, reduce
 
 
 def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
@@ -42,10 +42,8 @@ def focal_loss(input: Tensor, target: Tensor, alpha: float, gamma: float, reduct
     cross_entropy = F.binary_cross_entropy_with_logits(input, target, reduction="none")
     # 1 − p_t as a sum of two sigmoids, which keeps its digits near 0
     miss = torch.sigmoid(input) * (1 - target) + torch.sigmoid(-input) * target
-    # the power's derivative at 0 is infinite for gamma < 1: there the gradient is 0
-    power = torch.where(miss != 0, torch.where(miss != 0, miss, 1.0) ** gamma, float(gamma == 0))
     weight = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1.0
-    return reduce(weight * power * cross_entropy, reduction)
+    return reduce(weight * power(miss, gamma) * cross_entropy, reduction)
 
 
 def bce_samples(make: Maker) -> Iterator[Sample]:

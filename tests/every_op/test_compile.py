@@ -81,7 +81,12 @@ def test_activations_are_inlined(op):
     if not op.inline:
         pytest.skip("opaque to Inductor")
     x = torch.randn(64, 33, device=DEVICE, requires_grad=True)
-    compiled = torch.compile(lambda x: (op.value(x * 2 + 1) * x).sin(), fullgraph=True)
+    tensors = len(op.differentiable)
+
+    def between(x):
+        return (op.value(*[x * 2 + 1] * tensors) * x).sin()
+
+    compiled = torch.compile(between, fullgraph=True)
 
     def step(x):
         y = compiled(x)
@@ -89,7 +94,7 @@ def test_activations_are_inlined(op):
         return y
 
     result, codes = run_and_get_code(step, x)
-    torch.testing.assert_close(result, (op.value(x * 2 + 1) * x).sin())
+    torch.testing.assert_close(result, between(x))
     assert len(codes) == 2  # forward, backward
     for code in codes:
         assert NAMESPACE not in code

@@ -73,8 +73,8 @@ def test_signatures_in_words():
 
 def test_defaults_are_torchs(op):
     native = getattr(F, op.short, None)
-    if native is None:
-        pytest.skip("torch.nn.functional has none of this name")
+    if native is None or inspect.isbuiltin(native):
+        pytest.skip("torch.nn.functional has none of this name, or one without a signature")
     ours = inspect.signature(getattr(opreg.functional, op.short)).parameters
     theirs = inspect.signature(native).parameters
     shared = [n for n in ours if n in theirs]

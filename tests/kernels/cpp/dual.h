@@ -54,12 +54,21 @@ Dual<T> log1p_unit(Dual<T> x) {
   return Dual<T>(log1p_unit(x.value), x.slope / (T(1) + x.value));
 }
 template <class T>
+Dual<T> log1p(Dual<T> x) {
+  return Dual<T>(log1p(x.value), x.slope / (T(1) + x.value));
+}
+template <class T>
 Dual<T> log1m(Dual<T> x) {
   return Dual<T>(log1m(x.value), -x.slope / (T(1) - x.value));
 }
 template <class T>
 Dual<T> one_minus_exp(Dual<T> x) {
   return Dual<T>(one_minus_exp(x.value), exp_negative(-x.value) * x.slope);
+}
+// The second argument follows from the first, and has no slope of its own.
+template <class T>
+Dual<T> normal_tail(Dual<T> a, Dual<T> e) {
+  return Dual<T>(normal_tail(a.value, e.value), T(-0.39894228040143267794) * e.value * a.slope);
 }
 template <class T>
 Dual<T> sqrt(Dual<T> x) {

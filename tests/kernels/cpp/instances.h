@@ -46,18 +46,31 @@ inline std::vector<int64_t> choices(int64_t) {
 inline std::vector<bool> choices(bool) {
   return {false, true};
 }
+inline std::vector<std::string> choices(const std::string&) {
+  return {"none", "tanh"};
+}
 inline std::vector<Reduction> choices(Reduction) {
   return {Reduction::mean};
 }
 
+// An option as a number: of a word, its place among the choices.
+template <class Option>
+double number_of(const Option& option) {
+  if constexpr (std::is_same_v<Option, std::string>) {
+    auto words = choices(option);
+    return double(std::find(words.begin(), words.end(), option) - words.begin());
+  } else {
+    return double(option);
+  }
+}
 template <class F, class... O>
 Options describe(const std::tuple<O...>& options) {
-  return std::apply([](O... o) { return Options{option_names(Schema(F::args)), {double(o)...}}; }, options);
+  return std::apply([](const O&... o) { return Options{option_names(Schema(F::args)), {number_of(o)...}}; }, options);
 }
 
 // Calls use(instance, options) for each combination of choices that make() accepts.
 template <class F, size_t K = 0, class... O, class Use>
-void each_instance(F (*make)(O...), std::tuple<O...>& options, Use use) {
+void each_instance(F (*make)(O...), std::tuple<std::decay_t<O>...>& options, Use use) {
   if constexpr (K < sizeof...(O)) {
     for (auto choice : choices(std::get<K>(options))) {
       std::get<K>(options) = choice;
@@ -74,7 +87,7 @@ void each_instance(F (*make)(O...), std::tuple<O...>& options, Use use) {
 }
 template <class F, class... O, class Use>
 void each_instance(F (*make)(O...), Use use) {
-  std::tuple<O...> options;
+  std::tuple<std::decay_t<O>...> options;
   each_instance<F>(make, options, use);
 }
 
@@ -85,10 +98,11 @@ std::pair<F, Options> instance(F (*make)(O...), const std::vector<double>& value
   [[maybe_unused]] auto next = [&](auto zero) {
     using Option = decltype(zero);
     if constexpr (std::is_same_v<Option, Reduction>) return Reduction::mean;
+    else if constexpr (std::is_same_v<Option, std::string>) return choices(zero).at(size_t(values.at(at++)));
     else return Option(values.at(at++));
   };
   // braces, so that the order of evaluation is the order of writing
-  std::tuple<O...> options{next(O{})...};
+  std::tuple<std::decay_t<O>...> options{next(std::decay_t<O>{})...};
   if (at != values.size()) throw std::logic_error(std::string(F::name) + ": too many options in the table");
   return {std::apply(make, options), describe<F>(options)};
 }

@@ -13,7 +13,20 @@ inline const std::vector<Kink> kinks = {
     {"hard_swish", {}, {-3}, {0}},
     {"hard_swish", {}, {3}, {1}},
 
+    {"gelu", {0}, {0}, {0.5}},
+    {"gelu", {1}, {0}, {0.5}},
+    {"relu_squared", {}, {0}, {0}},
+    {"reglu", {}, {0, 3}, {0, 0}},
+    // a clamp's slope is 1 at its bounds
+    {"clamped_swiglu", {0, 2}, {2, 2}, {1.5, 1}},
+    {"clamped_swiglu", {0, 2}, {1, -2}, {-0.5, 0.5}},
+    {"clamped_swiglu", {0, 2}, {2.5, -2.5}, {0, 0}},
+
     {"l1_loss", {}, {2, 2}, {0, 0}},
+    {"charbonnier_loss", {0.5}, {2, 2}, {0, 0}},
+    {"quantile_loss", {0.75}, {1, 1}, {-0.25, 0.25}},
+    {"wing_loss", {2, 1}, {1, 1}, {0, 0}},
+    {"wing_loss", {2, 1}, {3, 1}, {1, -1}},
     {"smooth_l1_loss", {0.5}, {1.5, 1}, {1, -1}},
     {"smooth_l1_loss", {0.5}, {0.5, 1}, {-1, 1}},
     {"smooth_l1_loss", {0}, {1, 1}, {0, 0}},
@@ -33,6 +46,16 @@ inline const std::vector<Kink> kinks = {
     {"focal_loss", {0.25, 2}, {1000, 1}, {0, 0}},
     {"focal_loss", {0.25, 0.5}, {1000, 1}, {0, 0}},
     {"focal_loss", {-1, 0.5}, {-1000, 0}, {0, 0}},
+
+    // the power of 0 has no slope, to the power of 0 neither; y = sigmoid(0)
+    {"quality_focal_loss", {0}, {0, 0.5}, {0, 0}},
+    {"quality_focal_loss", {0.5}, {0, 0.5}, {0, 0}},
+    {"quality_focal_loss", {1}, {0, 0.5}, {0, 0}},
+    // no slope in y across the y that is told apart
+    {"varifocal_loss", {0.75, 2}, {0, 0}, {0.2237151463639876, 0}},
+    {"gaussian_focal_loss", {2, 4}, {0, 1}, {-0.2982867951803, 0}},
+    // sigmoid(x) = clip: the clamp's slope is 1, and with no power the cross entropy's is sigmoid(x)
+    {"asymmetric_loss", {0, 0, 0.5}, {0, 0}, {0.25, 0.6931471805599453}},
 
     // x + eps = 0: the derivative is infinite; full: Stirling's part begins beyond t = 1
     {"poisson_nll_loss", {0, 0, 0}, {0, 1}, {0, 0}},
@@ -71,6 +94,8 @@ inline const std::vector<Kink> kinks = {
 // Whole regions where grad is no derivative of value by input k: outside of what the formula is for, or by a decision.
 inline bool excepted(const std::string& op, const Options& options, const double* x, int k) {
   if (op == "focal_loss") return x[1] < 0 || x[1] > 1;
+  // two losses that are about equal there
+  if (op == "asymmetric_loss") return k == 1 && x[0] == 1;
   if (op == "gaussian_nll_loss") return k == 2 && x[2] <= options["eps"];
   return false;
 }
