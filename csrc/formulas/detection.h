@@ -51,13 +51,13 @@ struct VarifocalLoss {
   template <int Mode, class T>
   HD T value(T x, T t) const {
     Logit<T> k(x);
-    T negative = T(alpha) * focus.template power<Mode>(k.p) * k.minus_log_q(x);
+    T negative = T(alpha) * focus.template power_unit<Mode>(k.p) * k.minus_log_q(x);
     return t > T(0) ? t * k.cross_entropy(x, t) : negative + t * T(0);
   }
   template <int Mode, class T>
   HD Gradients<T, 2> grad(T x, T t) const {
     Logit<T> k(x);
-    T power = focus.template power<Mode>(k.p);
+    T power = focus.template power_unit<Mode>(k.p);
     // of sigmoid(x)^gamma: gamma sigmoid(x)^gamma sigmoid(-x)
     T negative = T(alpha) * power * (T(focus.gamma) * k.q * k.minus_log_q(x) + k.p);
     T positive = t * (k.p * (T(1) - t) - t * k.q);
@@ -92,7 +92,7 @@ struct GaussianFocalLoss {
     bool peak = t == T(1);
     T weight = peak ? T(1) : power_around<Mode>(T(1) - t);
     T miss = peak ? k.q : k.p, loss = peak ? k.minus_log_p(x) : k.minus_log_q(x);
-    return weight * (focus.template power<Mode>(miss) * loss);
+    return weight * (focus.template power_unit<Mode>(miss) * loss);
   }
   template <int Mode, class T>
   HD Gradients<T, 2> grad(T x, T t) const {
@@ -100,7 +100,7 @@ struct GaussianFocalLoss {
     bool peak = t == T(1);
     T far = T(1) - t, weight = peak ? T(1) : power_around<Mode>(far);
     T miss = peak ? k.q : k.p, hit = peak ? k.p : k.q, loss = peak ? k.minus_log_p(x) : k.minus_log_q(x);
-    T power = focus.template power<Mode>(miss);
+    T power = focus.template power_unit<Mode>(miss);
     T growth = power * (T(focus.gamma) * hit * loss + miss);
     T slope;
     if constexpr (Mode == 1) slope = T(4) * far * far * far;
@@ -136,14 +136,14 @@ struct AsymmetricLoss {
   template <int Mode, class T>
   HD Terms<T> terms(T x) const {
     Logit<T> k(x);
-    T loss_p = k.minus_log_p(x), miss_p = Mode == 1 ? k.q : of_positives.template power<false>(k.q);
+    T loss_p = k.minus_log_p(x), miss_p = Mode == 1 ? k.q : of_positives.template power_unit<false>(k.q);
     T positive = miss_p * loss_p, positive_slope = -miss_p * (T(of_positives.gamma) * k.p * loss_p + k.q);
 
     T c = T(clip), m = relu(k.p - c), rest = k.q + c;
     // -log(1 - m): where little is left of 1, of what is left, else of m
     T loss_m = m > T(0.5) ? -log(rest) : -log1m(m > T(0.5) ? T(0) : m);
     loss_m = c == T(0) ? k.minus_log_q(x) : loss_m;
-    T power = Mode == 1 ? (m * m) * (m * m) : of_negatives.template power<false>(m);
+    T power = Mode == 1 ? (m * m) * (m * m) : of_negatives.template power_unit<false>(m);
     T slope = Mode == 1 ? T(4) * m * m * m : of_negatives.template slope<false>(m, power);
     // p q / (1 - m), whose q is all of 1 - m without a clip; the clamp at 0 has slope 1 at its bound
     T share = c == T(0) ? T(1) : k.q / rest;

@@ -44,6 +44,12 @@ struct Focus {
     if constexpr (sizeof(T) == 4) size = abs(m) > T(largest) ? T(INFINITY) : size;
     return m < T(0) ? T(of_negative) * size : size;
   }
+  // The same for an m in [0, 1].
+  template <bool Squares, class T>
+  HD T power_unit(T m) const {
+    if constexpr (Squares) return m * m;
+    return pow_unit(m, T(gamma));
+  }
   // gamma m^(gamma-1), of the power by one division; 0 where m is
   template <bool Squares, class T>
   HD T slope(T m, T power) const {
