@@ -21,6 +21,7 @@ constexpr double kBoxBound =
 constexpr int kMostRounds = 5;
 constexpr int kLeastPoints = 500;     // compared, for each mode and gradient: the test can't pass by skipping
 constexpr int kRandomPoints = 10000;  // an instance of few inputs; boxes have eight
+constexpr int kAllPoints = 300000;    // a formula of many options has many instances, which share these
 constexpr double kUnderflow = 1e-30;  // below it a float may lose digits on the way
 constexpr double kOverflow = 1e37;    // above it a float may be infinite
 int failures = 0;
@@ -57,7 +58,7 @@ struct Checker {
   static constexpr double float_bound = N < 8 ? kFloatBound : kBoxBound;
 
   int compared[modes][F::gradients] = {};
-  int kinks_checked = 0, printed = 0;
+  int instances = 0, kinks_checked = 0, printed = 0;
   double worst_grad = 0, worst_float = 0;
   std::mt19937 random{20240607};
 
@@ -166,7 +167,7 @@ struct Checker {
     Point x;
     // at 1e4 e^x overflows in double too, and tells nothing
     constexpr double large[] = {-1e4, -100, 100, 1e4};
-    for (int n = 0; n < (N < 8 ? kRandomPoints : kRandomPoints / 50); n++) {
+    for (int n = 0; n < (N < 8 ? std::min(kRandomPoints, kAllPoints / instances) : kRandomPoints / 50); n++) {
       for (double& each : x) each = float(draw());  // exact in both types
       if (arrange<F>(x)) check_point<Mode>(f, options, x);
       x[0] = large[n % 4];
@@ -211,6 +212,7 @@ struct Checker {
   }
 
   void run() {
+    each_instance<F>(F::make, [&](const F&, const Options&) { instances++; });
     // a formula without options has one instance, and draws its points in several rounds
     for (int round = 0; round < kMostRounds && least_compared() < kLeastPoints; round++)
       each_instance<F>(F::make, [&](const F& f, const Options& options) {
