@@ -218,7 +218,7 @@ struct GroupReader {
     }
     auto raise = [&](Group<T>(&s)[kGroups], const Batch& batch, Index c) {
       each_number(batch, c, [&](int j, const T(&x)[F::members], bool hit) {
-        T y[kMaxima + 1];
+        T y[kMaxima > 0 ? kMaxima : 1];
         auto& max = s[kGroups > 1 ? j : 0].max;
         if constexpr (kMaxima > 0) body.candidates(x, hit, y);
         for (int k = 0; k < kMaxima; k++) max[k] = greater(max[k], y[k]);
