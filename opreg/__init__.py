@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "decompositions", "functional", "fuse", "get",
-    "library_path", "meta", "nn", "onnx_translations", "passes", "register", "registered", "testing", "use",
+    "last_report", "library_path", "meta", "nn", "on_report", "onnx_translations", "passes", "register", "registered",
+    "testing", "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
@@ -30,7 +31,9 @@ _LATER = {
     "build": "building",
     "functional": "",
     "fuse": "passes",
+    "last_report": "backend",
     "nn": "",
+    "on_report": "backend",
     "passes": "",
     "use": "eager",
 }

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -127,6 +128,22 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def function_being_compiled() -> Any:
+    """What torch.compile was given, of which Dynamo is compiling a part: a function, or a module's method.
+
+    None where the stack does not say. A part may be another function than that, which it calls.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "compile_wrapper" and frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+            function = frame.f_locals.get("fn")
+            made = getattr(function, "__globals__", {}).get("__name__") == "torch._dynamo.external_utils"
+            return function.__wrapped__ if made else function  # type: ignore[union-attr]
+        frame = frame.f_back
+    return None
 
 
 def depends_on_data() -> tuple[type[Exception], ...]:

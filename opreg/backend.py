@@ -1,6 +1,10 @@
-"""``torch.compile(model, backend="opreg")``: Inductor, behind the rewrite of ``opreg.fuse``."""
+"""``torch.compile(model, backend="opreg")``: Inductor, behind the rewrite of ``opreg.fuse``; and what it reported."""
 
+import logging
+import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -10,8 +14,21 @@ from .passes import Report
 from .passes._rewrite import Rewriter
 from .passes.rules import RULES
 
-# The report on the last graph that the backend compiled: a backend returns a callable and nothing beside it.
-last_report: Report | None = None
+# TORCH_LOGS="opreg" shows a line for each graph, TORCH_LOGS="+opreg" the report too.
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The report on one graph, and the function that torch.compile was given, part of which the graph is."""
+
+    function: Callable[[], Any]
+    report: Report
+
+
+# Of the graphs that were compiled last. A function of many graphs has some dozens.
+_graphs: deque[_Graph] = deque(maxlen=4096)
+_callbacks: list[Callable[[Report, str], None]] = []
 
 
 def opreg(
@@ -28,8 +45,71 @@ def opreg(
         module, example_inputs: from Dynamo.
         mode, options: of ``torch.compile``, as Inductor takes them.
     """
-    global last_report
-    last_report = Report()
-    Rewriter(module, RULES, last_report, compiled=True).run()
+    report = Report()
+    Rewriter(module, RULES, report, compiled=True).run()
+    _publish(report)
     compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, options)
     return compiled
+
+
+def _publish(report: Report) -> None:
+    function = _private.function_being_compiled()
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    # a method is made anew for each look at it, so the module behind it is what is kept
+    owner = getattr(function, "__self__", function)
+    try:
+        kept: Callable[[], Any] = weakref.ref(owner)
+    except TypeError:  # a callable of a class with slots
+        kept = lambda: owner  # noqa: E731
+    _graphs.append(_Graph(kept, report))
+    log.info("a graph of %s: %d swapped, %d left", name, len(report.swapped), len(report.left))
+    log.debug("%s", report)
+    for callback in tuple(_callbacks):
+        callback(report, name)
+
+
+def last_report(compiled: Any = None) -> Report:
+    """What ``torch.compile(backend="opreg")`` did with a function, in all the graphs that Dynamo made of it.
+
+    Args:
+        compiled: what ``torch.compile`` returned, or what it was given: a function or a module; by default the one
+            of which a graph was compiled last.
+
+    Returns:
+        One report; an empty one where nothing was compiled yet.
+
+    Example:
+        >>> model = torch.compile(torch.nn.SiLU(), backend="opreg")
+        >>> y = model(torch.randn(3))
+        >>> opreg.last_report(model).swapped[0].op
+        'swish'
+    """
+    if compiled is None:
+        wanted = _graphs[-1].function() if _graphs else None
+    else:
+        original = getattr(compiled, "_orig_mod", None) or getattr(compiled, "_torchdynamo_orig_callable", compiled)
+        wanted = getattr(original, "__self__", original)
+    reports = [g.report for g in _graphs if g.function() is wanted]
+    return Report([s for r in reports for s in r.swapped], [entry for r in reports for entry in r.left])
+
+
+def on_report(callback: Callable[[Report, str], None]) -> Callable[[], None]:
+    """Calls ``callback(report, name)`` for each graph that ``torch.compile(backend="opreg")`` compiles from now on.
+
+    Args:
+        callback: gets the report, and the name of the function that is compiled.
+
+    Returns:
+        What ends it.
+
+    Example:
+        >>> end = opreg.on_report(lambda report, name: print(name, report))
+        >>> end()
+    """
+    _callbacks.append(callback)
+
+    def end() -> None:
+        if callback in _callbacks:
+            _callbacks.remove(callback)
+
+    return end

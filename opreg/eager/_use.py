@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from ..passes._report import NOT_THE_USERS, Left, Report, Swapped
 from . import _exchange
 from ._calls import called
 from ._plan import Plan
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,6 +107,8 @@ class use:
             place = self._calls.get(key)
             if place is None:
                 place = self._calls[key] = _Place(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+                _, _, name, op, why = key
+                log.debug("%s at %s: %s", name, place.where, op or f"left, {why}")
             place.times += 1
 
     @property

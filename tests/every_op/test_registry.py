@@ -20,6 +20,7 @@ from opreg._private import (
     entry_of,
     fake_mode,
     forget_op,
+    function_being_compiled,
     function_mode_active,
     has_kernel,
     has_kernel_for,
@@ -296,6 +297,23 @@ def test_private_depends_on_data():
         torch.ones(3).nonzero()
     with fake_mode(), pytest.raises(depends_on_data()):
         torch.ones(()).item()
+
+
+def test_private_function_being_compiled():
+    seen = []
+
+    def backend(module, _):
+        seen.append(function_being_compiled())
+        return module
+
+    def function(x):
+        return x + 1
+
+    model = torch.nn.ReLU()
+    for compiled in (function, model):
+        torch.compile(compiled, backend=backend)(torch.ones(2))
+    assert seen == [function, model]
+    assert function_being_compiled() is None
 
 
 def test_private_checkpointing():
