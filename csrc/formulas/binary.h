@@ -1,5 +1,5 @@
 #pragma once
-#include "../skeletons/formula.h"
+#include "shared/focal.h"
 
 namespace lossreg {
 
@@ -54,11 +54,10 @@ struct BinaryCrossEntropyWithLogits {
   }
   template <class T>
   HD Gradients<T, 2> grad(T x, T t, T w, T v) const {
-    T e = exp_negative(-abs(x)), r = inverse_1p_unit(e), s = e * r;
-    T p = x < T(0) ? s : r, q = x < T(0) ? r : s;  // sigmoid(x), sigmoid(-x)
-    T dt = (x < T(0) ? -(v * x) : -x) + (v - T(1)) * log1p_unit(e);
+    Logit<T> k(x);
+    T dt = (k.negative ? -(v * x) : -x) + (v - T(1)) * k.log_term;
     // not p - t, which loses all digits of a confident right answer; so nothing cancels at t = 0 and 1
-    return {w * ((T(1) - t) * p - v * t * q), w * dt};
+    return {w * ((T(1) - t) * k.p - v * t * k.q), w * dt};
   }
 };
 
@@ -69,59 +68,42 @@ struct FocalLoss {
   static constexpr auto args = "Tensor input, Tensor target, float alpha=0.25, float gamma=2.0, str reduction=\"mean\"";
   static constexpr int inputs = 2, gradients = 2;
   static constexpr Shapes shapes = Shapes::same;
-  Parameter alpha, gamma;
-  // A target outside of [0, 1] makes m negative, or larger than 1: (-1)^gamma, and what m^gamma is finite for.
-  Parameter of_negative = 1, largest = INFINITY;
+  Parameter alpha;
+  Focus focus;
 
   static FocalLoss make(double alpha, double gamma, Reduction) {
     expect(alpha <= 1, name, "alpha <= 1 (below 0: no weighting)", alpha);
-    expect(gamma >= 0 && gamma < INFINITY, name, "finite gamma >= 0", gamma);
-    bool whole = gamma == ::floor(gamma), odd = ::fmod(gamma, 2.0) == 1.0;
-    return {alpha, gamma, whole ? (odd ? -1.0 : 1.0) : double(NAN), ::exp2(127.9 / gamma)};
+    return {alpha, Focus::make(name, "gamma", gamma)};
   }
-  // gamma = 2 is the paper's choice, and needs no power
+  // gamma = 2 is the paper's choice.
   static constexpr int modes = 2;
-  int mode() const { return gamma == 2 ? 1 : 0; }
+  int mode() const { return focus.squares(); }
 
   template <class T>
   struct Terms {
-    T p, q, larger, miss, cross_entropy, alpha, alpha_slope;  // larger: of p and q
+    T miss, cross_entropy, alpha, alpha_slope;
   };
   template <class T>
-  HD Terms<T> terms(T x, T t) const {
-    T e = exp_negative(-abs(x)), r = inverse_1p_unit(e), s = e * r;
-    T p = x < T(0) ? s : r, q = x < T(0) ? r : s;
-    T cross_entropy = (x < T(0) ? -x * t : x * (T(1) - t)) + log1p_unit(e);
+  HD Terms<T> terms(const Logit<T>& k, T x, T t) const {
     T share = T(alpha), a = share < T(0) ? T(1) : T(1) - share, slope = share < T(0) ? T(0) : T(2) * share - T(1);
-    return {p, q, r, p * (T(1) - t) + q * t, cross_entropy, a + slope * t, slope};
-  }
-  template <int Mode, class T>
-  HD T power(T miss) const {
-    if constexpr (Mode == 1) return miss * miss;
-    T size = pow_unit(abs(miss), T(gamma));
-    // as a float, pow_unit is as exact beyond 1, but does not overflow to infinity
-    if constexpr (sizeof(T) == 4) size = abs(miss) > T(largest) ? T(INFINITY) : size;
-    return miss < T(0) ? T(of_negative) * size : size;
+    return {k.p * (T(1) - t) + k.q * t, k.cross_entropy(x, t), a + slope * t, slope};
   }
   template <int Mode, class T>
   HD T value(T x, T t) const {
-    Terms<T> k = terms(x, t);
-    return k.alpha * power<Mode>(k.miss) * k.cross_entropy;
+    Terms<T> k = terms(Logit<T>(x), x, t);
+    return k.alpha * focus.template power<Mode>(k.miss) * k.cross_entropy;
   }
   template <int Mode, class T>
   HD Gradients<T, 2> grad(T x, T t) const {
-    Terms<T> k = terms(x, t);
-    T power_m = power<Mode>(k.miss);
-    // gamma m^(gamma-1): by one division, and 0 where p_t = 1
-    T slope;
-    if constexpr (Mode == 1) slope = T(2) * k.miss;
-    else slope = k.miss != T(0) ? T(gamma) * power_m / k.miss : T(0);
-    T dm_dx = k.p * k.q * (T(1) - T(2) * t);
+    Logit<T> logit(x);
+    Terms<T> k = terms(logit, x, t);
+    T power = focus.template power<Mode>(k.miss), slope = focus.template slope<Mode>(k.miss, power);
+    T p = logit.p, q = logit.q, dm_dx = p * q * (T(1) - T(2) * t);
     // q - p, with its digits near x = 0
-    T apart = one_minus_exp(abs(x)) * k.larger, dm_dt = x < T(0) ? apart : -apart;
-    T dce_dx = (T(1) - t) * k.p - t * k.q;
-    T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power_m * dce_dx);
-    T dt = k.alpha_slope * power_m * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power_m * x);
+    T apart = one_minus_exp(abs(x)) * (logit.negative ? q : p), dm_dt = logit.negative ? apart : -apart;
+    T dce_dx = (T(1) - t) * p - t * q;
+    T dx = k.alpha * (slope * dm_dx * k.cross_entropy + power * dce_dx);
+    T dt = k.alpha_slope * power * k.cross_entropy + k.alpha * (slope * dm_dt * k.cross_entropy - power * x);
     return {dx, dt};
   }
 };
