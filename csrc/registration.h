@@ -44,8 +44,9 @@ struct Part {
   void (*run)(StableLibrary&);
 };
 
-// An op's name as a file holds it, for those who read it there before they load the library: "lossreg_op:huber_loss".
-constexpr std::string_view kMark = "lossreg_op:";
+// An op's name as a file holds it, for those who read it there before they load the library:
+// "lossreg_op:lossreg::huber_loss".
+constexpr std::string_view kMark = "lossreg_op:" C10_STRINGIZE(LOSSREG_NAMESPACE) "::";
 template <class F>
 struct Marked {
   static constexpr std::string_view name = F::name;

@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
-    "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "decompositions", "functional", "fuse", "get",
-    "last_report", "library_path", "meta", "nn", "on_report", "onnx_translations", "passes", "register", "registered",
-    "testing", "use",
+    "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "cmake_prefix_path", "decompositions",
+    "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn", "on_report",
+    "onnx_translations", "passes", "register", "registered", "testing", "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
@@ -29,9 +29,11 @@ _LATER = {
     "Report": "passes",
     "Rule": "passes",
     "build": "building",
+    "cmake_prefix_path": "building",
     "functional": "",
     "fuse": "passes",
     "last_report": "backend",
+    "load_library": "building",
     "nn": "",
     "on_report": "backend",
     "passes": "",

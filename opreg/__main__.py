@@ -1,4 +1,4 @@
-"""The command line: ``python -m opreg ops | show NAME | stubs | doctor | demo | bench``."""
+"""The command line: ``python -m opreg ops | show NAME | new NAME | stubs | doctor | demo | bench``."""
 
 import argparse
 import difflib
@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from . import bench, catalogue
 from ._library import KERNEL_KEYS
 from .bench.files import bench_save
 from .bench.text import bench_text
+from .building.template import write_package
 from .doctor import diagnosis, gather
 from .faces import stubs
 from .op import Op
@@ -34,6 +36,15 @@ def find(name: str) -> Op:
         raise UnknownOp(f'opreg: expected the name of an op, got "{name}"; {hint}') from None
 
 
+def load_installed() -> None:
+    """Imports the packages whose entry points say that they register ops."""
+    for entry in metadata.entry_points(group="opreg.ops"):
+        try:
+            entry.load()
+        except Exception as error:  # one package's trouble is not the others'
+            print(f"opreg: {entry.name} can't be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+
+
 def ops(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([{"op": op.name, **catalogue.coverage(op)} for op in registered()], indent=1))
@@ -44,6 +55,16 @@ def ops(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     print(catalogue.show(find(args.name)))
+    return 0
+
+
+def new(args: argparse.Namespace) -> int:
+    try:
+        for path in write_package(args.name, args.folder or Path(args.name)):
+            print(f"wrote {path}")
+    except (ValueError, FileExistsError) as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
@@ -95,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("show", help="all about one op")
     c.add_argument("name", metavar="NAME")
     c.set_defaults(run=show)
+    c = commands.add_parser("new", help="write a package of ops of your own, to begin with")
+    c.add_argument("name", metavar="NAME", help="of the package, and of its ops' namespace")
+    c.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="where to; default: NAME")
+    c.set_defaults(run=new)
     c = commands.add_parser("stubs", help="write the package's .pyi files anew, after a declaration was edited")
     c.set_defaults(run=write_stubs)
     c = commands.add_parser("doctor", help="versions, kernels, and what is wrong with this installation")
@@ -130,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 2 for a wrong command line."""
     args = parser().parse_args(argv)
+    load_installed()
     try:
         status: int = args.run(args)
     except UnknownOp as e:

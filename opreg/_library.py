@@ -31,12 +31,18 @@ def library_path() -> Path:
     """
     if chosen := os.environ.get("OPREG_LIBRARY"):
         return Path(chosen.split(os.pathsep)[0])
-    # An editable install keeps the library in site-packages and the Python files in the checkout.
-    beside = sorted(Path(__file__).parent.glob("lib*.so"))
+    return library_in(Path(__file__).parent, "opreg")
+
+
+def library_in(package: Path, name: str) -> Path:
+    """The library of an installed package: beside its Python files, or in site-packages where an editable installation
+    has left these in a checkout."""
+    beside = sorted(package.glob("lib*.so"))
     with contextlib.suppress(metadata.PackageNotFoundError):
-        beside += [Path(str(f.locate())) for f in metadata.files("opreg") or [] if f.match("opreg/lib*.so")]
+        files = metadata.files(name) or []
+        beside += [Path(str(f.locate())) for f in files if f.match(f"{package.name}/lib*.so")]
     if not beside:
-        raise FileNotFoundError(f"opreg: expected a lib*.so beside {__file__} or in the installed package, found none")
+        raise FileNotFoundError(f"opreg: expected a lib*.so in {package} or in the installed package, found none")
     return beside[0]
 
 
@@ -77,7 +83,7 @@ class Library:
         return tuple(self.families)
 
     def withdraw(self) -> None:
-        """Takes its ops back from the dispatcher. ``load_library`` enters them again."""
+        """Takes its ops back from the dispatcher. ``load`` enters them again."""
         for op in self.ops:
             for suffix in ("", "_forward", "_backward"):
                 for namespace in (self.namespace, f"{self.namespace}_kernels"):
@@ -101,7 +107,7 @@ def _says(path: Path, name: str) -> str:
     return bytes(function()).decode()
 
 
-def load_library(path: Path) -> Library:
+def load(path: Path) -> Library:
     """Loads a library of ops, once; one that was withdrawn is entered again.
 
     Raises:
@@ -151,17 +157,17 @@ def definer(op: str) -> str:
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of a library's ops, without their namespace, read from its file: it may be loaded or not."""
-    return sorted({name.decode() for name in re.findall(rb"lossreg_op:(\w+)\0", path.read_bytes())})
+    """The qualified names of a library's ops, read from its file: it may be loaded or not."""
+    return sorted({name.decode() for name in re.findall(rb"lossreg_op:(\w+::\w+)\0", path.read_bytes())})
 
 
-def load() -> tuple[str, bool]:
+def load_own() -> tuple[str, bool]:
     """Loads opreg's own library, or libraries. Returns their namespace, and whether all are narrowed to some families.
 
     Raises:
-        OSError, RuntimeError: as ``load_library``; or two of them choose two namespaces.
+        OSError, RuntimeError: as ``load``; or two of them choose two namespaces.
     """
-    libraries = [load_library(path) for path in library_paths()]
+    libraries = [load(path) for path in library_paths()]
     namespaces = {library.namespace for library in libraries}
     if len(namespaces) > 1:
         raise RuntimeError(f"opreg: expected libraries of one namespace, got {' and '.join(sorted(namespaces))}")
@@ -176,6 +182,6 @@ def toolkit_of(library: Path) -> str | None:
 
 
 # Loaded once, when this module is imported: what follows is said by the library alone.
-NAMESPACE, PARTIAL = load()
+NAMESPACE, PARTIAL = load_own()
 # Its ops: ``torch.ops.lossreg``, where the build chose no other name.
 OPS: Any = getattr(torch.ops, NAMESPACE)

@@ -37,7 +37,8 @@ def register(op: Op, *, replace: bool = False) -> Op:
             away, and graphs and modules that hold the old op are to be made anew.
 
     Raises:
-        ValueError: another op of this name is registered, or the dispatcher knows no schema for it.
+        ValueError: another op of this name is registered, or the dispatcher knows no schema for it, or one that says
+            otherwise than the declaration.
     """
     namespace = op.qualname.split("::")[0]
     own = op.module_name.startswith("opreg.")
@@ -62,6 +63,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
             python_kernels.define(op, made[0])
         elif not has_schema:
             raise ValueError(f"{op.qualname}: expected a schema in the dispatcher (load its library first) or kernels=")
+        require_state(op)
         lib = torch.library.Library(namespace, "IMPL")
         made.append(lib)
         if op.mutated:
@@ -80,6 +82,20 @@ def register(op: Op, *, replace: bool = False) -> Op:
     if not own:  # opreg's own text is in the key already
         cache_keys.tell_of(op)
     return op
+
+
+def require_state(op: Op) -> None:
+    """The declaration and the library agree on whether something is kept for the backward pass."""
+    keeps = _private.has_op(f"{op.qualname}_forward")
+    if keeps and op.state is None:
+        raise ValueError(
+            f"{op.qualname}: expected state=, for the library has {op.short}_forward, which keeps one for the backward "
+            "pass; got none"
+        )
+    if op.state is not None and not keeps:
+        raise ValueError(
+            f"{op.qualname}: expected no state=, for the library has no {op.short}_forward that would keep one; got one"
+        )
 
 
 def _origin(op: Op) -> str:

@@ -12,7 +12,7 @@ import torch
 from .. import _private, meta
 from .._fingerprint import fingerprint
 from .._imports import when_imported
-from .._library import library_paths
+from .._library import library_of, library_paths
 from ..op import Op
 
 # What an op contributes to compiled code: a change of it changes the keys of the caches.
@@ -23,8 +23,8 @@ _CONTRIBUTED = (
 
 _LOADED = time.time_ns()
 
-# Of the ops that are declared outside of opreg, and the libraries behind them.
-_of_others = hashlib.sha1(usedforsecurity=False)
+# Of each op that is declared outside of opreg, and of the library behind it.
+_of_others: dict[str, str] = {}
 
 
 def tell() -> None:
@@ -35,17 +35,31 @@ def tell() -> None:
 
 
 def tell_of(op: Op) -> None:
-    """The same of an op that is declared outside of opreg."""
-    _of_others.update(fingerprint([getattr(op, name) for name in _CONTRIBUTED]).encode())
-    if op.kernels is None:  # its kernels come from a library of its own, which one is not known
-        for library in sorted(torch.ops.loaded_libraries - {str(path) for path in library_paths()}):
-            _of_others.update(Path(library).read_bytes())
+    """The same of an op that is declared outside of opreg; anew where it takes another's place."""
+    text = fingerprint([getattr(op, name) for name in _CONTRIBUTED])
+    _of_others[op.qualname] = " ".join([text, *map(_of_library, _libraries_of(op))])
     if any(reader in sys.modules for reader in _private.CACHE_KEY_READERS):
         _write()
 
 
+def _libraries_of(op: Op) -> list[str]:
+    """The files that an op's kernels come from: all that they may come from, where that is not known."""
+    if op.kernels is not None:
+        return []
+    library = library_of(op.qualname)
+    if library is not None:
+        return [str(library.path)]
+    return sorted(torch.ops.loaded_libraries - {str(path) for path in library_paths()})
+
+
+@lru_cache
+def _of_library(path: str) -> str:
+    return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
+
+
 def _write() -> None:
-    whole = hashlib.sha1(_of_opreg() + _of_others.digest(), usedforsecurity=False)
+    others = "".join(f"{name} {of_op}\n" for name, of_op in sorted(_of_others.items()))
+    whole = hashlib.sha1(_of_opreg() + others.encode(), usedforsecurity=False)
     _private.set_in_cache_keys("opreg", whole.hexdigest()[:16])
 
 

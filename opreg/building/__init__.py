@@ -1,5 +1,6 @@
 """Ops of anybody's: a family's header, compiled against opreg's own headers, loaded, and kept for the next process."""
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +8,14 @@ from pathlib import Path
 import torch
 
 from .. import _private
-from .._library import Library, definer, library_of, load_library, names_in
+from .._library import Library, definer, library_in, library_of, load, names_in
 from ..registry import unregister
 from . import store
 from .compilers import Compiler, cuda_compiler, cxx_compiler
-from .headers import include_path, text_files
+from .headers import cmake_prefix_path, include_path, text_files
 from .units import Recipe, compile_family
 
-__all__ = ["build", "include_path"]
+__all__ = ["build", "cmake_prefix_path", "include_path", "load_library"]
 
 
 def build(
@@ -64,13 +65,36 @@ def build(
         with store.lock(key):
             # another process may have made it in the meantime
             library = store.find(key) or _compile(text, path, recipe, key)
-    make_room(library, namespace, replace=replace)
-    return load_library(library)
+    return load_library(library, replace=replace)
 
 
-def make_room(path: Path, namespace: str, *, replace: bool) -> None:
+def load_library(source: str | Path, *, replace: bool = False) -> Library:
+    """Loads a library of ops that CMake's ``opreg_add_library`` made: what a package's ``__init__.py`` begins with.
+
+    Args:
+        source: a path, or as a ``str`` the name of the package that it is in.
+        replace: take the place of the libraries in this process that define an op of the same name, as in ``build``.
+
+    Raises:
+        FileNotFoundError: the package has no ``lib*.so``.
+        ValueError: one of its ops is defined already: the message names both. Nothing is loaded then.
+        RuntimeError: it was not built of opreg's headers.
+    """
+    path = source if isinstance(source, Path) else _library_of_package(source)
+    make_room(path, replace=replace)
+    return load(path)
+
+
+def _library_of_package(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise FileNotFoundError(f"opreg.load_library: expected a path or the name of a package, got {name!r}")
+    return library_in(Path(found.origin).parent, name)
+
+
+def make_room(path: Path, *, replace: bool) -> None:
     """Nobody else's ops have the names of this library's."""
-    for op in (f"{namespace}::{name}" for name in names_in(path)):
+    for op in names_in(path):
         if not _private.has_op(op):
             continue
         there = library_of(op)

@@ -7,10 +7,13 @@ from . import store
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = _PACKAGE.parent / "csrc"
 
+# What CMake's find_package(opreg) is to look in: its CMAKE_PREFIX_PATH.
+cmake_prefix_path = str(_SOURCES if (_SOURCES / "register.h").is_file() else _PACKAGE)
+
 
 def include_path() -> Path:
     """The folder to be searched for ``<opreg/...>``."""
-    if (_SOURCES / "register.h").is_file():  # a checkout: csrc goes by the name that it has in an installation
+    if cmake_prefix_path == str(_SOURCES):  # a checkout: csrc goes by the name that it has in an installation
         return store.link("opreg", _SOURCES)
     return _PACKAGE / "include"
 

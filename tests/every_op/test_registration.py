@@ -161,6 +161,25 @@ def test_a_library_with_lists_of_gradients_is_refused():
         opreg.register(declaration("listed", schema="", kernels=None))
 
 
+def test_a_state_that_the_library_does_not_keep_and_the_reverse():
+    lib = torch.library.Library("registration", "FRAGMENT")
+    arguments = "Tensor input, Tensor target"
+    mask = "bool[2] needs_input_grad) -> (Tensor, Tensor)"
+    for name, state in (("stateless", ""), ("stateful", "Tensor state, ")):
+        lib.define(f"{name}({arguments}) -> Tensor")
+        lib.define(f"{name}_backward(Tensor grad_output, {state}{arguments}, *, {mask}")
+    lib.define(f"stateful_forward({arguments}) -> (Tensor, Tensor)")
+    with pytest.raises(
+        ValueError, match="registration::stateful: expected state=, for the library has stateful_forward"
+    ):
+        opreg.register(declaration("stateful", schema="", kernels=None))
+    declared = declaration("stateless", schema="", kernels=None, state=lambda shape, args: torch.empty(shape))
+    with pytest.raises(
+        ValueError, match="registration::stateless: expected no state=, for the library has no stateless_"
+    ):
+        opreg.register(declared)
+
+
 def test_two_libraries_with_the_same_ops(tmp_path):
     """An error that names the op and both files, and not the end of the process."""
     library = opreg.library_path()

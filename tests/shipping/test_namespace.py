@@ -88,7 +88,7 @@ def test_a_namespace_is_a_name(tmp_path):
         ["cmake", "-S", ROOT / "csrc", "-B", tmp_path, "-DLOSSREG_NAMESPACE=a::b"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert "expected LOSSREG_NAMESPACE of small letters, digits and _, got a::b" in " ".join(done.stderr.split())
+    assert "expected a namespace of small letters, digits and _, got a::b" in " ".join(done.stderr.split())
 
 
 def test_a_library_exports_what_it_says_of_itself_alone(other):

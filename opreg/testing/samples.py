@@ -1,17 +1,12 @@
-"""Drawing samples, and the checks that an op passes by its declaration alone: ``opreg.testing.check(op)``."""
+"""Drawing samples, and calls of them as functions of what they are differentiated in."""
 
-import re
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
 
-from .meta.schema import bind
-from .op import Op, Sample
-
-# Finite differences cost a call for each element.
-_LARGEST_FOR_DIFFERENCES = 80
+from ..meta.schema import bind
+from ..op import Op, Sample
 
 
 class Maker:
@@ -99,60 +94,3 @@ def differentiable_function(op: Op, sample: Sample) -> Callable[..., Tensor]:
         return function
     domain = op.domain
     return lambda first, *others: function(domain(first), *others)
-
-
-def check(op: Op, device: str = "cpu") -> None:
-    """Tries every sample of an op in every way that follows from its declaration; raises at the first that fails.
-
-    Value, gradient and result dtype against the reference, ``torch.library.opcheck``, first and second derivatives
-    against finite differences, ``torch.func``, float32 under autocast, the messages of the error samples. Of an op that
-    writes to its arguments: what it writes, opcheck, and the messages.
-    """
-    if op.mutated:
-        check_update(op, device)
-        return check_errors(op, device)
-    for sample in op.samples(Maker(torch.float64, device, requires_grad=True)):
-        inputs = list(tensors_with_grad(op, sample).values())
-        function = as_function(op, sample, op.value)
-        result, expected = function(*inputs), as_function(op, sample, op.call_reference)(*inputs)
-        torch.testing.assert_close(result, expected, equal_nan=True)
-        if result.isnan().any():
-            continue  # opcheck holds NaN unequal to NaN
-        torch.library.opcheck(op.value, sample.args, sample.kwargs)
-        if not sample.smooth or not inputs or sum(t.numel() for t in inputs) > _LARGEST_FOR_DIFFERENCES:
-            continue
-        in_domain = differentiable_function(op, sample)
-        gradcheck(in_domain, inputs)
-        if op.second_derivative:
-            gradgradcheck(in_domain, inputs)
-        first = inputs[0].detach()
-        rest = [t.detach() for t in inputs[1:]]
-        gradient = torch.func.grad(lambda x, f=function, r=rest: f(x, *r).sum())
-        expected_gradient = torch.autograd.grad(function(*inputs).sum(), inputs[0])[0]
-        torch.testing.assert_close(gradient(first), expected_gradient)
-        torch.testing.assert_close(torch.func.vmap(gradient)(torch.stack([first, first]))[1], expected_gradient)
-    for sample in op.samples(Maker(torch.bfloat16, device)):
-        with torch.autocast(device, dtype=torch.bfloat16):
-            dtype = op.value(*sample.args, **sample.kwargs).dtype
-        wanted = torch.float32 if op.is_loss else torch.bfloat16
-        assert dtype == wanted, f"{op.short}: expected {wanted} under autocast, got {dtype}"
-    check_errors(op, device)
-
-
-def check_update(op: Op, device: str) -> None:
-    for ours, same in zip(op.samples(Maker(device=device)), op.samples(Maker(device=device)), strict=True):
-        op.value(*ours.args, **ours.kwargs)
-        op.write_reference(*same.args, **same.kwargs)
-        torch.testing.assert_close(op.written(*ours.args, **ours.kwargs), op.written(*same.args, **same.kwargs))
-        if op.written(*ours.args, **ours.kwargs):
-            torch.library.opcheck(op.value, ours.args, ours.kwargs)
-
-
-def check_errors(op: Op, device: str) -> None:
-    for error in op.errors(Maker(torch.float64, device)):
-        got = "no error"
-        try:
-            op.value(*error.args, **error.kwargs)
-        except RuntimeError as raised:
-            got = str(raised)
-        assert re.search(error.message, got), f"expected {error.message!r}, got {got}"
