@@ -230,8 +230,8 @@ def bounds(
     *,
     whole: bool,
 ) -> list[Tensor]:
-    """How far from float64 a dtype's results may be: some units in the last place (``whole``: of the largest number that
-    comes in or goes out, for terms of that size cancel), and some times as far as the exact results move when each
+    """How far from float64 a dtype's results may be: some units in the last place (``whole``: of the largest number
+    that comes in or goes out, for terms of that size cancel), and some times as far as the exact results move when each
     argument moves by one unit."""
     unit = torch.finfo(torch.float32).eps if dtype == torch.float32 else torch.finfo(dtype).eps
     moved = [torch.zeros_like(t) for t in exact]
