@@ -19,7 +19,7 @@ from .samples import Maker, as_function, differentiable_function, tensors_with_g
 _LARGEST_FOR_DIFFERENCES = 80
 # Of float32: how many units in the last place a kernel may lose by itself, and how many times as much as an argument
 # changed by one such unit would change the result.
-_UNITS, _OF_CONDITION = 64, 16
+_UNITS, _OF_CONDITION = 256, 16
 # Below these a float32 kernel may give 0, and a number of 16 bits has no digits left.
 _SMALLEST = {torch.float32: 1e-36, torch.bfloat16: 1e-36, torch.float16: 1e-6}
 # Multiples of the first argument at which digits are lost, if they are.
