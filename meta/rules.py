@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import dims as labels
+from .dims import DimsFunction
 from .sizes import dtype_text, expands_to, fail, is_size, joined, same_shape, same_size, shape_text
 
 Arguments = Mapping[str, Any]
@@ -27,6 +29,8 @@ class ShapeRule:
         typed_by: the tensors whose promoted dtype is the result's, whatever that of the others; none: all of them.
         on_host: the tensors that may be on the CPU whatever the device of the others.
         pointwise: does each value come from one element of every operand, or from one pair of boxes?
+        dims: what each dimension of the tensors stands for (``opreg.meta.dims``), so that a call can be split over
+            processes; None: not said, so that each process needs all of them.
     """
 
     shape: ShapeFunction
@@ -34,6 +38,7 @@ class ShapeRule:
     typed_by: tuple[str, ...] = ()
     on_host: tuple[str, ...] = ()
     pointwise: bool = False
+    dims: DimsFunction | None = None
 
     def __call__(self, op: str, args: Arguments) -> Sequence[int]:
         return self.shape(op, args)
@@ -93,7 +98,7 @@ def same(*names: str, optional: Sequence[str] = ()) -> ShapeRule:
             require_shape_of(op, name, args[name], first, args[first])
         return expanded(op, args)
 
-    return ShapeRule(rule, pointwise=True)
+    return ShapeRule(rule, pointwise=True, dims=labels.broadcasting(*names, *optional))
 
 
 def expanding(*names: str, to: str) -> ShapeRule:
@@ -107,7 +112,7 @@ def expanding(*names: str, to: str) -> ShapeRule:
                 raise fail(op, expected, shape_text(shape), shape_text(args[name]))
         return shape
 
-    return ShapeRule(rule, pointwise=True)
+    return ShapeRule(rule, pointwise=True, dims=labels.broadcasting(to, *names))
 
 
 def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
@@ -126,7 +131,7 @@ def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
             shape = both
         return shape
 
-    return ShapeRule(rule, pointwise=True)
+    return ShapeRule(rule, pointwise=True, dims=labels.broadcasting(*names))
 
 
 def variance(input: str, target: str, var: str) -> ShapeRule:
@@ -149,7 +154,7 @@ def variance(input: str, target: str, var: str) -> ShapeRule:
             raise fail(op, f"{var} that broadcasts with {input}", shape_text(both), shape_text(v))
         return whole
 
-    return ShapeRule(rule, pointwise=True)
+    return ShapeRule(rule, pointwise=True, dims=labels.variances(input, target, var))
 
 
 def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
@@ -166,7 +171,10 @@ def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
         shape: Sequence[int] = x.shape[:-1]
         return shape
 
-    return ShapeRule(rule, pointwise=True)
+    dims = labels.joined_last(input, target, joined="coordinates")
+    if number is None:
+        return ShapeRule(rule, pointwise=True, dims=dims)
+    return ShapeRule(rule, pointwise=True, dims=lambda args: {**dims(args), number: ()})
 
 
 def rows(input: str, target: str, *, weight: str | None = None, probabilities: bool = False) -> ShapeRule:
@@ -194,7 +202,7 @@ def rows(input: str, target: str, *, weight: str | None = None, probabilities: b
         require_entry_a_class(op, weight, args, x.shape[axis])
         return result
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.class_rows(input, target=target, weight=weight))
 
 
 def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bool = False) -> ShapeRule:
@@ -222,7 +230,7 @@ def margin_rows(input: str, target: str, *, weight: str | None = None, lists: bo
         require_entry_a_class(op, weight, args, classes)
         return tuple(result)
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.class_rows_or_one(input, target, weight))
 
 
 def class_sums(input: str, *others: str) -> ShapeRule:
@@ -238,7 +246,7 @@ def class_sums(input: str, *others: str) -> ShapeRule:
         shape, axis = elements(op, args), args[input].dim() - 1
         return (*shape[:axis], *shape[axis + 1 :])
 
-    return ShapeRule(rule, elements=elements, pointwise=True)
+    return ShapeRule(rule, elements=elements, pointwise=True, dims=labels.summed_over_last(input, *others))
 
 
 def vectors(*names: str, target: str | None = None, broadcasts: bool = False) -> ShapeRule:
@@ -261,7 +269,7 @@ def vectors(*names: str, target: str | None = None, broadcasts: bool = False) ->
             raise fail(op, expected, shape_text(t), shape_text(args[first]))
         return both
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.joined_last(*names, joined="features", target=target))
 
 
 def classes(*names: str, target: str | None = None, least: int = 1) -> ShapeRule:
@@ -281,7 +289,7 @@ def classes(*names: str, target: str | None = None, least: int = 1) -> ShapeRule
             raise fail(op, f"{first} of at least {('one class', 'two classes')[least - 1]}", shape_text(x))
         return positions(op, args) if positions else (*x.shape[:axis], *x.shape[axis + 1 :])
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.class_rows(*names, target=target))
 
 
 def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> ShapeRule:
@@ -299,7 +307,7 @@ def regions(input: str, target: str, *, weight: str | None = None, soft: bool = 
         pixels(op, args)
         return () if batch and args[batch] else x.shape[:1]
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.region_rows(input, target, weight, batch))
 
 
 def images(input: str, target: str, *, kernel_size: str | None = None) -> ShapeRule:
@@ -323,7 +331,7 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> ShapeR
             raise fail(op, f"{kernel_size} of at most the height and the width of {input}, {size}", k)
         return ()
 
-    return ShapeRule(rule)
+    return ShapeRule(rule, dims=labels.region_rows(input, target))
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -353,4 +361,4 @@ def _ctc(op: str, args: Arguments) -> Sequence[int]:
 
 
 # ``torch.nn.functional.ctc_loss``: one value a sequence.
-ctc = ShapeRule(_ctc, on_host=_LENGTHS)
+ctc = ShapeRule(_ctc, on_host=_LENGTHS, dims=labels.sequences)

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "cmake_prefix_path", "decompositions",
-    "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn", "on_report",
+    "distributed", "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn", "on_report",
     "onnx_translations", "passes", "register", "registered", "testing", "use",
 ]  # fmt: skip
 
@@ -30,6 +30,7 @@ _LATER = {
     "Rule": "passes",
     "build": "building",
     "cmake_prefix_path": "building",
+    "distributed": "",
     "functional": "",
     "fuse": "passes",
     "last_report": "backend",

@@ -171,6 +171,18 @@ def set_in_cache_keys(name: str, digest: str) -> None:
     config.cache_key_tag = " ".join((*others, f"{name}={digest}"))
 
 
+def sharded_tensor_class() -> type:
+    """torch's class of tensors that are split over processes; who asks has imported it."""
+    cls: type = sys.modules["torch.distributed.tensor"].DTensor
+    return cls
+
+
+def handle_sharded(overload: Any, handler: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    """What DTensor calls for an op, in place of a sharding strategy of its own."""
+    dispatcher: Any = sharded_tensor_class()._op_dispatcher  # type: ignore[attr-defined]
+    dispatcher._custom_op_handlers[overload] = handler
+
+
 def destroy_library(lib: torch.library.Library) -> None:
     """Takes back what was defined and registered through it, from the dispatcher and from ``torch.ops``."""
     lib._destroy()

@@ -28,6 +28,10 @@ def no_constants(args: Mapping[str, Any]) -> Sequence[str]:
     return ()
 
 
+def always_divisible(args: Mapping[str, Any]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One call: arguments, options by keyword.
@@ -75,6 +79,12 @@ class Op:
             first one.
         detached: names of the tensors that the definition itself treats as constants: one that requires grad gets none.
         batch_dims: the dimension of a tensor that counts the batch, where that is not the first; None: it has none.
+        count: what the mean (or the one value that the op gives) is divided by, of the arguments by name; None, or
+            where it gives None: the number of values.
+        averaged: what the mean adds up, of the values with reduction ``"none"`` and the arguments, where that is not
+            the values themselves.
+        whole: why a call can't be split over processes even along the dimensions of its values, of the arguments by
+            name: a sentence about the op; ``""`` where it can.
         domain: maps any first argument to where the op's gradient is that of its value, where that is not everywhere:
             finite differences go through it.
         second_derivative: is there one? Where not, asking for it is an error.
@@ -121,6 +131,9 @@ class Op:
     constants: Callable[[Mapping[str, Any]], Sequence[str]] = no_constants
     detached: tuple[str, ...] = ()
     batch_dims: Mapping[str, int | None] = field(default_factory=dict)
+    count: Callable[[Mapping[str, Any]], Any] | None = None
+    averaged: Callable[[Tensor, Mapping[str, Any]], Tensor] | None = None
+    whole: Callable[[Mapping[str, Any]], str] = always_divisible
     domain: Callable[[Tensor], Tensor] | None = None
     second_derivative: bool = True
 

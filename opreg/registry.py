@@ -15,7 +15,7 @@ import torch
 from . import _private
 from ._fingerprint import fingerprint
 from ._library import NAMESPACE, PARTIAL
-from .attach import autocast, autograd, cache_keys, flops, in_place, inductor, messages, python_kernels
+from .attach import autocast, autograd, cache_keys, flops, in_place, inductor, messages, python_kernels, sharding
 from .meta import register_fakes
 from .op import Op
 
@@ -73,6 +73,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
             autograd.attach(op, lib)
             autocast.attach(op, lib)
         messages.attach(op)
+        sharding.attach(op)
         inductor.attach(op)
         flops.attach(op)
     except BaseException:  # a declaration that is refused leaves nothing behind: it can be mended and tried again

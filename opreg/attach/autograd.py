@@ -25,6 +25,7 @@ from .._private import (
 from ..meta.fakes import no_gradient
 from ..meta.schema import bind, defaults, results_of, returned
 from ..op import Op, no_constants
+from . import sharding
 from .inlining import inlined, reference
 
 
@@ -48,6 +49,8 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     def value(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
             return reference(op, *args, **kwargs)
+        if sharding.any_sharded(args):
+            return sharding.call(op, args, kwargs)
         if not wants_gradient(args):
             with below_autograd():
                 return op.value_entry(*args, **kwargs)
@@ -66,6 +69,8 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     def backward(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
             return reference_backward(op, args, kwargs)
+        if sharding.any_sharded(args):
+            return sharding.call_backward(op, args, kwargs)
         if not wants_gradient(args):
             with below_autograd():
                 return op.backward_entry(*args, **kwargs)
@@ -79,6 +84,8 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     if op.forward is not None:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if sharding.any_sharded(args):
+                return sharding.call_forward(op, args, kwargs)
             with below_autograd():
                 return op.forward_entry(*args, **kwargs)
 

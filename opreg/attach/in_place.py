@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from .._private import VMAP_KEY, below_autograd, below_inplace, register_fake, transform_active
 from ..meta.schema import bind
 from ..op import Op
+from . import sharding
 
 
 def attach(op: Op, lib: torch.library.Library) -> None:
@@ -20,10 +21,12 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     def fake(*args: Any, **kwargs: Any) -> None:
         rule(op.short, bind(op.value, args, kwargs))
 
-    def update(*args: Any, **kwargs: Any) -> None:
+    def update(*args: Any, **kwargs: Any) -> Any:
         if transform_active():
             op.write_reference(*args, **kwargs)
             return
+        if sharding.any_sharded(args):
+            return sharding.call(op, args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in op.written(*args, **kwargs)):
             raise RuntimeError(
                 f"{op.short}: expected {' and '.join(op.mutated)} without gradient, for they are changed in place, "

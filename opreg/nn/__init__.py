@@ -15,8 +15,18 @@ from ._box import WIoULoss as WIoULoss
 from ._convolution import CoordConv2d as CoordConv2d
 from ._convolution import DynamicConv2d as DynamicConv2d
 from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from ._partial_fc import PartialFC as PartialFC
 
-__all__ = ["EMA", "AMSoftmax", "ArcFace", "CoordConv2d", "DynamicConv2d", "LinearCrossEntropyLoss", "WIoULoss"]
+__all__ = [
+    "EMA",
+    "AMSoftmax",
+    "ArcFace",
+    "CoordConv2d",
+    "DynamicConv2d",
+    "LinearCrossEntropyLoss",
+    "PartialFC",
+    "WIoULoss",
+]
 
 _derived = {class_name(op): op for op in of_namespace() if derivable(op) and class_name(op) not in __all__}
 __all__ += [*_derived]

@@ -1,6 +1,6 @@
 """Samples of the losses that have one class index a row, and of what they refuse."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,24 @@ def row_samples(
     for reduction in ("sum", "mean"):
         args = (ignored.args[0], torch.full_like(ignored.args[1], -100), *ignored.args[2:])
         yield Sample(args, {"reduction": reduction, **shared}, "all ignored", smooth=reduction == "sum")
+
+
+def number_of_valid(args: Mapping[str, Any]) -> Tensor:
+    """What the mean of a loss of class indices divides by: the positions that are not ignored."""
+    number: Tensor = (args["target"] != args["ignore_index"]).sum()
+    return number
+
+
+def weight_of_valid(args: Mapping[str, Any]) -> Tensor | None:
+    """The same where each position counts by the weight of its class; None beside class probabilities."""
+    target, weight = args["target"], args["weight"]
+    if target.is_floating_point():
+        return None
+    if weight is None:
+        return number_of_valid(args)
+    valid = target != args["ignore_index"]
+    sum_of_weights: Tensor = torch.where(valid, weight.double()[torch.where(valid, target, 0).long()], 0.0).sum()
+    return sum_of_weights
 
 
 def extreme_rows(make: Maker) -> Tensor:

@@ -75,6 +75,14 @@ def affinity_loss(input: Tensor, target: Tensor, kernel_size: int, ignore_index:
     return total / pairs.clamp(min=1)
 
 
+def pairs_of_windows(args: Arguments) -> Tensor:
+    """What the mean divides by: the squared number of valid pixels of each window, summed."""
+    valid = (args["target"] != args["ignore_index"]).double()
+    k = args["kernel_size"]
+    ones = valid.new_ones(1, 1, k, k)
+    return F.conv2d(valid.unsqueeze(1), ones).square().sum()
+
+
 def affinity_field_loss(
     input: Tensor, target: Tensor, kl_margin: float, lambda_edge: float, lambda_not_edge: float, ignore_index: int
 ) -> Tensor:
@@ -205,6 +213,7 @@ register(
         errors=affinity_errors,
         source="Yu et al., arXiv 2004.01547, made local",
         indices=("target",),
+        count=pairs_of_windows,
         state=number_of_pairs,
         workload=image_workload,
     )
@@ -218,6 +227,7 @@ register(
         errors=field_errors,
         source="Ke et al., arXiv 1803.10335",
         indices=("target",),
+        count=lambda args: (args["target"] != args["ignore_index"]).sum(),
         state=lse_plane,
         workload=image_workload,
     )

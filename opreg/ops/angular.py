@@ -13,7 +13,7 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import outside
-from ._rows import row_errors, row_samples
+from ._rows import number_of_valid, row_errors, row_samples
 from .categorical import along_classes, class_axis, cross_entropy
 
 
@@ -142,6 +142,7 @@ register(
         source="Deng et al., ArcFace, arXiv 1801.07698",
         module="ArcFaceLoss",
         indices=("target",),
+        count=number_of_valid,
         state=meta.per_row(2),
     )
 )
@@ -155,6 +156,7 @@ register(
         source="Wang et al., Additive margin softmax, arXiv 1801.05599",
         module="AMSoftmaxLoss",
         indices=("target",),
+        count=number_of_valid,
         state=meta.per_row(2),
     )
 )

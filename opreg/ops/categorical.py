@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, int64_target, native, outside, reduce
-from ._rows import class_errors, extreme_rows, row_errors, row_samples
+from ._rows import class_errors, extreme_rows, number_of_valid, row_errors, row_samples, weight_of_valid
 
 
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor:
@@ -312,6 +313,7 @@ register(
         errors=nll_errors,
         module="NLLLoss",
         indices=("target",),
+        count=weight_of_valid,
         state=meta.per_row(0),
     )
 )
@@ -321,11 +323,12 @@ register(
         called=int64_target(F.cross_entropy),
         aten=("cross_entropy_loss.default",),
         reference=cross_entropy,
-        shape=cross_entropy_shape,
+        shape=replace(_either, shape=cross_entropy_shape),
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
         module="CrossEntropyLoss",
         indices=("target",),
+        count=weight_of_valid,
         constants=constants,
         state=meta.per_row(2),
     )
@@ -339,6 +342,7 @@ register(
         errors=focal_errors,
         source="Lin et al., Focal loss for dense object detection, arXiv 1708.02002",
         indices=("target",),
+        count=number_of_valid,
         state=meta.per_row(2),
     )
 )
@@ -352,6 +356,7 @@ register(
         source="Liu et al., arXiv 1911.10688",
         module="PCSoftmaxCrossEntropyLoss",
         indices=("target",),
+        count=number_of_valid,
         batch_dims={"class_prior": None},
         state=meta.per_row(2),
     )

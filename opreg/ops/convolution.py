@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..meta.rules import Arguments, ShapeFunction
+from ..meta.dims import VALUES, Dims, DimsFunction, Labels
+from ..meta.rules import Arguments, ShapeFunction, ShapeRule
 from ..meta.sizes import dtype_text, fail, same_shape, shape_text
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
@@ -171,6 +172,27 @@ of_coord = convolution("", added=2)
 of_dynamic = convolution("K, ", added=0)
 
 
+def convolution_dims(leading: str) -> DimsFunction:
+    """Samples and, with one group, output channels can be split; ``leading`` is the weight's dimension before these."""
+    first = (leading,) if leading else ()
+
+    def dims(args: Arguments) -> Dims:
+        samples: Labels = ("batch",)[: args["input"].dim() - 3]
+        out = "out" if args["groups"] == 1 else "channels of all groups"
+        labels: dict[str, Labels] = {
+            "input": (*samples, "in", "rows", "columns"),
+            "weight": (*first, out, "in of a group", "kernel rows", "kernel columns"),
+            VALUES: (*samples, "out", "result rows", "result columns"),
+        }
+        if args["bias"] is not None:
+            labels["bias"] = (*first, out)
+        if leading:
+            labels["attention"] = (*samples, leading)
+        return labels
+
+    return dims
+
+
 def coord_shape(op: str, args: Arguments) -> Sequence[int]:
     result = of_coord(op, args)
     expect_shape(op, args, "bias", args["weight"].shape[:1])
@@ -328,7 +350,7 @@ register(
     Op(
         "coord_conv2d",
         reference=coord_conv2d,
-        shape=coord_shape,
+        shape=ShapeRule(coord_shape, dims=convolution_dims("")),
         samples=coord_samples,
         errors=coord_errors,
         source="Liu et al., CoordConv, arXiv 1807.03247",
@@ -342,7 +364,7 @@ register(
     Op(
         "dynamic_conv2d",
         reference=dynamic_conv2d,
-        shape=dynamic_shape,
+        shape=ShapeRule(dynamic_shape, dims=convolution_dims("kernels")),
         samples=dynamic_samples,
         errors=dynamic_errors,
         source="Chen et al., Dynamic convolution, arXiv 1912.03458",

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
-from ..meta.rules import Arguments
+from ..meta.dims import CLASSES, VALUES, Dims, Labels
+from ..meta.rules import Arguments, ShapeRule
 from ..meta.sizes import dtype_text, fail, same_shape, same_size, shape_text
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, outside, refused
+from ._rows import weight_of_valid
 from .categorical import constants, cross_entropy
 
 
@@ -138,6 +140,25 @@ def shape(op: str, args: Arguments) -> Sequence[int]:
     if t.is_floating_point() and args["ignore_index"] != -100:
         raise fail(op, "class indices as target beside an ignore_index", "class probabilities", args["ignore_index"])
     return (*leading, *outputs[1:])
+
+
+def dims(args: Arguments) -> Dims:
+    """Rows, places and classes; features are joined in the products."""
+    leading: Labels = tuple(f"row{k}" for k in range(args["input"].dim() - 1))
+    places: Labels = tuple(range(1, args["linear_weight"].dim() - 1))
+    rows, probabilities = (*leading, *places), args["target"].is_floating_point()
+    scores = (*leading, CLASSES, *places) if places else (*leading, CLASSES)
+    labels: dict[str, Labels] = {
+        "input": (*leading, "features"),
+        "linear_weight": (CLASSES, *places, "features"),
+        "target": scores if probabilities else rows if args["target"].dim() == len(rows) else ("one",),
+        VALUES: rows,
+    }
+    if args["linear_bias"] is not None:
+        labels["linear_bias"] = (CLASSES, *places)
+    if args["weight"] is not None:
+        labels["weight"] = (CLASSES,)
+    return labels
 
 
 def require_dtype_of_input(op: str, args: Arguments, name: str) -> None:
@@ -279,7 +300,8 @@ register(
     Op(
         "linear_cross_entropy",
         reference=linear_cross_entropy,
-        shape=shape,
+        shape=ShapeRule(shape, dims=dims),
+        count=weight_of_valid,
         samples=samples,
         errors=errors,
         source="torch.nn.functional.linear_cross_entropy",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import meta
+from ..meta.dims import VALUES, Dims
 from ..meta.fakes import promoted, result_dtype
-from ..meta.rules import Arguments, ShapeFunction
+from ..meta.rules import Arguments, ShapeFunction, ShapeRule
 from ..meta.sizes import fail
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
@@ -174,20 +175,32 @@ def hinge_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((make.normal(), make.index(2)), message)
 
 
-def scalar(rule: ShapeFunction) -> ShapeFunction:
-    """The checks of a rule, for an op whose result is one number."""
+def scalar(rule: ShapeFunction) -> ShapeRule:
+    """The checks of a rule, for an op whose result is one number, a mean over images."""
 
     def checked(op: str, args: Arguments) -> Sequence[int]:
         rule(op, args)
         return ()
 
-    return checked
+    def dims(args: Arguments) -> Dims:
+        pixels = {n: ("batch", *range(1, args[n].dim())) for n in ("input", "target")}
+        return {**pixels, VALUES: ("batch",)}
+
+    return ShapeRule(checked, dims=dims)
 
 
 def images(op: str, args: Arguments) -> Sequence[int]:
     if args["input"].dim() == 0:
         raise fail(op, "input of shape (N, ...)", "[]")
     return meta.same("input", "target")(op, args)
+
+
+def number_of_images(args: Arguments) -> int:
+    return int(args["input"].shape[0])
+
+
+def sorted_together(args: Arguments) -> str:
+    return "" if args["per_image"] else "without per_image the pixels of the whole batch are sorted together"
 
 
 def state(shape: Sequence[int], args: Arguments) -> Tensor:
@@ -213,6 +226,8 @@ register(
         errors=softmax_errors,
         source="Berman, Triki, Blaschko, arXiv 1705.08790",
         indices=("target",),
+        count=number_of_images,
+        whole=sorted_together,
         state=state,
         workload=image_workload,
     )
@@ -226,6 +241,8 @@ register(
         errors=hinge_errors,
         source="Berman, Triki, Blaschko, arXiv 1705.08790",
         indices=("target",),
+        count=number_of_images,
+        whole=sorted_together,
         state=state,
         workload=hinge_workload,
     )

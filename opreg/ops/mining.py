@@ -92,6 +92,7 @@ register(
         errors=errors,
         source="Shrivastava et al., arXiv 1604.03540",
         module="OHEMCrossEntropyLoss",
+        whole=lambda args: "which examples are hard is decided over the whole batch",
         indices=("target",),
         state=meta.per_row(3),
     )

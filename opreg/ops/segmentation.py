@@ -225,6 +225,7 @@ register(
         source="V-Net, arXiv 1606.04797 (p = 2)",
         indices=("target",),
         constants=lambda args: () if args["target"].is_floating_point() else ("target",),
+        whole=lambda args: "with batch=True its sums run over the whole batch" if args["batch"] else "",
         state=dice_state,
         batch_dims={"weight": None},
         workload=image_workload,

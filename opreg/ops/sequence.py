@@ -230,6 +230,7 @@ register(
         errors=errors,
         module="CTCLoss",
         indices=("targets", "input_lengths", "target_lengths"),
+        averaged=lambda losses, args: losses / args["target_lengths"].to(losses.device).clamp(min=1),
         state=meta.ctc_state,
         batch_dims={"log_probs": 1},
         accepts={"input_lengths": lengths, "target_lengths": lengths},

@@ -12,7 +12,7 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, outside, reduce, refused
-from ._rows import row_errors, row_samples
+from ._rows import number_of_valid, row_errors, row_samples
 
 
 def distillation_loss(input: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
@@ -163,6 +163,7 @@ register(
         errors=large_margin_errors,
         source="Kobayashi, Large Margin in Softmax Cross-Entropy Loss, BMVC 2019",
         indices=("target",),
+        count=number_of_valid,
         state=meta.per_group(4),
     )
 )
