@@ -86,7 +86,7 @@ def train(mesh: DeviceMesh | None) -> tuple[list[float], dict[str, Tensor]]:
         optimizer.step()
         optimizer.zero_grad()
         if mesh is not None:
-            all_parts = torch.tensor(total)
+            all_parts = torch.tensor(total, dtype=torch.float64)
             dist.all_reduce(all_parts, group=mesh["batch"].get_group())
             total = float(all_parts)
         losses.append(total)
