@@ -255,13 +255,12 @@ def local_of(split: Split, name: str, t: DTensor) -> Tensor:
 
 def shard_of_classes(split: Split) -> _classes.Shard:
     """Which classes this process has, where several dimensions of the mesh may split them, one after the other."""
-    total = first_size = split.sizes[CLASSES]
-    first, size = 0, first_size
+    first, size = 0, split.sizes[CLASSES]
     for i, label in enumerate(split.labels):
         if label == CLASSES:
-            here, before = Shard.local_shard_size_and_offset(size, split.mesh.size(i), split.mesh.get_local_rank(i))
-            first, size = first + (before if here else 0), here
-    return _classes.Shard(split.groups(CLASSES), first, size, total)
+            before, size = _classes.part_of(size, split.mesh.size(i), split.mesh.get_local_rank(i))
+            first += before
+    return _classes.Shard(split.groups(CLASSES), first, size, split.sizes[CLASSES])
 
 
 def strides(t: Tensor, shape: Sequence[int]) -> tuple[int, ...]:

@@ -59,6 +59,13 @@ class Shard:
         return (self.sampled[place] == target) if self.size else torch.zeros_like(target, dtype=torch.bool), place
 
 
+def part_of(size: int, processes: int, rank: int) -> tuple[int, int]:
+    """Where a process's part begins and how long it is, as ``torch.chunk`` and DTensor split a dimension."""
+    each = -(-size // processes)
+    first = min(rank * each, size)
+    return first, min(each, size - first)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Class indices of rows: which count at all, which have their class here, and where that is."""
@@ -118,8 +125,8 @@ class Scores(torch.autograd.Function):
             softmax = torch.where(nothing.unsqueeze(axis), 0.0, x.to(dtype)).softmax(axis)
             grad_low = torch.where(nothing, 0.0, grad_low)
             onehot = along_classes(torch.arange(x.shape[axis], device=x.device), x) == place.unsqueeze(axis)
-            of_sum = grad_low.unsqueeze(axis) * softmax
-            return (of_sum + torch.where(onehot, grad_score.unsqueeze(axis), 0.0)).to(x.dtype), None, None, None
+            second = torch.where(onehot, grad_score.unsqueeze(axis), 0.0)
+            return (grad_low.unsqueeze(axis) * softmax + second).to(x.dtype), None, None, None
         high, low = state[:-1].view(2, -1).unbind(0)
         nothing = low == -torch.inf
         high, low = torch.where(nothing, 0.0, high), torch.where(nothing, torch.inf, low)
@@ -128,12 +135,17 @@ class Scores(torch.autograd.Function):
         grad = OPS.cross_entropy_backward(
             grad_low, state, x, first, None, -100, "none", needs_input_grad=[True, False, False]
         )[0]
-        # the kernel took the first class for the target: its gradient there is put right, not corrected by a sum,
-        # which would lose its digits
+        # The kernel took the first class for the target. There, and at the place that is meant, the gradient is written
+        # anew: what is added to a rounded number would lose its digits.
         high, low = high.reshape(valid.shape).to(dtype), low.reshape(valid.shape).to(dtype)
-        of_first = grad_low * torch.exp((x.select(axis, 0).to(dtype) - high) - low)
-        grad.select(axis, 0).copy_(torch.where(valid, of_first, 0.0))
-        grad.scatter_add_(axis, place.unsqueeze(axis), grad_score.to(grad.dtype).unsqueeze(axis))
+
+        def of_sum(score: Tensor) -> Tensor:
+            return torch.where(valid, grad_low * torch.exp((score.to(dtype) - high) - low), 0.0)
+
+        grad.select(axis, 0).copy_(of_sum(x.select(axis, 0)))
+        index = place.unsqueeze(axis)
+        of_place = of_sum(x.gather(axis, index).squeeze(axis)) + grad_score
+        grad.scatter_(axis, index, of_place.to(grad.dtype).unsqueeze(axis))
         return grad, None, None, None
 
 

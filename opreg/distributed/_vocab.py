@@ -192,10 +192,9 @@ def shard_of(op: str, group: Group, size: int, total: int | None) -> _classes.Sh
     if rank < 0:
         raise fail(op, "a group that this process belongs to", "another")
     total = size * processes if total is None else total
-    each = -(-total // processes)
-    first = min(rank * each, total)
-    if size != min(each, total - first):
-        expected = f"{min(each, total - first)} of {total} classes on process {rank} of {processes}"
+    first, own = _classes.part_of(total, processes, rank)
+    if size != own:
+        expected = f"{own} of {total} classes on process {rank} of {processes}"
         raise fail(op, expected, size)
     groups: Groups = (group_name(group),) if processes > 1 else ()
     return _classes.Shard(groups, first, size, total)

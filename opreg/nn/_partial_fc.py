@@ -94,6 +94,7 @@ class PartialFC(torch.nn.Module):
             member: Any = group or torch.distributed.group.WORLD
             self.group = member.group_name
             self.processes, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        # as opreg.distributed splits classes, which is not imported where there is one process
         each = -(-num_classes // self.processes)
         self.first_class = min(rank * each, num_classes)
         own = min(each, num_classes - self.first_class)

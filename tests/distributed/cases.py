@@ -351,7 +351,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def data_parallel() -> None:
-    """DDP and FSDP2 take the mean over the processes: so each has its sum, times their number, over the global count."""
+    """DDP and FSDP2 take the mean over the processes: each has its sum, times their number, over the global count."""
     from torch.distributed.fsdp import fully_shard
 
     loss, gradients = alone(Classifier())
