@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from ..attach.autograd import require_constants
+from ..messages.checks import check_call
 from ..meta.dims import CLASSES, VALUES, Dims, Labels
 from ..meta.fakes import no_gradient, reduces, result_dtype
 from ..meta.schema import bind, call, returned
 from ..op import Op
-from . import _classes
+from . import _classes, _samples
 from ._collectives import Groups, summed
 
 Arguments = Mapping[str, Any]
@@ -79,6 +81,10 @@ def value(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     tensors = {n: as_sharded(t, mesh) for n, t in tensors.items()}
     bound.update(tensors)
     shapes = {n: on_meta(a) if isinstance(a, Tensor) else a for n, a in bound.items()}
+    # before any process computes: what only some of them refused would leave the others waiting
+    check_call(op, shapes)
+    if torch.is_grad_enabled():
+        require_constants(op, bound)
     shape, reduced = op.rule(op.short, shapes), reduces(op.short, bound)
     split = split_of(op, bound, tensors, mesh)
     local = bound | {n: local_of(split, n, t) for n, t in tensors.items()}
@@ -233,7 +239,9 @@ def reason(op: Op, bound: Arguments, dims: Dims, label: Hashable | None) -> str:
         return why
     if label == CLASSES:
         return _classes.why_not(op, bound)
-    return "" if label in dims[VALUES] else "each value needs all of it"
+    if label not in dims[VALUES]:
+        return "each value needs all of it"
+    return "" if op.module_name.startswith("opreg.") else _samples.objection(op, label)
 
 
 def say(op: Op, name: str, dim: int, label: Hashable | None, processes: int, why: str) -> None:

@@ -152,6 +152,11 @@ def refusals() -> dict[str, str]:
     x, target = draw(4, 2), indices(8, 4)
     mesh = meshes()["4"]
     sharded = distribute_tensor(draw(8, 6), mesh, [Shard(0)])
+    classes, rows = (
+        distribute_tensor(draw(8, 6), mesh, [Shard(1)]),
+        distribute_tensor(indices(6, 8), mesh, [Replicate()]),
+    )
+    weight = distribute_tensor(draw(6), mesh, [Shard(0)]).requires_grad_()
     average = DTensor.from_local(draw(3), mesh, [Partial()])
     pair = distribute_tensor(draw(8, 6), meshes()["2"], [Shard(0)])
     calls = {
@@ -167,6 +172,8 @@ def refusals() -> dict[str, str]:
         "shapes": lambda: ops.mse_loss(sharded, distribute_tensor(draw(8, 5), mesh, [Shard(0)])),
         "state": lambda: ops.cross_entropy_forward(sharded, distribute_tensor(indices(6, 8), mesh, [Shard(0)])),
         "in place": lambda: ops.ema_update_([average], [average], 0.5),
+        "option": lambda: ops.softmax_focal_loss(classes, rows, gamma=-1.0),
+        "constant": lambda: ops.cross_entropy(classes, rows, weight),
         "style": lambda: LossParallel()._apply(torch.nn.CrossEntropyLoss(), mesh),
     }
     said = {}
@@ -274,27 +281,45 @@ def says_what_it_gathers() -> list[str]:
 
 
 def ops_of_ones_own() -> list[str]:
-    """One by a rule of opreg.meta, one by a plain function, whose dimensions nobody knows."""
+    """By a rule of opreg.meta; by a function, which says nothing of dimensions; with another mean; with other values."""
 
     def square(x: Tensor, t: Tensor, reduction: str = "mean") -> Tensor:
         loss = (x - t) ** 2
         return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
 
-    def anyway(op: str, args: Any) -> Any:
+    def of_positives(x: Tensor, t: Tensor, reduction: str = "mean") -> Tensor:
+        return square(x, t, "sum") / (t > 0).sum() if reduction == "mean" else square(x, t, reduction)
+
+    def centred(x: Tensor, t: Tensor, reduction: str = "mean") -> Tensor:
+        return square(x - x.mean(0), t, reduction)
+
+    def by_function(op: str, args: Any) -> Any:
         return args["x"].shape
 
+    def samples(make: Any) -> Any:
+        yield opreg.Sample((make.normal(4, 3), make.normal(4, 3)))
+
+    rule = opreg.meta.same("x", "t")
+    declared: list[tuple[Any, Any, dict[str, Any]]] = [
+        (square, rule, {}),
+        (square, by_function, {}),
+        (of_positives, rule, {}),
+        (of_positives, rule, {"count": lambda args: (args["t"] > 0).sum()}),
+        (centred, rule, {}),
+    ]
     mesh, said = meshes()["4"], []
-    for name, shape in (("by_rule", opreg.meta.same("x", "t")), ("by_function", anyway)):
+    for k, (definition, shape, options) in enumerate(declared):
         op = opreg.register(
             opreg.Op(
-                f"sharded_{dist.get_rank()}::{name}",
-                reference=square,
+                f"sharded::loss{k}",
+                reference=definition,
                 shape=shape,
-                samples=lambda make: iter(()),
+                samples=samples,
                 errors=lambda make: iter(()),
                 source="a test",
                 schema='(Tensor x, Tensor t, str reduction="mean") -> Tensor',
-                kernels={"CPU": square},
+                kernels={"CPU": definition},
+                **options,
             )
         )
         x, t = leaf(draw(5, 3)), draw(5, 3, seed=1)

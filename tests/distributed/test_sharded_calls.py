@@ -96,9 +96,11 @@ def test_says_what_it_gathers() -> None:
 
 
 def test_ops_of_ones_own() -> None:
-    by_rule, by_function = POOL.run(cases.ops_of_ones_own)[0]
-    assert by_rule == ""
+    by_rule, by_function, of_positives, counted, centred = POOL.run(cases.ops_of_ones_own)[0]
+    assert by_rule == counted == ""
     assert "its shape rule does not say what the dimensions stand for" in by_function
+    assert "its mean is not that of its values: declare what it divides by" in of_positives
+    assert "one of its samples gives other values in parts than as a whole" in centred
 
 
 REFUSED = {
@@ -114,6 +116,8 @@ REFUSED = {
     "shapes": r"mse_loss: expected target that broadcasts with input, got \[8, 6\] and \[8, 5\]",
     "state": "cross_entropy_forward: expected plain tensors, got a DTensor",
     "in place": r"ema_update_: expected averages\[0\] that is sharded or replicated, .* got placements \(Partial",
+    "option": "softmax_focal_loss: expected finite gamma >= 0, got -1",
+    "constant": "cross_entropy: expected weight that does not require grad",
     "style": "LossParallel: expected a module of opreg.nn, such as opreg.nn.CrossEntropyLoss, got",
 }
 
