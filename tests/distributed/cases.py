@@ -281,7 +281,7 @@ def says_what_it_gathers() -> list[str]:
 
 
 def ops_of_ones_own() -> list[str]:
-    """By a rule of opreg.meta; by a function, which says nothing of dimensions; with another mean; with other values."""
+    """By a rule of opreg.meta; by a function, which says nothing of dimensions; with another mean; other values."""
 
     def square(x: Tensor, t: Tensor, reduction: str = "mean") -> Tensor:
         loss = (x - t) ** 2
