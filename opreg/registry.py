@@ -141,3 +141,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for op in registered():
         table[op.value] = op.write_reference if op.mutated else op.call_reference
     return table
+
+
+sharding.watch(registered)

@@ -14,15 +14,12 @@ from ..op import Op
 
 # torch's class of sharded tensors, in a tuple: empty until somebody imports it.
 _classes: tuple[type, ...] = ()
-_waiting: list[Op] = []
 
 
 def attach(op: Op) -> None:
     """Without autograd, under ``torch.inference_mode``, a call comes to DTensor itself, which then asks us."""
     if _classes:
         _register(op)
-    else:
-        _waiting.append(op)
 
 
 def any_sharded(args: Iterable[Any]) -> bool:
@@ -65,12 +62,13 @@ def _handle(way: Callable[..., Any], op: Op, overload: Any, args: tuple[Any, ...
     return way(op, args, kwargs)
 
 
-def _imported() -> None:
-    global _classes
-    _classes = (_private.sharded_tensor_class(),)
-    for op in _waiting:
-        _register(op)
-    _waiting.clear()
+def watch(registered: Callable[[], list[Op]]) -> None:
+    """Looks at calls as soon as there can be a DTensor; ``registered`` gives the ops that are there then."""
 
+    def imported() -> None:
+        global _classes
+        _classes = (_private.sharded_tensor_class(),)
+        for op in registered():
+            _register(op)
 
-when_imported("torch.distributed.tensor", _imported)
+    when_imported("torch.distributed.tensor", imported)

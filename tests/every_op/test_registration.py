@@ -32,7 +32,7 @@ def _withdrawn() -> Iterator[None]:
     yield
     for op in opreg.registered():
         if op.qualname.startswith("registration::"):
-            registry._withdraw(op)
+            registry.unregister(op.qualname)
 
 
 def samples(make: Maker) -> Iterator[opreg.Sample]:
