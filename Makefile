@@ -36,11 +36,11 @@ $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,bench,dev]"
 	touch $@
 
-# What only tests need: pyproject's `onnx`, and its `models`, which would bring another torch (what timm needs besides it
-# comes with transformers).
+# What only tests need: pyproject's `onnx`, and its `models`, which would bring another torch (what timm and accelerate
+# need besides it comes with transformers and psutil).
 $(BIN)/tests-installed: $(BIN)/torch-installed
-	$(BIN)/pip install --quiet onnx onnxscript onnxruntime transformers
-	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)"
+	$(BIN)/pip install --quiet onnx onnxscript onnxruntime transformers psutil
+	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)" accelerate
 	# the disassembler that tests/kernels/sass.py reads the CUDA kernels with: 10 MB, and no toolkit
 	$(BIN)/pip install --quiet --no-deps nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
