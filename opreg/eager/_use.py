@@ -34,7 +34,8 @@ class use:
     last decides, without one the last switch.
 
     What is sent: every function that an op of the registry names as its native one (``F.cross_entropy``, ``F.silu``,
-    …), the modules of torch.nn over these, and the losses of torchvision.ops. A call goes to the op where the op
+    …), the modules of torch.nn over these, and the losses of torchvision.ops. A function that torch has in C,
+    ``F.gelu``, is not reached. A call goes to the op where the op
     gives the same: as far as dtype, device, shapes and options say so; elsewhere torch's own function runs, and the
     report says why. Under torch.compile, torch.export and other tracers the functions are torch's: there the backend
     ``"opreg"`` does it. So they are in torch.func's transforms, in a region of torch.utils.checkpoint, with
