@@ -33,6 +33,11 @@ HD float divide(float x, float y) {
   asm("div.full.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
   return quotient;
 }
+HD float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 HD float sqrt(float x) {
   float y;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -51,6 +56,10 @@ HD float log2_of_normal(float x) {
 }
 HD float divide(float x, float y) {
   return x / y;
+}
+HD float reciprocal(float x) {
+  const float y = 1.f / (::fabsf(x) < 1.17549435e-38f ? x * 0.f : x);
+  return ::fabsf(y) < 1.17549435e-38f ? y * 0.f : y;
 }
 HD float sqrt(float x) {
   return ::sqrtf(x);
@@ -93,6 +102,21 @@ HD Lean at_least(Lean x, Lean low) {
 }
 HD Lean clamp(Lean x, Lean low, Lean high) {
   return Lean(clamp(x.value, low.value, high.value));
+}
+HD Lean smaller(Lean a, Lean b) {
+  return Lean(smaller(a.value, b.value));
+}
+HD Lean larger(Lean a, Lean b) {
+  return Lean(larger(a.value, b.value));
+}
+// What lies below 2^-124 counts as 0.
+HD Lean quotient_or(Lean otherwise, Lean x, Lean y) {
+  // a quarter of both: the reciprocal of a number beyond 2^126 is a denormal
+  const float quotient = x.value * 0.25f * approximate::reciprocal(y.value * 0.25f);
+  return Lean(::fabsf(y.value) < 4.70197740e-38f ? otherwise.value : quotient);
+}
+HD Lean inverse_or_0(Lean x) {
+  return quotient_or(Lean(0.f), Lean(1.f), x);
 }
 HD Lean inverse_1p_unit(Lean e) {
   return Lean(inverse_1p_unit(e.value));
@@ -170,7 +194,7 @@ HD Lean atan2(Lean y, Lean x) {
   float a = ::fabsf(x.value), b = ::fabsf(y.value);
   bool steep = b > a;
   float longer = steep ? b : a, shorter = steep ? a : b;
-  float t = longer == 0.f ? 0.f : approximate::divide(shorter, longer), z = t * t;
+  float t = quotient_or(Lean(0.f), Lean(shorter), Lean(longer)).value, z = t * t;
   float p = -1.395509858e-2f;
   p = p * z + 5.877025053e-2f;
   p = p * z - 1.225150079e-1f;
@@ -179,7 +203,7 @@ HD Lean atan2(Lean y, Lean x) {
   float angle = t + t * (z * p);
   angle = steep ? 1.57079637f - angle : angle;
   angle = x.value < 0.f ? 3.14159274f - angle : angle;
-  return Lean(y.value < 0.f ? -angle : angle);
+  return Lean(::copysignf(angle, y.value));
 }
 
 }  // namespace lossreg

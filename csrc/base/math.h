@@ -59,6 +59,17 @@ HD T clamp(T x, T low, T high) {
   T y = x < low ? low : x;
   return y > high ? high : y;
 }
+// Of two numbers. If one is none, so is the result on a GPU, and elsewhere the second decides.
+template <class T>
+HD T smaller(T a, T b) {
+  if constexpr (has_instructions<T>) return smaller_or_nan(a, b);
+  else return a < b ? a : b;
+}
+template <class T>
+HD T larger(T a, T b) {
+  if constexpr (has_instructions<T>) return larger_or_nan(a, b);
+  else return a > b ? a : b;
+}
 template <class T>
 HD T sign(T x) {
   return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x * T(0));
@@ -335,6 +346,18 @@ HD float normal_tail(float a, float e) {
 }
 HD double normal_tail(double a, double) {
   return 0.5 * ::erfc(a * 0.70710678118654752440);
+}
+
+// x / y; where y is 0, what is to stand there.
+template <class T>
+HD T quotient_or(T otherwise, T x, T y) {
+  return y == T(0) ? otherwise : x / y;
+}
+// 1 / x, and 0 where that is infinite.
+template <class T>
+HD T inverse_or_0(T x) {
+  T y = T(1) / x;
+  return abs(y) == T(INFINITY) ? T(0) : y;
 }
 
 HD float sqrt(float x) {

@@ -19,9 +19,8 @@ inline int64_t rounds_for(int64_t n, int64_t at_once) {
 }
 // The blocks that share such rounds out where they sum, a function of the size alone as well. Each has as many rounds,
 // and few, so that the last ones don't leave a GPU half empty for long.
-inline unsigned blocks_of_sum(int64_t rounds) {
-  constexpr int64_t kMost = 4096;
-  int64_t of_block = std::max<int64_t>(rounds_for(rounds, kMost), 1);
+inline unsigned blocks_of_sum(int64_t rounds, int64_t most = 2048) {
+  int64_t of_block = std::max<int64_t>(rounds_for(rounds, most), 1);
   return unsigned(std::max<int64_t>(rounds_for(rounds, of_block), 1));
 }
 

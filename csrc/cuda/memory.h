@@ -43,7 +43,7 @@ struct alignas(Bytes) Pack {
   uint32_t word[words];
 
   template <class T>
-  __device__ static Pack of(const T (&x)[size]) {
+  HD static Pack of(const T (&x)[size]) {
     Pack pack;
     for (int w = 0; w < words; w++) {
       if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(S(x[w]));
@@ -51,7 +51,7 @@ struct alignas(Bytes) Pack {
     }
     return pack;
   }
-  __device__ static Pack all(S x) {
+  HD static Pack all(S x) {
     Pack pack;
     for (int w = 0; w < words; w++) {
       if constexpr (sizeof(S) == 4) pack.word[w] = bits<uint32_t>(x);
@@ -60,7 +60,7 @@ struct alignas(Bytes) Pack {
     return pack;
   }
   template <class T>
-  __device__ T at(int j) const {
+  HD T at(int j) const {
     if constexpr (sizeof(S) == 4) return T(bits<S>(word[j]));
     else return widen<T>(S{uint16_t(word[j / 2] >> (j % 2 * 16))});
   }

@@ -7,12 +7,7 @@ namespace lossreg {
 // is for every eps > 0: 0, and so is its slope.
 template <class T>
 HD T ratio(T numerator, T denominator) {
-  return denominator == T(0) ? T(0) : numerator / denominator;
-}
-template <class T>
-HD T inverse(T x) {
-  T y = T(1) / x;
-  return abs(y) == T(INFINITY) ? T(0) : y;
+  return quotient_or(T(0), numerator, denominator);
 }
 inline double checked_eps(const char* name, double eps) {
   expect(eps >= 0 && eps < INFINITY, name, "finite eps >= 0", eps);
@@ -40,8 +35,8 @@ HD Areas<T> areas(const BoxPair<T>& b, Parameter eps) {
   T alone = (x.size - x.overlap) * y.size + x.overlap * (y.size - y.overlap);
   T target_alone = (x.target_size - x.overlap) * y.target_size + x.overlap * (y.target_size - y.overlap);
   T difference = alone + target_alone, united = intersection + difference, denominator = united + T(eps);
-  T miss = denominator == T(0) ? T(1) : (difference + T(eps)) / denominator;
-  return {intersection, united, inverse(denominator), ratio(intersection, denominator), miss};
+  T miss = quotient_or(T(1), difference + T(eps), denominator);
+  return {intersection, united, inverse_or_0(denominator), ratio(intersection, denominator), miss};
 }
 // From the slopes in I and U; U = (area of input) + (area of target) - I.
 template <class T>
@@ -77,7 +72,7 @@ template <class T>
 HD BoxPair<T> distance_iou_grad(const BoxPair<T>& b, Parameter eps) {
   BoxPair<T> g = slopes_of_iou(b, areas(b, eps), T(-1));
   Distance<T> d = distance(b, eps);
-  T step = T(2) * inverse(d.diagonal);
+  T step = T(2) * inverse_or_0(d.diagonal);
   g.x.offset = step * b.x.offset;
   g.y.offset = step * b.y.offset;
   g.x.hull = -d.value * step * b.x.hull;
@@ -121,7 +116,7 @@ struct GIoULoss {
   template <class T>
   HD BoxPair<T> grad(const BoxPair<T>& b) const {
     Areas<T> a = areas(b, eps);
-    T enclosing = b.x.hull * b.y.hull, per_area = inverse(enclosing + T(eps));
+    T enclosing = b.x.hull * b.y.hull, per_area = inverse_or_0(enclosing + T(eps));
     BoxPair<T> g = slopes_of_areas(b, -a.inverse_united, a.iou * a.inverse_united - per_area);
     T dE = (a.united + T(eps)) * per_area * per_area;
     g.x.hull = dE * b.y.hull;
@@ -180,11 +175,11 @@ struct CIoULoss {
     Aspect<T> k = aspect(b);
     T dturn = T(2 * kScale) * k.alpha * k.turn;
     // a box of size 0 x 0 has no angle, and no slope
-    T w = b.x.size, h = b.y.size, step = dturn * inverse(w * w + h * h);
+    T w = b.x.size, h = b.y.size, step = dturn * inverse_or_0(w * w + h * h);
     g.x.size = g.x.size - step * h;
     g.y.size = g.y.size + step * w;
     T target_w = b.x.target_size, target_h = b.y.target_size;
-    T target_step = dturn * inverse(target_w * target_w + target_h * target_h);
+    T target_step = dturn * inverse_or_0(target_w * target_w + target_h * target_h);
     g.x.target_size = g.x.target_size + target_step * target_h;
     g.y.target_size = g.y.target_size - target_step * target_w;
     return g;
@@ -206,7 +201,7 @@ struct EIoULoss {
   }
   template <class T>
   HD void add_size_slopes(BoxAxis<T>& g, const BoxAxis<T>& a) const {
-    T step = T(2) * inverse(a.hull * a.hull + T(eps)), difference = a.size - a.target_size;
+    T step = T(2) * inverse_or_0(a.hull * a.hull + T(eps)), difference = a.size - a.target_size;
     g.size = g.size + step * difference;
     g.target_size = g.target_size - step * difference;
     g.hull = g.hull - size_term(a) * step * a.hull;
@@ -315,7 +310,7 @@ struct SIoULoss {
   HD Angle<T> angle(const BoxPair<T>& b) const {
     T dx = b.x.offset, dy = b.y.offset, radius = length(dx * dx + dy * dy), sigma = radius + T(eps);
     T s = ratio(smaller(abs(dx), abs(dy)), sigma), cosine = sqrt(T(1) - s * s);
-    return {dx, dy, radius, inverse(sigma), s, cosine, T(2) - T(2) * s * cosine};
+    return {dx, dy, radius, inverse_or_0(sigma), s, cosine, T(2) - T(2) * s * cosine};
   }
   // The root, which has no slope at 0.
   template <class T>
@@ -330,7 +325,7 @@ struct SIoULoss {
   template <class T>
   HD Nearness<T> nearness(const BoxAxis<T>& a, T gamma) const {
     T hull = a.hull + T(eps), u = ratio(a.offset, hull);
-    return {u, inverse(hull), exp_negative(-gamma * u * u)};
+    return {u, inverse_or_0(hull), exp_negative(-gamma * u * u)};
   }
   // unlike^theta, unlike = 1 - e^-k, k = |w - w_t| / (max(w, w_t) + eps)
   template <class T>
@@ -343,7 +338,7 @@ struct SIoULoss {
     T q = one_minus_exp(k), power;
     if constexpr (Mode == 1) power = (q * q) * (q * q);
     else power = pow_unit(q, T(theta));
-    return {k, inverse(size), q, power};
+    return {k, inverse_or_0(size), q, power};
   }
 
   template <int Mode, class T>
@@ -361,7 +356,7 @@ struct SIoULoss {
     T dgamma = T(0.5) * (x.u * x.u * x.e + y.u * y.u * y.e);
     // d Lambda / d s = 2 (1 - 2 s^2) / cosine, and gamma = 2 - Lambda; s is at most sqrt(1/2), so cosine never 0
     T ds = -dgamma * T(2) * (T(1) - T(2) * k.s * k.s) / k.cosine * k.inverse_sigma, dradius = -k.s * ds;
-    T x_nearer = share(abs(k.dx), abs(k.dy)), per_radius = inverse(k.radius);
+    T x_nearer = share(abs(k.dx), abs(k.dy)), per_radius = inverse_or_0(k.radius);
     g.x.offset = ds * x_nearer * sign(k.dx) + dradius * k.dx * per_radius;
     g.y.offset = ds * (T(1) - x_nearer) * sign(k.dy) + dradius * k.dy * per_radius;
     add_nearness_slopes(g.x, x, k.gamma);
@@ -429,7 +424,7 @@ struct WIoULoss {
     Distance<T> d = distance(b, eps);
     T factor = focus<Mode>(a, iou_mean) * exp(d.value);
     BoxPair<T> g = slopes_of_iou(b, a, -factor);
-    T step = factor * a.miss * T(2) * inverse(d.diagonal);
+    T step = factor * a.miss * T(2) * inverse_or_0(d.diagonal);
     g.x.offset = step * b.x.offset;
     g.y.offset = step * b.y.offset;
     return g;

@@ -72,26 +72,37 @@ struct LargeMarginSoftmaxLoss {
     return {lam, ignore_index};
   }
 
-  static constexpr int sums = 4, coefficients = 4;
+  static constexpr int sums = 5, coefficients = 4;
   static constexpr int maxima(int) { return 1; }
   template <int Mode, class T>
   HD Values<T, 1> candidates(T x, bool hit) const {
     return {hit ? T(-INFINITY) : x};
   }
-  // of the others e^u, e^u u and u; of the target u
+  // of the others e^u, e^u u, u and how many they are; of the target its score
   template <int Mode, class T>
-  HD Values<T, 4> terms(const T* max, T x, bool hit) const {
-    T u = x - max[0], e = hit ? T(0) : exp_negative(u);
-    return {e, e == T(0) ? T(0) : e * u, hit ? T(0) : u, hit ? u : T(0)};
+  HD Values<T, 5> terms(const T* max, T x, bool hit) const {
+    // far below the maximum e^u is 0 of whatever is finite, and e^u u as well
+    T u = x - max[0], near = hit ? T(-1000) : at_least(u, T(-1000)), e = exp_term(near);
+    return {e, e * near, hit ? T(0) : u, hit ? T(0) : T(1), hit ? x : T(0)};
+  }
+  // With a maximum that grows, u falls by the same for all others.
+  template <class T>
+  HD void carry(const T* from, const T* to, T* sum) const {
+    T du = from[0] - to[0], p = exp_term(du);
+    // where there were no others yet, the difference may be infinite
+    T shifted = sum[3] == T(0) ? T(0) : sum[1] + sum[0] * at_least(du, T(-1000));
+    sum[2] = sum[3] == T(0) ? T(0) : sum[2] + sum[3] * du;
+    sum[0] *= p;
+    sum[1] = p * shifted;
   }
   // log of the odds against the target
   template <class T>
   HD static T odds(const Group<T>& g) {
-    return log(g.sum[0]) - g.sum[3];
+    return log(g.sum[0]) - (g.sum[4] - g.max[0]);
   }
   template <class T>
   HD T value(const Group<T>& g) const {
-    T regulariser = g.sum[1] / g.sum[0] - g.sum[2] / (g.members - T(1));
+    T regulariser = g.sum[1] / g.sum[0] - g.sum[2] / g.sum[3];
     return softplus(odds(g)) + T(lam / 2) * regulariser;
   }
   template <int Mode, class T>

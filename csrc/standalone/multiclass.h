@@ -464,7 +464,7 @@ struct MultilabelSoftMarginLoss {
         Backend::Pointwise::template map<T, 4, 1>(make_iteration<5>(name, call.shape, views), ClassGradBody<1>{scale});
     });
     for (int k = 0; k < 3; k++)
-      if (grads[k])
+      if (grads[k] && shape_of(*call.tensors[k]) != call.shape)
         grads[k] = torch::stable::to(sum_to(*grads[k], shape_of(*call.tensors[k])), scalar_type(call.dtypes[k]));
     return grads;
   }

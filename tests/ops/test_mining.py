@@ -108,3 +108,19 @@ def test_the_backward_pass_does_not_select_again():
     state[12:18] = 0
     none = op.backward(torch.ones((), device=DEVICE), state, x.detach(), t, thresh=1.0, needs_input_grad=[True])
     assert (none == 0).all()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU selects always, because its host cannot look")
+def test_the_cpu_selects_only_where_too_few_are_hard():
+    """A selection takes memory of its own, its 16 bytes between the keys and the result."""
+    from torch.profiler import ProfilerActivity, profile
+
+    x, t = torch.randn(64, 4), torch.randint(0, 4, (64,))
+    allocations = {}
+    for thresh in (1.0, 0.0):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            ohem(x, t, thresh, 8)
+        found = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+        allocations[thresh] = [n for n in found if n > 0]
+    assert 16 not in allocations[1.0]
+    assert allocations[0.0] == [*allocations[1.0], 16]

@@ -101,28 +101,31 @@ __device__ void each_pair(const Boxes& boxes, int64_t round, Use use) {
   constexpr int kAtOnce = kPairsAtOnce<S>;
   const int64_t first = round * (kAtOnce * kThreads) + threadIdx.x;
   BoxRead<T, S> input[kAtOnce], target[kAtOnce];
+  const Operand& value = boxes.it.operand[Boxes::kValue];
+  const T once = sweep == Sweep::forward ? T(1) : read_once<T, S>(value);
   T factor[kAtOnce] = {};
-  int64_t offset[Boxes::kRoles];
+  int64_t offset[kAtOnce][Boxes::kRoles];
   LOSSREG_UNROLL
   for (int u = 0; u < kAtOnce; u++) {
     if (first + u * kThreads >= boxes.it.numel) break;
-    boxes.it.offsets(first + u * kThreads, offset);
-    input[u] = read_box<T, S>(boxes, Boxes::kInput, offset[Boxes::kInput]);
-    target[u] = read_box<T, S>(boxes, Boxes::kTarget, offset[Boxes::kTarget]);
-    const Operand& value = boxes.it.operand[Boxes::kValue];
-    if constexpr (sweep == Sweep::forward) factor[u] = T(1);
-    else factor[u] = value.uniform ? read_once<T, S>(value) : read_value<T, S>(value, offset[Boxes::kValue]);
+    if (u == 0 || boxes.it.dims > 1) {
+      boxes.it.offsets(first + u * kThreads, offset[u]);
+    } else {
+      for (int k = 0; k < Boxes::kRoles; k++)
+        offset[u][k] = offset[0][k] + int64_t(u * kThreads) * boxes.it.operand[k].stride[0];
+    }
+    input[u] = read_box<T, S>(boxes, Boxes::kInput, offset[u][Boxes::kInput]);
+    target[u] = read_box<T, S>(boxes, Boxes::kTarget, offset[u][Boxes::kTarget]);
+    factor[u] = once;
+    if constexpr (sweep == Sweep::backward)
+      if (!value.uniform) factor[u] = read_value<T, S>(value, offset[u][Boxes::kValue]);
   }
-  LOSSREG_UNROLL_BY(1)  // a formula is long
+  LOSSREG_UNROLL
   for (int u = 0; u < kAtOnce; u++) {
     if (first + u * kThreads >= boxes.it.numel) break;
-    if (kAtOnce > 1) boxes.it.offsets(first + u * kThreads, offset);
-    // a choice, and no index, which would put them into memory
-    const BoxRead<T, S> of_input = u == 0 ? input[0] : input[kAtOnce - 1];
-    const BoxRead<T, S> of_target = u == 0 ? target[0] : target[kAtOnce - 1];
     T a[4], b[4];
-    for (int c = 0; c < 4; c++) a[c] = of_input.template at<T>(c), b[c] = of_target.template at<T>(c);
-    use(a, b, offset, u == 0 ? factor[0] : factor[kAtOnce - 1]);
+    for (int c = 0; c < 4; c++) a[c] = input[u].template at<T>(c), b[c] = target[u].template at<T>(c);
+    use(a, b, offset[u], factor[u]);
   }
 }
 
@@ -143,15 +146,17 @@ __global__ void __launch_bounds__(kThreads)
   using C = Computed<T, S>;
   double total[1] = {0};
   C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]);
-  for (int64_t round = blockIdx.x; round < rounds; round += gridDim.x)
-    each_pair<C, S, Sweep::forward>(boxes, round,
-                                    [&](const C(&a)[4], const C(&b)[4], const int64_t (&)[Boxes::kRoles], C) {
-                                      total[0] += double(body.value(a, b, third));
-                                    });
+  for (int64_t round = blockIdx.x; round < rounds; round += gridDim.x) {
+    C sum = C(0);
+    each_pair<C, S, Sweep::forward>(
+        boxes, round,
+        [&](const C(&a)[4], const C(&b)[4], const int64_t (&)[Boxes::kRoles], C) { sum += body.value(a, b, third); });
+    total[0] += double(sum);
+  }
   sums.add(total);
 }
 template <class T, class S, class Body>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     boxes_grad(const __grid_constant__ Boxes boxes, Body body, Parameter scale) {
   using C = Computed<T, S>;
   C third = read_once<C, S>(boxes.it.operand[Boxes::kThird]);
@@ -179,7 +184,7 @@ struct BoxKernels {
     with_box_storage<T>(boxes, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       const int64_t rounds = rounds_of<S>(boxes);
-      const unsigned blocks = blocks_of_sum(rounds);
+      const unsigned blocks = blocks_of_sum(rounds, kMostBlocks);
       auto launch_sum = [&](auto sums) {
         launch(boxes_sum<T, S, Body, decltype(sums)>, blocks, kThreads, boxes, rounds, body, sums);
       };
@@ -196,6 +201,9 @@ struct BoxKernels {
   }
 
  private:
+  // A block's end takes as many instructions as a pair's formula, so that it should have several rounds; four or five
+  // blocks are what a multiprocessor has room for.
+  static constexpr int64_t kMostBlocks = 640;
   template <class S>
   static int64_t rounds_of(const Boxes& boxes) {
     return rounds_for(boxes.it.numel, kPairsAtOnce<S> * kThreads);

@@ -20,14 +20,6 @@ struct BoxPair {
   BoxAxis<T> x, y;
 };
 
-template <class T>
-HD T smaller(T a, T b) {
-  return a < b ? a : b;
-}
-template <class T>
-HD T larger(T a, T b) {
-  return a > b ? a : b;
-}
 // The slope of smaller(a, b) in a, and of larger(a, b) in b: half at a tie, as in torch.minimum and torch.maximum.
 template <class T>
 HD T share(T a, T b) {

@@ -172,24 +172,39 @@ struct GroupReader {
       }
     }
   }
-  // use(j, x, hit): member c + j of a group, or a member of group j.
-  template <class Use>
+  // use(j, x, hit): member c + j of a group, or a member of group j. Without: no member here is the class index's.
+  template <bool Without, class Use>
   __device__ void each_number(const Numbers (&pack)[F::members], Index c, Use use) const {
     LOSSREG_UNROLL
     for (int j = 0; j < N; j++) {
       T x[F::members];
       LOSSREG_UNROLL
       for (int k = 0; k < F::members; k++) x[k] = widen<T>(pack[k].at[j]);
-      use(j, x, has_hits<F> && index[kGroups > 1 ? j : 0] == (kGroups > 1 ? c : c + j));
+      use(j, x, !Without && index[kGroups > 1 ? j : 0] == (kGroups > 1 ? c : c + j));
     }
   }
-  // use(j, x, hit) for all packs of a batch.
-  template <class Use>
-  __device__ void each_number(const Batch& batch, Index c, Use use) const {
+  template <bool Without, class Use>
+  __device__ void each_number_of(const Batch& batch, Index c, Use use) const {
     LOSSREG_UNROLL
     for (int u = 0; u < kPacks; u++, c += step) {
       if (c >= members) break;
-      each_number(batch[u], c, use);
+      each_number<Without>(batch[u], c, use);
+    }
+  }
+  // use(j, x, hit) for all packs of a batch. Where members are packed, few batches hold the class index's: the others
+  // are spared the question.
+  template <class Use>
+  __device__ void each_number(const Batch& batch, Index c, Use use) const {
+    if constexpr (!has_hits<F>) {
+      each_number_of<true>(batch, c, use);
+    } else if constexpr (side == Side::members) {
+      bool here = false;
+      LOSSREG_UNROLL
+      for (int u = 0; u < kPacks; u++) here = here || (index[0] >= c + u * step && index[0] < c + u * step + N);
+      if (here) each_number_of<false>(batch, c, use);
+      else each_number_of<true>(batch, c, use);
+    } else {
+      each_number_of<false>(batch, c, use);
     }
   }
   // use(batch, c) for this thread's batches, from member c on.
@@ -249,17 +264,17 @@ struct GroupReader {
           for (int k = 0; k < kMaxima; k++) s[j].max[k] = higher[j].max[k];
         }
       }
-      // what a batch adds up to by itself first: a long sum keeps more digits so
-      T sum[kGroups][F::sums] = {};
+      // Of one group, what a batch adds up to by itself first: a long sum keeps more digits so. Of several, a batch is
+      // a few members each.
+      T of_batch[F::sums] = {};
       each_number(batch, c, [&](int j, const T(&x)[F::members], bool hit) {
         T y[F::sums];
         const int of = kGroups > 1 ? j : 0;
         body.terms(s[of].max, x, hit, y);
-        for (int k = 0; k < F::sums; k++) sum[of][k] += y[k];
+        for (int k = 0; k < F::sums; k++) (kGroups > 1 ? s[of].sum[k] : of_batch[k]) += y[k];
       });
-      LOSSREG_UNROLL
-      for (int j = 0; j < kGroups; j++)
-        for (int k = 0; k < F::sums; k++) s[j].sum[k] += sum[j][k];
+      if constexpr (kGroups == 1)
+        for (int k = 0; k < F::sums; k++) s[0].sum[k] += of_batch[k];
     });
     LOSSREG_UNROLL
     for (int j = 0; j < kGroups; j++) {
@@ -287,12 +302,17 @@ struct GroupReader {
           static_cast<V*>(result.data)[place(G::kResult, j)] = Narrow<V>::from(value[j]);
       });
     if (!state.data) return;
+    T coefficients[F::coefficients][kGroups];
     LOSSREG_UNROLL
     for (int j = 0; j < kGroups; j++) {
       auto c = f.template coefficients_of<Mode>(s[j]);
-      for (int k = 0; k < F::coefficients; k++)
-        static_cast<T*>(state.data)[place(G::kState, j) + k * g.member_stride[G::kState]] = c.of[k];
+      for (int k = 0; k < F::coefficients; k++) coefficients[k][j] = c.of[k];
     }
+    for (int k = 0; k < F::coefficients; k++) store_neighbours(state_of(k), coefficients[k]);
+  }
+  // Coefficient k of this thread's groups, which lie side by side: the state is contiguous.
+  __device__ T* state_of(int k) const {
+    return static_cast<T*>(g.it.operand[G::kState].data) + offset[G::kState] + k * g.member_stride[G::kState];
   }
 
   __device__ void store(int k, Index c, const T (&y)[N]) const {
@@ -305,13 +325,15 @@ struct GroupReader {
     Batch batch;
     load(first(), batch);
     read_indices();
-    const Operand& state = g.it.operand[G::kState];
     T coefficients[kGroups][F::coefficients], factor[kGroups] = {};
     read_numbers(G::kResult, factor);
+    for (int k = 0; k < F::coefficients; k++) {
+      const auto of_groups = load_neighbours<kGroups>(state_of(k));
+      LOSSREG_UNROLL
+      for (int j = 0; j < kGroups; j++) coefficients[j][k] = of_groups.at[j];
+    }
     LOSSREG_UNROLL
     for (int j = 0; j < kGroups; j++) {
-      for (int k = 0; k < F::coefficients; k++)
-        coefficients[j][k] = static_cast<const T*>(state.data)[place(G::kState, j) + k * g.member_stride[G::kState]];
       factor[j] = valid(j) ? T(double(factor[j]) * scale) : T(0);
       if (valid(j) && !known(j)) factor[j] = T(NAN);
     }
@@ -321,7 +343,7 @@ struct GroupReader {
       for (int u = 0; u < kPacks; u++, c += step) {
         if (c >= members) break;
         T all[F::gradients][N];
-        each_number(batch[u], c, [&](int j, const T(&x)[F::members], bool hit) {
+        each_number<!has_hits<F>>(batch[u], c, [&](int j, const T(&x)[F::members], bool hit) {
           T y[F::gradients];
           const int of = kGroups > 1 ? j : 0;
           body.grad(coefficients[of], T(members), x, hit, y);
@@ -334,8 +356,13 @@ struct GroupReader {
   }
 };
 
+// How many blocks a multiprocessor has room for at least: so many registers may a thread take.
+template <class F>
+constexpr unsigned group_blocks(Side side) {
+  return side == Side::groups ? 2 : side == Side::members ? 5 - F::members : 4;
+}
 template <class T, class S, Side side, int Mode, class F, class Sums>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, group_blocks<F>(side))
     groups_forward(F f, const __grid_constant__ Groups<F> g, GroupTeam team, Sums sums) {
   using Reader = GroupReader<T, S, side, Mode, F>;
   double loss = 0, count = 0;
@@ -349,7 +376,8 @@ __global__ void __launch_bounds__(kThreads)
   sums.add({loss, count});
 }
 template <class T, class S, Side side, int Mode, class F>
-__global__ void __launch_bounds__(kThreads) groups_grad(F f, const __grid_constant__ Groups<F> g, GroupTeam team) {
+__global__ void __launch_bounds__(kThreads, group_blocks<F>(side))
+    groups_grad(F f, const __grid_constant__ Groups<F> g, GroupTeam team) {
   using Reader = GroupReader<T, S, side, Mode, F>;
   const double scale = g.mean ? 1.0 / g.template count<T>() : 1.0;
   team.each_group<Reader::kGroups>(g.it.numel,

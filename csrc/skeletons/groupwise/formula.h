@@ -26,7 +26,7 @@ template <class F>
 using carry = decltype(&F::template carry<float>);
 }  // namespace declared
 
-constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 4;
+constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 5;
 template <class T, int N>
 struct Values {
   T of[N];

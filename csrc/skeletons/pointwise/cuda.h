@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same over tiles.
 template <class T, int I, int O, class Body>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     map_tiles(const __grid_constant__ Iteration<I + O> it, const __grid_constant__ Stage<I> stage, Body body) {
   __shared__ StageMemory memory;
   const int64_t first = int64_t(blockIdx.x) * stage.tile;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 template <class T, int I, class Body, class Sums>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     sum_tiles(const __grid_constant__ Iteration<I> it, const __grid_constant__ Stage<I> stage, Body body, Sums sums) {
   __shared__ StageMemory memory;
   double total[1] = {0};

@@ -6,7 +6,7 @@
 namespace lossreg::cuda {
 
 template <class T, class S, bool Packed, bool Soft, int Mode>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     region_sums_sigmoid(const __grid_constant__ RegionPass<T> pass, double* partial) {
   using Reader = Pixels<T, S, Packed>;
   constexpr int P = Reader::P, K = Reader::K;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 // The sums of every class. First each thread finds the greatest score and the sum of exponentials of its pixels; then
 // each warp takes a class at a time, and reads its scores of all pixels again, which the caches still hold.
 template <class T, class S, bool Packed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     region_sums_softmax(const __grid_constant__ RegionPass<T> pass, double* partial) {
   using Reader = Pixels<T, S, Packed>;
   constexpr int P = Reader::P, kTogether = P == 4 ? 4 : 2;

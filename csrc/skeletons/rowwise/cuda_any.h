@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kAnyThreads) rows_grad_any(F f, const __grid_c
 
 // The gradients in class probabilities, and row by row in the class weights.
 template <class T, class F>
-__global__ void __launch_bounds__(kAnyThreads) rows_share_grad(F f, const __grid_constant__ Rows r, AnyTeams teams) {
+__global__ void __launch_bounds__(kAnyThreads, 8) rows_share_grad(F f, const __grid_constant__ Rows r, AnyTeams teams) {
   using Row = RowReader<T, F::probability_mode, F>;
   constexpr int N = 2;
   const double scale = grad_scale(r);

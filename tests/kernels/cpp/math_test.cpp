@@ -198,7 +198,13 @@ void test_comparisons() {
     r.same(x, at_least(x, -1.f), std::fmax(x, -1.f));
     r.same(x, clamp(x, -1.f, 2.f), std::fmin(std::fmax(x, -1.f), 2.f));
     r.same(x, sign(x), (x > 0) - (x < 0));
+    r.same(x, smaller(x, 1.f), std::fmin(x, 1.f));
+    r.same(x, larger(x, 1.f), std::fmax(x, 1.f));
+    r.same(x, quotient_or(5.f, x, 2.f), x / 2);
+    r.same(x, quotient_or(5.f, x, 0.f), 5);
   }
+  for (float x : {0.f, -0.f, FLT_TRUE_MIN, kInf}) r.same(x, inverse_or_0(x), 0);
+  r.same(-4, inverse_or_0(-4.f), -0.25f);
   for (float y : {abs(NAN), relu(NAN), at_least(NAN, 0.f), clamp(NAN, 0.f, 1.f), sign(NAN), sqrt(NAN)}) r.nan(NAN, y);
   each_float(0.f, FLT_MAX, 64 * kStride, [&](float x) { r.same(x, sqrt(x), float(std::sqrt(double(x)))); });
 }
@@ -249,6 +255,13 @@ void test_lean() {
       "Lean softplus", -86.f, FLT_MAX, kNormal, [](Lean x) { return softplus(x); },
       [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); });
   lean("Lean sqrt", 0.f, FLT_MAX, 0, [](Lean x) { return sqrt(x); }, [](double x) { return std::sqrt(x); });
+  for (float n : {1e-6f, 1.f, -7e4f})
+    lean(
+        "Lean quotient_or", 5e-38f, FLT_MAX, kNormal, [=](Lean x) { return quotient_or(Lean(3), Lean(n), x); },
+        [=](double x) { return n / x; });
+  lean(
+      "Lean inverse_or_0", 5e-38f, FLT_MAX, kNormal, [](Lean x) { return inverse_or_0(x); },
+      [](double x) { return 1 / x; });
   for (float slope : {1e-5f, 0.3f, 1.f, 3.f, -0.5f, -7.f})
     for (float sign : {1.f, -1.f})
       lean(
@@ -267,6 +280,14 @@ void test_lean() {
   r.same(100, float(exp(Lean(100))), kInf);
   r.same(kInf, float(one_minus_exp(Lean(kInf))), 1);
   r.same(0, float(atan2(Lean(0), Lean(0))), 0);
+  for (float x : {0.f, -0.f, 4e-38f, -4e-38f}) {
+    r.same(x, float(quotient_or(Lean(3), Lean(1), Lean(x))), 3);
+    r.same(x, float(inverse_or_0(Lean(x))), 0);
+  }
+  r.same(kInf, float(inverse_or_0(Lean(kInf))), 0);
+  r.same(-2, float(quotient_or(Lean(3), Lean(1), Lean(-2))), -0.5f);
+  r.same(1, float(smaller(Lean(1), Lean(2))), 1);
+  r.same(1, float(larger(Lean(1), Lean(2))), 2);
 }
 void test_lean_pow() {
   Report r("Lean pow_unit");
