@@ -255,7 +255,7 @@ void test_lean() {
       "Lean softplus", -86.f, FLT_MAX, kNormal, [](Lean x) { return softplus(x); },
       [](double x) { return std::fmax(x, 0) + std::log1p(std::exp(-std::fabs(x))); });
   lean("Lean sqrt", 0.f, FLT_MAX, 0, [](Lean x) { return sqrt(x); }, [](double x) { return std::sqrt(x); });
-  for (float n : {1e-6f, 1.f, -7e4f})
+  for (float n : {1e-6f, 1.f, -7.f})
     lean(
         "Lean quotient_or", 5e-38f, FLT_MAX, kNormal, [=](Lean x) { return quotient_or(Lean(3), Lean(n), x); },
         [=](double x) { return n / x; });
