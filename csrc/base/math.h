@@ -59,7 +59,7 @@ HD T clamp(T x, T low, T high) {
   T y = x < low ? low : x;
   return y > high ? high : y;
 }
-// Of two numbers. If one is none, so is the result on a GPU, and elsewhere the second decides.
+// The smaller and the larger of two numbers. Where one is NaN, a GPU's result is; elsewhere it is b.
 template <class T>
 HD T smaller(T a, T b) {
   if constexpr (has_instructions<T>) return smaller_or_nan(a, b);

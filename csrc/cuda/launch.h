@@ -4,7 +4,9 @@
 
 namespace lossreg::cuda {
 
-constexpr unsigned kThreads = 256;     // of a block
+// Of a block. A kernel whose bounds name a number of blocks besides, which a multiprocessor is to have room for, lets
+// ptxas take as many registers as they leave; else it aims at more blocks, and spills what does not fit.
+constexpr unsigned kThreads = 256;
 constexpr unsigned kMaxBlocks = 2048;  // about 16 a multiprocessor on a large GPU; beyond, threads stride
 
 // A function of the size alone: the order of a sum must not depend on the GPU's load.

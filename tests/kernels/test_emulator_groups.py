@@ -24,6 +24,8 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
         return torch.cat([t, t[..., :1]], -1)[..., :-1]
     if layout == "across":
         return t.movedim(0, -1).contiguous().movedim(-1, 0)
+    if layout == "turned":
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2)
     return t.clone()
 
 
@@ -68,7 +70,8 @@ CLASSES = [(5, 3), (4, 64), (2, 1001), (2, 2304), (2, 5, 4, 8), (2, 19, 3, 16), 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", CLASSES, ids=str)
 def test_classes(emulated, shape, dtype):
-    for layout in ("packed", "misaligned", "across"):
+    layouts = ("packed", "misaligned", "across", *(["turned"] if len(shape) > 3 else []))
+    for layout in layouts:
         for reduction in ("none", "mean"):
             x = laid_out(torch.randn(shape).mul(3).to(dtype), layout).requires_grad_()
             y = laid_out(torch.randn(shape).mul(3).to(dtype), layout)
@@ -89,11 +92,21 @@ def test_scores_far_apart(emulated, shape):
             x, y = (torch.randn(shape) + part for part in (student, teacher))
             sample = opreg.Sample((x.requires_grad_(), y), {"reduction": "none"})
             compare(emulated, opreg.get("distillation_loss"), sample, 1e-5)
+            for target in (0, shape[1] // 2, shape[1] - 1):
+                t = torch.full((shape[0], *shape[2:]), target)
+                sample = opreg.Sample((x, t), {"reduction": "none"})
+                compare(emulated, opreg.get("large_margin_softmax_loss"), sample, 1e-5)
     x, y = torch.randn(shape), torch.randn(shape)
     x[:, :37] = y[:, :37] = y[:, -2:] = -float("inf")
     compare(
         emulated, opreg.get("distillation_loss"), opreg.Sample((x.requires_grad_(), y), {"reduction": "none"}), 1e-5
     )
+    # the target's own score; that of another class would make the mean infinite
+    x = torch.randn(shape)
+    x[:, 5] = -float("inf")
+    t = torch.full((shape[0], *shape[2:]), 5)
+    sample = opreg.Sample((x.requires_grad_(), t), {"reduction": "none"})
+    compare(emulated, opreg.get("large_margin_softmax_loss"), sample, 1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -108,6 +121,10 @@ def test_what_is_no_number_stays_so(emulated, shape, value):
             expected = torch.ops.lossreg.distillation_loss(*args, reduction="none")
             assert torch.equal(loss.isnan(), expected.isnan())
             assert loss.isnan().any()
+            args[1] = torch.full((shape[0], *shape[2:]), 7)
+            loss = torch.ops.lossreg_emulated.large_margin_softmax_loss(*args, reduction="none")
+            expected = torch.ops.lossreg.large_margin_softmax_loss(*args, reduction="none")
+            assert torch.equal(loss.isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("label", [torch.int64, torch.int32, torch.uint8], ids=str)

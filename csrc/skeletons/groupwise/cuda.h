@@ -51,9 +51,16 @@ Side side_by_side(const Groups<F>& g) {
   auto groups = [&](const Operand& o, int64_t member_stride) {
     return o.stride[0] == 1 && member_stride % N == 0 && whole_from(o, 1);
   };
+  // what is kept of groups is read and written as they are, several together
+  const Operand& state = g.it.operand[Groups<F>::kState];
+  auto kept_alike = [&] {
+    return !state.data ||
+           (reinterpret_cast<uintptr_t>(state.data) % 16 == 0 && groups(state, g.member_stride[Groups<F>::kState]));
+  };
   if (g.members > INT32_MAX / 2) return Side::none;  // members are numbered in 32 bits where they are packed
   if (g.members % N == 0 && each_with_members(g, members)) return Side::members;
-  if (F::along == Along::classes && dims > 0 && g.it.size[0] % N == 0 && !is_narrow(g) && each_with_members(g, groups))
+  if (F::along == Along::classes && dims > 0 && g.it.size[0] % N == 0 && !is_narrow(g) &&
+      each_with_members(g, groups) && kept_alike())
     return Side::groups;
   return Side::none;
 }
@@ -310,7 +317,7 @@ struct GroupReader {
     }
     for (int k = 0; k < F::coefficients; k++) store_neighbours(state_of(k), coefficients[k]);
   }
-  // Coefficient k of this thread's groups, which lie side by side: the state is contiguous.
+  // Coefficient k of this thread's groups, which lie side by side.
   __device__ T* state_of(int k) const {
     return static_cast<T*>(g.it.operand[G::kState].data) + offset[G::kState] + k * g.member_stride[G::kState];
   }
@@ -356,7 +363,7 @@ struct GroupReader {
   }
 };
 
-// How many blocks a multiprocessor has room for at least: so many registers may a thread take.
+// How many blocks a multiprocessor has room for at least, so that a thread has the registers it needs and no more.
 template <class F>
 constexpr unsigned group_blocks(Side side) {
   return side == Side::groups ? 2 : side == Side::members ? 5 - F::members : 4;
