@@ -102,8 +102,8 @@ ohem_cross_entropy 1024x32000: 8, 10 + contiguous + to.dtype_layout + zero_; 2, 
 ohem_cross_entropy 8x19x512x512: 10, 10 + contiguous + to.dtype_layout + zero_; 2, 2 + contiguous + to.dtype_layout
 multi_margin_loss 1024x32000: 2, 3; 1, 1
 multilabel_margin_loss 32768x128: 2, 4; 1, 2
-multilabel_soft_margin_loss 1024x32000: 1, 2; 1, 1 + to.dtype_layout
-multilabel_soft_margin_loss 8x19x512x512: 1, 2; 1, 1 + to.dtype_layout
+multilabel_soft_margin_loss 1024x32000: 1, 2; 1, 1
+multilabel_soft_margin_loss 8x19x512x512: 1, 2; 1, 1
 l1_loss 16777216: 1, 2; 1, 1
 mse_loss 16777216: 1, 2; 1, 1
 smooth_l1_loss 16777216: 1, 2; 1, 1
