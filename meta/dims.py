@@ -112,7 +112,7 @@ def class_rows_or_one(input: str, target: str, weight: str | None = None) -> Dim
         labels[target] = ("batch", "row")[: t.dim()] if several else ("one",) * t.dim()
         if weight is not None and args[weight] is not None:
             labels[weight] = ("row",)
-        return {**labels, VALUES: ("batch",) if several else ("one",) * t.dim()}
+        return {**labels, VALUES: ("batch",) if several else ()}
 
     return dims
 

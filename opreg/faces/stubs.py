@@ -33,7 +33,9 @@ def package_stub() -> str:
     lines = []
     for name in vars(opreg)["__all__"]:
         value = getattr(opreg, name)
-        module = "" if isinstance(value, ModuleType) else value.__module__.removeprefix("opreg.")
+        # a plain value does not know where it is from
+        own = getattr(value, "__module__", vars(opreg)["_LATER"].get(name, ""))
+        module = "" if isinstance(value, ModuleType) else own.removeprefix("opreg.")
         lines.append(f"from .{module} import {name} as {name}")
     return HEADER + "\n".join([*sorted(lines), "", "__version__: str", ""])
 

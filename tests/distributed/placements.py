@@ -115,6 +115,17 @@ def several(seeds: list[int]) -> Counter:
         return Counter(one(seed) for seed in seeds)
 
 
+HEADING = """# Every op, split over four processes along each dimension
+
+Value and gradients against one process, in float64, of the first of the op's samples that has the dimension; made by
+`python tests/distributed/placements.py table`. Dimensions are those of `opreg.meta.dims`: counted from the last where
+operands broadcast, from the first position behind the classes elsewhere. Where an op is gathered along the batch, that is
+so with some of its options (`lovasz_softmax_loss` without `per_image`), or it decides over the whole batch.
+
+| op | computed in parts along | gathered along | equal |
+|---|---|---|---|"""
+
+
 class Row(NamedTuple):
     """Of an op split along one dimension over four processes: does the op compute in parts, or gather; is it equal?"""
 
@@ -136,7 +147,7 @@ def table() -> list[Row]:
             # in one order on every process
             for label in dict.fromkeys(label for name, of_tensor in dims.items() if name for label in of_tensor):
                 what = f"dimension {label}" if isinstance(label, int) and label < 0 else str(label)
-                if (op.short, what) not in rows and label != "one":
+                if (op.short, what) not in rows:
                     rows[op.short, what] = row(op, what, bound, label, dims)
     averages = Row("ema_update_", "any dimension", "split", True)  # of which there is a test of its own
     return [*rows.values(), averages]
@@ -172,7 +183,7 @@ def program(arguments: list[str]) -> None:
     from processes import POOL
 
     if arguments[0] == "table":
-        print("| op | computed in parts along | gathered along | equal |\n|---|---|---|---|")
+        print(HEADING)
         rows = POOL.run(placements.table)[0]
         for op in dict.fromkeys(row.op for row in rows):
             own = [row for row in rows if row.op == op]
