@@ -119,8 +119,8 @@ HEADING = """# Every op, split over four processes along each dimension
 
 Value and gradients against one process, in float64, of the first of the op's samples that has the dimension; made by
 `python tests/distributed/placements.py table`. Dimensions are those of `opreg.meta.dims`: counted from the last where
-operands broadcast, from the first position behind the classes elsewhere. Where an op is gathered along the batch, that is
-so with some of its options (`lovasz_softmax_loss` without `per_image`), or it decides over the whole batch.
+operands broadcast, from the first position behind the classes elsewhere. Where an op is gathered along the batch, that
+is so with some of its options (`lovasz_softmax_loss` without `per_image`), or it decides over the whole batch.
 
 | op | computed in parts along | gathered along | equal |
 |---|---|---|---|"""
