@@ -93,6 +93,8 @@ class use:
 
         @functools.wraps(function)
         def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():  # nothing is sent there
+                return function(*args, **kwargs)
             with self:
                 return function(*args, **kwargs)
 

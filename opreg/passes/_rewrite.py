@@ -13,7 +13,7 @@ from ..registry import of_namespace
 from ._match import Match, argument, matches
 from ._native import Native, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, where
-from ._rule import NearMiss, Rule
+from ._rule import NearMiss, Rule, no_objection
 from .graph.calls import Attribute, Call, sizes_of, spelled_elsewhere, value_of
 from .graph.surgery import Refused, Surgery, op_of
 from .graph.view import GraphView
@@ -178,7 +178,8 @@ class Rewriter:
             for n, a in {**native.op.defaults, **native.arguments}.items()
         }
         domain = DOMAINS.get(native.op.short)
-        reason = LIBRARIES[native.op.short](arguments)
+        objection = LIBRARIES.get(native.op.short, no_objection)  # an op of somebody's own has none
+        reason = objection(arguments)
         if not reason and domain is not None and not self.values_checked:
             reason = domain.why
         if reason:

@@ -362,6 +362,13 @@ def test_around_a_model_that_is_compiled() -> None:
     assert not used.report.left
 
 
+def test_a_decorated_function_is_compiled() -> None:
+    x, y = torch.randn(4, 3), torch.randint(0, 3, (4,))
+    found = native_graph(opreg.use()(scriptable), x, y)
+    assert "cross_entropy" in found
+    assert found.splitlines()[2:] == native_graph(scriptable, x, y).splitlines()[2:]  # without the arguments' names
+
+
 # scopes
 
 
@@ -579,15 +586,17 @@ def test_dynamo_looks_into_torchvision(library: ModuleType) -> None:
 
 def test_a_library_that_is_imported_later(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its functions are exchanged as soon as they are there, and by no import after the block."""
-    (tmp_path / "later_losses.py").write_text("def smooth(input, target):\n    return (input - target).abs().sum()\n")
+    (tmp_path / "later_losses.py").write_text("def smooth(a, b, reduction='sum'):\n    return (a - b).abs().sum()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     op = opreg.get("l1_loss")
     monkeypatch.setitem(vars(op), "spellings", (*op.spellings, "later_losses.smooth"))
-    with opreg.use():
+    with opreg.use() as used:
         assert importlib.util.find_spec("later_losses") is not None  # a look is no import
         import later_losses  # type: ignore[import-not-found]
 
         assert later_losses.smooth.__code__ is _exchange.functions["later_losses.smooth"].code
+        assert later_losses.smooth(torch.ones(3), torch.zeros(3)) == 3
+    assert swapped(used) == {"l1_loss": 1}
     assert later_losses.smooth(torch.ones(3), torch.zeros(3)) == 3
     del sys.modules["later_losses"], _exchange.functions["later_losses.smooth"]
     importlib.import_module("later_losses")
