@@ -17,9 +17,9 @@ from .samples import Maker, as_function, differentiable_function, tensors_with_g
 
 # Finite differences cost a call for each element.
 _LARGEST_FOR_DIFFERENCES = 80
-# Of float32: how many units in the last place a kernel may lose by itself, and how many times as much as an argument
-# changed by one such unit would change the result.
-_UNITS, _OF_CONDITION = 256, 16
+# Of float32: how many units in the last place a kernel may lose by itself, half of its digits; and how many times as
+# much as an argument changed by one such unit would change the result.
+_UNITS, _OF_CONDITION = 2048, 16
 # Below these a float32 kernel may give 0, and a number of 16 bits has no digits left.
 _SMALLEST = {torch.float32: 1e-36, torch.bfloat16: 1e-36, torch.float16: 1e-6}
 # Multiples of the first argument at which digits are lost, if they are.
@@ -247,6 +247,7 @@ def bounds(
     units = _UNITS if dtype == torch.float32 else 4
     sizes = [t.abs() for t in exact]
     if whole:
-        largest = max(float(t.detach().abs().max()) for t in (*inputs, *exact) if t.numel() and t.isfinite().all())
+        finite = (t for t in (*inputs, *exact) if t.numel() and t.isfinite().all())
+        largest = max((float(t.detach().abs().max()) for t in finite), default=0.0)
         sizes = [torch.full_like(t, largest) for t in exact]
     return [units * unit * t + _OF_CONDITION * m + _SMALLEST[dtype] for t, m in zip(sizes, moved, strict=True)]
