@@ -13,6 +13,7 @@ from . import _private
 from .passes import Report
 from .passes._rewrite import Rewriter
 from .passes.rules import RULES
+from .passes.rules.registered import rules_of_others
 
 # TORCH_LOGS="opreg" shows a line for each graph, TORCH_LOGS="+opreg" the report too.
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def opreg(
         mode, options: of ``torch.compile``, as Inductor takes them.
     """
     report = Report()
-    Rewriter(module, RULES, report, compiled=True).run()
+    Rewriter(module, (*RULES, *rules_of_others()), report, compiled=True).run()
     _publish(report)
     compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, options)
     return compiled

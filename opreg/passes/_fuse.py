@@ -14,6 +14,7 @@ from ._rewrite import Rewriter
 from ._rule import NearMiss, Rule
 from .modules.exchange import fuse_modules
 from .rules import RULES
+from .rules.registered import rules_of_others
 
 Program = TypeVar("Program", bound="torch.nn.Module | ExportedProgram")
 
@@ -27,7 +28,8 @@ def fuse(
 ) -> tuple[Program, Report]:
     """Puts ops in the place of native and hand-written losses and activations.
 
-    The result computes the same: what can't be proven to is left, and the report says why.
+    The result computes the same: what can't be proven to is left, and the report says why. An op of yours that is
+    registered is found by what its reference says, where that has a normal form.
 
     Args:
         program: a ``torch.fx.GraphModule`` (traced symbolically, by Dynamo or by ``torch.export``), an
@@ -56,7 +58,7 @@ def fuse(
     for rule in rules:
         rule.call_names  # noqa: B018  raises the error of a pattern that can't be found
     report = Report()
-    every = (*rules, *RULES)
+    every = (*rules, *RULES, *rules_of_others())
     if isinstance(program, ExportedProgram):
         return _fuse_exported(program, every, report, activations), report  # type: ignore[return-value]
     if isinstance(program, fx.GraphModule):

@@ -20,10 +20,10 @@ from .graph.view import GraphView
 from .normal_form.algebra import rounded
 from .normal_form.evaluate import handlers
 from .normal_form.values import NEVER
-from .rules import DOMAINS, LIBRARIES
+from .rules import DOMAINS, LIBRARIES, RULES
 from .rules.chains import CHAINS, scaled
 
-# The last call of a hand-written formula is one of these.
+# The last call of a hand-written formula is one of these, or that of a pattern that is no rule of opreg's own.
 _LAST = frozenset(
     {"sum", "mean", "mul", "div", "add", "sub", "rsub", "neg", "pow", "where", "squeeze", "select", "getitem", "index"}
 )
@@ -50,6 +50,7 @@ class Rewriter:
         self.activations, self.compiled = activations, compiled
         # values_checked: the caller sees to it that the values of a call lie in its domain
         self.values_checked = values_checked
+        self.last = _LAST.union(rule.last_call for rule in rules if rule not in RULES)
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
@@ -81,7 +82,7 @@ class Rewriter:
     def compositions(self) -> None:
         for root in reversed(list(self.graph.nodes)):
             call = self.view.calls.get(root)
-            if call is None or call.name not in _LAST:
+            if call is None or call.name not in self.last:
                 continue
             for match in matches(self.rules, self.view, root):
                 try:

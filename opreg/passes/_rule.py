@@ -98,6 +98,12 @@ class Formula:
         return frozenset(names)
 
     @cached_property
+    def last_call(self) -> str:
+        """The name of the function that gives the pattern's value."""
+        call = self.view.calls.get(self.pattern_graph.output_node().args[0])  # type: ignore[arg-type]
+        return call.name if call is not None else ""
+
+    @cached_property
     def functions(self) -> frozenset[str]:
         """The functions in the pattern's normal form, whatever its tensors and numbers are, without its reductions.
 
