@@ -30,13 +30,8 @@ USING = {
     r"\w+<double(, void)?> ": (192, "float64 is there to verify"),
     r"__internal_accurate_pow ": (48, "of CUDA's own library, in float64"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
-    r"sum_kernel<float> .*MarginRankingLoss": (16, "one register on sm_80, where ptxas keeps to 40 of them"),
-    r"map_kernel<float> .*EmaUpdate": (16, "one register on sm_80, in bfloat16"),
-    r"boxes_grad<float> .*CIoULoss": (16, "one register on sm_90"),
     r"(map|sum)_tiles<float> ": (144, "the same, by way of shared memory; most on sm_80, in focal_loss"),
-    r"rows_\w+<float> ": (32, "a register or two, where classes have weights"),
-    r"groups_(forward|grad)<float> ": (160, "labels of any dtype, and the sums of a group; it is open what to do"),
-    r"region_\w+<float> ": (64, "a pixel's label is of any dtype, a call"),
+    r"rows_\w+<float> ": (32, "a register or two, where classes have weights: more of them cost more than that"),
 }
 
 

@@ -6,7 +6,7 @@
 namespace lossreg::cuda {
 
 template <class T, class S, bool Packed, bool Soft, int Mode>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, Soft ? 2 : 3)
     region_sums_sigmoid(const __grid_constant__ RegionPass<T> pass, double* partial) {
   using Reader = Pixels<T, S, Packed>;
   constexpr int P = Reader::P, K = Reader::K;

@@ -155,8 +155,7 @@ __global__ void __launch_bounds__(kPlaneThreads) rows_forward_across(F f, const 
 
 // The gradient may take the place of the scores: a thread reads what it writes, before it does.
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kPlaneThreads, sizeof(S) == 4 ? 6 : 5)
-    rows_grad_across(F f, const __grid_constant__ Rows r) {
+__global__ void __launch_bounds__(kPlaneThreads) rows_grad_across(F f, const __grid_constant__ Rows r) {
   using Row = RowReader<T, Mode, F>;
   using Reader = PlaneReader<T, S, Mode, F>;
   constexpr int P = Reader::P, K = Reader::K;

@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class S, int Mode, class F>
-__global__ void __launch_bounds__(kThreads, 3) rows_grad_along(F f, const __grid_constant__ Rows r, RowTeams teams) {
+__global__ void __launch_bounds__(kThreads) rows_grad_along(F f, const __grid_constant__ Rows r, RowTeams teams) {
   using Row = RowReader<T, Mode, F>;
   const double scale = grad_scale(r);
   T mass = T(0);
