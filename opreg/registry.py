@@ -122,9 +122,9 @@ def registered() -> list[Op]:
     return list(_ops.values())
 
 
-def of_namespace() -> list[Op]:
-    """The registered ops of opreg itself, those of ``torch.ops.lossreg``."""
-    return [op for op in registered() if op.qualname.startswith(f"{NAMESPACE}::")]
+def of_namespace(namespace: str = NAMESPACE) -> list[Op]:
+    """The registered ops of a namespace; by default of opreg itself, those of ``torch.ops.lossreg``."""
+    return [op for op in registered() if op.qualname.startswith(f"{namespace}::")]
 
 
 def get(name: str) -> Op:

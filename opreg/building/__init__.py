@@ -12,7 +12,7 @@ from .._library import Library, definer, library_in, library_of, load, names_in
 from ..registry import unregister
 from . import store
 from .compilers import Compiler, cuda_compiler, cxx_compiler
-from .headers import cmake_prefix_path, include_path, text_files
+from .headers import VERSION, cmake_prefix_path, include_path, text_files
 from .units import Recipe, compile_family
 
 __all__ = ["build", "cmake_prefix_path", "include_path", "load_library"]
@@ -78,11 +78,18 @@ def load_library(source: str | Path, *, replace: bool = False) -> Library:
     Raises:
         FileNotFoundError: the package has no ``lib*.so``.
         ValueError: one of its ops is defined already: the message names both. Nothing is loaded then.
-        RuntimeError: it was not built of opreg's headers.
+        RuntimeError: it was not built of opreg's headers, or of those of a later opreg.
     """
     path = source if isinstance(source, Path) else _library_of_package(source)
     make_room(path, replace=replace)
-    return load(path)
+    library = load(path)
+    if library.version > VERSION:
+        library.withdraw()
+        raise RuntimeError(
+            f"opreg: expected a library compiled with headers of version {VERSION} or before, got {library.version} of "
+            f"{path}; upgrade opreg"
+        )
+    return library
 
 
 def _library_of_package(name: str) -> Path:

@@ -7,6 +7,9 @@ from . import store
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SOURCES = _PACKAGE.parent / "csrc"
 
+# Of the headers, as their version.h has it. Libraries that were compiled with earlier ones are loaded too.
+VERSION = 100
+
 # What CMake's find_package(opreg) is to look in: its CMAKE_PREFIX_PATH.
 cmake_prefix_path = str(_SOURCES if (_SOURCES / "register.h").is_file() else _PACKAGE)
 

@@ -180,6 +180,24 @@ def test_a_state_that_the_library_does_not_keep_and_the_reverse():
         opreg.register(declared)
 
 
+def test_faces_of_another_namespace():
+    op = opreg.register(declaration("with_faces"))
+    x, t = torch.randn(3), torch.randn(3)
+    faces = opreg.functional.registration
+    assert torch.equal(faces.with_faces(x, t), x * t)
+    assert faces.with_faces is faces.with_faces
+    assert torch.equal(opreg.nn.registration.WithFaces()(x, t), x * t)
+    assert opreg.nn.registration.WithFaces.op is op
+    assert "with_faces" in dir(faces)
+    assert "WithFaces" in repr(opreg.nn.registration)
+    opreg.register(declaration("with_faces", factor=2.0), replace=True)
+    assert torch.equal(faces.with_faces(x, t), 2 * x * t)
+    with pytest.raises(AttributeError, match=r"'opreg\.functional\.registration' has no attribute 'nothing'"):
+        _ = faces.nothing
+    with pytest.raises(AttributeError, match=r"module 'opreg\.functional' has no attribute 'unknown_namespace'"):
+        _ = opreg.functional.unknown_namespace
+
+
 def test_two_libraries_with_the_same_ops(tmp_path):
     """An error that names the op and both files, and not the end of the process."""
     library = opreg.library_path()

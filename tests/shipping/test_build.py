@@ -11,6 +11,7 @@ import torch
 
 import opreg
 from conftest import ROOT
+from opreg.building.headers import VERSION
 
 # Charbonnier and others, Two deterministic half-quadratic regularization algorithms, 1994.
 HEADER = """
@@ -218,3 +219,25 @@ def test_a_mistake_in_a_formula_is_said_while_it_is_compiled(mistake, kept):
     with pytest.raises(RuntimeError, match="expected a family of ops that compiles") as caught:
         opreg.build(HEADER.replace(before, after), namespace="mistaken", flags=["-fsyntax-only"])
     assert said in str(caught.value)
+
+
+def test_versions(kept, tmp_path):
+    """Headers, package and loader are of one version; a library of a later one is refused, one of an earlier is not."""
+    number = [int(part) for part in opreg.__version__.split(".")]
+    text = (ROOT / "csrc/version.h").read_text()
+    assert f"#define LOSSREG_VERSION {number[0] * 10000 + number[1] * 100 + number[2]}\n" in text
+    assert f"#define LOSSREG_VERSION {VERSION}\n" in text
+    source = tmp_path / "library.c"
+    source.write_text(
+        'const char* lossreg_namespace() { return "versioned"; }\nconst char* lossreg_refused() { return ""; }\n'
+        'const char* lossreg_defined() { return ""; }\nconst char* lossreg_cuda_toolkit() { return ""; }\n'
+        "int lossreg_partial() { return 1; }\nint lossreg_version() { return VERSION; }\nvoid lossreg_withdraw() {}\n"
+    )
+    for version in (VERSION - 1, VERSION + 1):
+        library = tmp_path / f"lib{version}.so"
+        subprocess.run(["cc", "-shared", "-fPIC", f"-DVERSION={version}", "-o", library, source], check=True)
+    assert opreg.load_library(tmp_path / f"lib{VERSION - 1}.so").version == VERSION - 1
+    with pytest.raises(RuntimeError, match=f"of version {VERSION} or before, got {VERSION + 1} of .*; upgrade opreg"):
+        opreg.load_library(library)
+    with pytest.raises(FileNotFoundError, match="expected a path or the name of a package, got 'no_package'"):
+        opreg.load_library("no_package")
