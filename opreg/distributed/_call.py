@@ -87,6 +87,8 @@ def value(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         require_constants(op, bound)
     shape, reduced = op.rule(op.short, shapes), reduces(op.short, bound)
     split = split_of(op, bound, tensors, mesh)
+    if mesh.get_coordinate() is None:  # a process beside the mesh has nothing to compute
+        return outside(split, tensors, shape, reduced, result_dtype(bound, op.rule.typed_by))
     local = bound | {n: local_of(split, n, t) for n, t in tensors.items()}
     placements = split.of_values()
     if not any(k is not None for k in split.labels):
@@ -100,6 +102,20 @@ def value(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         shape, placements = (), (Replicate(),) * mesh.ndim
     return DTensor.from_local(
         result, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides(result, shape)
+    )
+
+
+def outside(
+    split: Split, tensors: Mapping[str, DTensor], shape: Sequence[int], reduced: bool, dtype: torch.dtype
+) -> DTensor:
+    """The result as a process that is not on the mesh has it: without elements."""
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+    nothing = torch.empty(
+        () if reduced else shape, dtype=dtype, device=split.mesh.device_type, requires_grad=needs_grad
+    )
+    placements = (Replicate(),) * split.mesh.ndim if reduced else split.of_values()
+    return DTensor.from_local(
+        nothing, split.mesh, placements, run_check=False, shape=nothing.shape, stride=nothing.stride()
     )
 
 

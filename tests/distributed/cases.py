@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 
@@ -219,6 +220,39 @@ def without_autograd() -> None:
                 same(opreg.functional.mish(scores).full_tensor(), ops.mish(x))
     with implicit_replication():
         same(ops.cross_entropy(distribute_tensor(x, mesh, [Shard(0)]), target).full_tensor(), want)
+
+
+def second_derivative_of_sharded() -> None:
+    """A penalty of the gradient, whose own gradient runs through the collectives."""
+    mesh, target = meshes()["4"], indices(8, 8)
+
+    def penalty(loss: Tensor, x: Tensor) -> Tensor:
+        return full(torch.autograd.grad(loss, x, create_graph=True)[0]).square().sum()
+
+    for op, other, by_index in (
+        (ops.focal_loss, draw(8, 8, seed=1).sigmoid(), False),
+        (ops.cross_entropy, target, True),
+    ):
+        x = leaf(draw(8, 8))
+        (want,) = torch.autograd.grad(penalty(op(x, other), x), x)
+        for placement in (Shard(0), Shard(1)):
+            sharded = distribute_tensor(draw(8, 8), mesh, [placement]).requires_grad_()
+            beside = distribute_tensor(other, mesh, [Replicate() if by_index and placement == Shard(1) else placement])
+            (got,) = torch.autograd.grad(penalty(op(sharded, beside), sharded), sharded)
+            same(full(got), want)
+
+
+def beside_the_mesh() -> None:
+    """Two of the processes have the tensors; the others go through the same program."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    x = distribute_tensor(draw(5, 3), mesh, [Shard(0)]).requires_grad_()
+    loss = ops.mse_loss(x, distribute_tensor(draw(5, 3, seed=1), mesh, [Shard(0)]))
+    values = ops.mish(x)
+    assert [tuple(t.shape) for t in (loss, values)] == [(), (5, 3)]
+    loss.backward()
+    if dist.get_rank() < 2:
+        same(loss.full_tensor(), ops.mse_loss(draw(5, 3), draw(5, 3, seed=1)))
+        same(values.full_tensor(), ops.mish(draw(5, 3)))
 
 
 def backward_op() -> None:

@@ -1,6 +1,10 @@
 """Sharded tensors and classes on processes of their own: every op, and what people do with them, equals one process."""
 
 import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +13,8 @@ import opreg
 import placements
 import sharded_language_model
 from processes import POOL
+
+COLLECTIVES = Path(__file__).resolve().parents[2] / "benchmarks/collectives.py"
 
 
 def test_random_placements() -> None:
@@ -53,6 +59,8 @@ def test_vocab_parallel(classes: int, smoothing: float, weighted: bool, soft: bo
         cases.second_derivative,
         cases.normalizer_over_microbatches,
         cases.without_autograd,
+        cases.second_derivative_of_sharded,
+        cases.beside_the_mesh,
         cases.backward_op,
         cases.compiled_and_autocast,
         cases.averages,
@@ -71,6 +79,23 @@ def test_collectives_stay_in_one_graph() -> None:
     """Forward two all-reduces a loss; backward one, of the gradient in the features."""
     seen = POOL.run(cases.one_graph)[0]
     assert [name.split(".")[0] for name in seen if "wait" not in name] == ["all_reduce"] * 5
+
+
+def test_messages_are_those_that_are_written_down() -> None:
+    """Two messages of three numbers a row, where others send three; the scores stay."""
+    counted = subprocess.run([sys.executable, COLLECTIVES, "8"], capture_output=True, text=True, check=True).stdout
+    assert counted in (COLLECTIVES.parent / "results/collectives.md").read_text()
+    assert "| 8 | opreg, DTensor | 2 | 3.00 | 21.0 |" in counted
+
+
+def test_whichever_is_imported_first() -> None:
+    program = """
+        import opreg, sys
+        assert "torch.distributed.tensor" not in sys.modules
+        from torch.distributed.tensor import DTensor
+        assert opreg.get("mish").value in DTensor._op_dispatcher._custom_op_handlers
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 def test_placements_of_results() -> None:
