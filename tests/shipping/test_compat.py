@@ -88,6 +88,16 @@ def test_stubs_are_in_the_wheel(wheel: Path) -> None:
     )
 
 
+def test_headers_are_in_the_wheel(wheel: Path) -> None:
+    """For who compiles ops against it: in a folder of their own, without opreg's own formulas."""
+    names = zipfile.ZipFile(wheel).namelist()
+    of_headers = {n for n in names if n.startswith("opreg/include/")}
+    assert all(n.startswith("opreg/include/opreg/") for n in of_headers)
+    assert {"opreg/include/opreg/opreg.h", "opreg/include/opreg/base/math.h"} <= of_headers
+    assert not any("/formulas/" in n or "/standalone/" in n for n in of_headers)
+    assert {"opreg/cmake/opregConfig.cmake", "opreg/building/template/CMakeLists.txt"} <= set(names)
+
+
 def test_the_wheel_is_what_is_imported(environment: tuple[str, Path]) -> None:
     version, binaries = environment
     torch, package, library, ops = json.loads(run(binaries / "python", "-I", "-c", ASK))
@@ -101,6 +111,21 @@ def test_the_wheel_is_what_is_imported(environment: tuple[str, Path]) -> None:
 def test_doctor_finds_nothing_wrong(environment: tuple[str, Path]) -> None:
     _, binaries = environment
     assert run(binaries / "python", "-I", "-m", "opreg", "doctor").endswith("Nothing is wrong.\n")
+
+
+def test_ops_of_ones_own(environment: tuple[str, Path], tmp_path: Path) -> None:
+    """With the wheel and a compiler alone: a package of ops is written, compiled, installed, tested; a header is built."""
+    _, binaries = environment
+    python, package = binaries / "python", tmp_path / "theirs"
+    run(binaries / "pip", "install", "--quiet", "scikit-build-core>=0.10", "cmake<4", "ninja")
+    run(python, "-I", "-m", "opreg", "new", "theirs", package)
+    options = (f"PATH={binaries}:{os.environ['PATH']}", "CMAKE_ARGS=-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    pip = (binaries / "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--force-reinstall", package)
+    run("env", *options, *pip)
+    assert "2 passed" in run(python, "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider", package / "tests")
+    ask = f"import opreg; print(*opreg.build({str(package / 'my_losses.h')!r}, namespace='other').ops)"
+    assert run("env", f"OPREG_CACHE={tmp_path / 'cache'}", python, "-I", "-c", ask) == "other::charbonnier_loss\n"
+    run(binaries / "pip", "uninstall", "--quiet", "--yes", "theirs")
 
 
 def test_suite(environment: tuple[str, Path]) -> None:
