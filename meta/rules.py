@@ -115,8 +115,8 @@ def expanding(*names: str, to: str) -> ShapeRule:
     return ShapeRule(rule, pointwise=True, dims=labels.broadcasting(to, *names))
 
 
-def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
-    """The broadcast shape of all."""
+def broadcast(*names: str, same_rank: bool = False, optional: Sequence[str] = ()) -> ShapeRule:
+    """The broadcast shape of all; the optional ones expand to it."""
     first, *others = names
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
@@ -129,6 +129,10 @@ def broadcast(*names: str, same_rank: bool = False) -> ShapeRule:
             if both is None:
                 raise fail(op, f"{name} that broadcasts with {first}", shape_text(args[first]), shape_text(t))
             shape = both
+        for name in optional:
+            if args[name] is not None and not expands_to(args[name].shape, shape):
+                expected = f"{name} that expands to the shape of {first}"
+                raise fail(op, expected, shape_text(args[first]), shape_text(args[name]))
         return shape
 
     return ShapeRule(rule, pointwise=True, dims=labels.broadcasting(*names))

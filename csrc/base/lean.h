@@ -100,6 +100,15 @@ HD Lean relu(Lean x) {
 HD Lean at_least(Lean x, Lean low) {
   return Lean(at_least(x.value, low.value));
 }
+HD Lean at_most(Lean x, Lean high) {
+  return Lean(at_most(x.value, high.value));
+}
+HD Lean maximum(Lean x, Lean y) {
+  return Lean(maximum(x.value, y.value));
+}
+HD Lean minimum(Lean x, Lean y) {
+  return Lean(minimum(x.value, y.value));
+}
 HD Lean clamp(Lean x, Lean low, Lean high) {
   return Lean(clamp(x.value, low.value, high.value));
 }

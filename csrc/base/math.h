@@ -50,6 +50,24 @@ HD T at_least(T x, T low) {
   else return x < low ? low : x;
 }
 template <class T>
+HD T at_most(T x, T high) {
+  if constexpr (has_instructions<T>) return smaller_or_nan(x, high);
+  else return x > high ? high : x;
+}
+// The larger, and the smaller, of two: a NaN of either argument survives.
+template <class T>
+HD T maximum(T x, T y) {
+  if constexpr (has_instructions<T>) return larger_or_nan(x, y);
+  const T z = x < y ? y : x;
+  return y != y ? y : z;
+}
+template <class T>
+HD T minimum(T x, T y) {
+  if constexpr (has_instructions<T>) return smaller_or_nan(x, y);
+  const T z = y < x ? y : x;
+  return y != y ? y : z;
+}
+template <class T>
 HD T relu(T x) {
   return at_least(x, T(0));
 }
@@ -282,8 +300,34 @@ HD double one_minus_exp(double u) {
   return -::expm1(-u);
 }
 
+// log2 m for m in [sqrt(1/2), sqrt(2)), and 2^t for |t| < 1000, in double: for powers, whose error is that of the
+// logarithm times the exponent.
+HD double log2_of_fraction(double m) {
+  const double s = (m - 1.0) / (m + 1.0), z = s * s;
+  double p = 2.0 / 11.0;
+  p = p * z + 2.0 / 9.0;
+  p = p * z + 2.0 / 7.0;
+  p = p * z + 2.0 / 5.0;
+  p = p * z + 2.0 / 3.0;
+  p = p * z + 2.0;
+  return p * s * 1.4426950408889634;
+}
+HD double exp2_of(double t) {
+  // 2^t = 2^n * e^(r ln 2), n the nearest integer
+  constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
+  const double shifted = t + round, r = (t - (shifted - round)) * 0.6931471805599453;
+  double q = 1.0 / 5040.0;
+  q = q * r + 1.0 / 720.0;
+  q = q * r + 1.0 / 120.0;
+  q = q * r + 1.0 / 24.0;
+  q = q * r + 1.0 / 6.0;
+  q = q * r + 0.5;
+  q = q * r + 1.0;
+  q = q * r + 1.0;
+  return q * bits<double>((bits<uint64_t>(shifted) + 1023u) << 52);
+}
+
 // x^y for x in [0, 1], y >= 0, with 0^0 = 1. Relative error below 2e-7 down to results of 1e-37; 0 below.
-// In double, because the error of log x is multiplied by y.
 HD float pow_unit(float x, float y) {
 #if defined(LOSSREG_ON_DEVICE)
   return ::powf(x, y);
@@ -293,30 +337,9 @@ HD float pow_unit(float x, float y) {
   uint32_t shifted = bits<uint32_t>(scaled) - 0x3f3504f3u;
   float e = float(int32_t(shifted) >> 23) - (tiny ? 23.f : 0.f);
   double m = bits<float>((shifted & 0x007fffffu) + 0x3f3504f3u);
-  double s = (m - 1.0) / (m + 1.0), z = s * s;
-  double p = 2.0 / 11.0;
-  p = p * z + 2.0 / 9.0;
-  p = p * z + 2.0 / 7.0;
-  p = p * z + 2.0 / 5.0;
-  p = p * z + 2.0 / 3.0;
-  p = p * z + 2.0;
-  double log2_x = double(e) + p * s * 1.4426950408889634;
-  double t = log2_x * double(y);
+  double t = (double(e) + log2_of_fraction(m)) * double(y);
   t = t < -126.0 ? -126.0 : t;
-  // 2^t = 2^n * e^(r ln 2), n the nearest integer
-  constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
-  double shifted_t = t + round;
-  double r = (t - (shifted_t - round)) * 0.6931471805599453;
-  double q = 1.0 / 5040.0;
-  q = q * r + 1.0 / 720.0;
-  q = q * r + 1.0 / 120.0;
-  q = q * r + 1.0 / 24.0;
-  q = q * r + 1.0 / 6.0;
-  q = q * r + 0.5;
-  q = q * r + 1.0;
-  q = q * r + 1.0;
-  double scale = bits<double>((bits<uint64_t>(shifted_t) + 1023u) << 52);
-  float result = float(q * scale);
+  float result = float(exp2_of(t));
   result = t <= -126.0 ? 0.f : result;
   result = x == 0.f ? 0.f : result;
   result = y == 0.f ? 1.f : result;
