@@ -288,6 +288,37 @@ def compiled_and_autocast() -> None:
         torch.testing.assert_close(low.full_tensor(), ops.cross_entropy(x.bfloat16(), target, dtype=torch.float32))
 
 
+def low_precision() -> None:
+    """Results have the op's dtype, and its digits: sums over processes are rounded once, gradients at targets too."""
+    mesh, target = meshes()["4"], indices(40, 16)
+    target[2] = -100
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = leaf((4 * draw(16, 40)).to(dtype))
+        want = ops.cross_entropy(x, target, label_smoothing=0.1)
+        want.backward()
+        for placement in (Shard(0), Shard(1)):
+            scores = distribute_tensor(x.detach(), mesh, [placement]).requires_grad_()
+            rows = distribute_tensor(target, mesh, [placement if placement == Shard(0) else Replicate()])
+            got = ops.cross_entropy(scores, rows, label_smoothing=0.1)
+            got.backward()
+            torch.testing.assert_close(got.full_tensor(), want)
+            unit = torch.finfo(dtype).eps
+            torch.testing.assert_close(scores.grad.full_tensor(), x.grad, rtol=max(2 * unit, 1e-5), atol=unit / 16)
+
+
+def strided_shards() -> None:
+    """The order in which FSDP2 splits what tensor parallelism has split already."""
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    square, x, target = meshes()["2x2"], draw(8, 6), draw(8, 6, seed=1)
+    half = distribute_tensor(x, square, [Replicate(), Shard(0)]).to_local()
+    part = half.chunk(2)[square.get_local_rank(0)].contiguous()
+    placements = [_StridedShard(0, split_factor=2), Shard(0)]
+    strided = DTensor.from_local(part, square, placements, run_check=False, shape=x.shape, stride=x.stride())
+    other = distribute_tensor(target, square, [Shard(0), Shard(0)])
+    same(ops.mse_loss(strided, other).full_tensor(), ops.mse_loss(x, target))
+
+
 def averages() -> None:
     mesh = meshes()["4"]
     average, other = (distribute_tensor(draw(5, 3), mesh, [Shard(0)]) for _ in range(2))

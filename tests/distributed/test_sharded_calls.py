@@ -64,6 +64,8 @@ def test_vocab_parallel(classes: int, smoothing: float, weighted: bool, soft: bo
         cases.backward_op,
         cases.compiled_and_autocast,
         cases.averages,
+        cases.low_precision,
+        cases.strided_shards,
         cases.data_parallel,
         cases.tensor_parallel,
         cases.checkpointed_and_compiled,
