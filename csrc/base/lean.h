@@ -170,7 +170,7 @@ HD Lean log1p_unit(Lean u) {
 }
 
 HD Lean log1p(Lean u) {
-  return Lean(u.value < 0.0625f ? log_beside_one(u.value) : approximate::log2(1.f + u.value) * kLn2);
+  return Lean(::fabsf(u.value) < 0.0625f ? log_beside_one(u.value) : approximate::log2(1.f + u.value) * kLn2);
 }
 
 HD Lean one_minus_exp(Lean u) {

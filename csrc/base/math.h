@@ -250,14 +250,14 @@ HD double log1p_unit(double u) {
   return ::log1p(u);
 }
 
-// log(1 + u) for u >= 0, which keeps its digits near 0. Relative error below 3e-7.
+// log(1 + u), which keeps its digits near 0; -inf at -1, NaN below. Relative error below 3e-7.
 HD float log1p(float u) {
 #if defined(LOSSREG_ON_DEVICE)
   return ::log1pf(u);
 #else
   // the logarithm of 1 + u as it is rounded, and the first term of what the rounding took; nothing where u is infinite
   const float y = 1.f + u, lost = u - (y - 1.f);
-  return log(y) + (y < INFINITY ? lost : 0.f) / y;
+  return log(y) + (y < INFINITY ? lost : 0.f) / at_least(y, 5.9604645e-8f);
 #endif
 }
 HD double log1p(double u) {

@@ -42,19 +42,6 @@ HD double expm1(double x) {
   return ::expm1(x);
 }
 
-// log(1 + x), which keeps its digits near 0; -inf at -1, NaN below. Relative error below 3e-7.
-HD float log1p(float x) {
-#if defined(LOSSREG_ON_DEVICE)
-  return ::log1pf(x);
-#else
-  const float y = log1m(-x);
-  return x == INFINITY ? x : y;
-#endif
-}
-HD double log1p(double x) {
-  return ::log1p(x);
-}
-
 // x^y for any x and y, as std::pow has it: NaN for a negative x and a y that is no integer. Relative error below 2e-7.
 // In double, because the error of log x is multiplied by y.
 HD float pow(float x, float y) {
@@ -216,9 +203,6 @@ HD Lean floor(Lean x) {
 }
 HD Lean expm1(Lean x) {
   return Lean(expm1(x.value));
-}
-HD Lean log1p(Lean x) {
-  return Lean(log1p(x.value));
 }
 HD Lean pow(Lean x, Lean y) {
   return Lean(pow(x.value, y.value));
