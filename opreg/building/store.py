@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _DEPENDS = "depends.json"
+_MAKING = "making-"
 
 
 def folder() -> Path:
@@ -40,6 +41,8 @@ def digest_of_files(paths: list[Path]) -> str:
 def find(key: str) -> Path | None:
     """The library of this key, if there is one whose headers are what they were."""
     for depends in sorted((folder() / key).glob(f"*/{_DEPENDS}")):
+        if depends.parent.name.startswith(_MAKING):  # another process is about to move it
+            continue
         made_of: dict[str, str] = json.loads(depends.read_text())
         library = next(depends.parent.glob("lib*.so"), None)
         if library is not None and made_of == _digests(made_of):
@@ -69,7 +72,7 @@ def lock(key: str) -> Iterator[None]:
 @contextmanager
 def workspace(key: str) -> Iterator[Path]:
     """A folder to compile in, which is gone afterwards unless ``keep`` took it."""
-    made = Path(tempfile.mkdtemp(prefix="making-", dir=folder() / key))
+    made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder() / key))
     try:
         yield made
     finally:
