@@ -1,0 +1,216 @@
+"""The C++ of a formula: the struct that a skeleton of csrc asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .algebra import is_option_alone, remade
+from .derivative import derivative
+from .expression import Expr, Variable, const, name_of, option, replaced, tensor, walk
+from .lowering import lowered
+from .printing import Writer, identifier
+from .signature import KINDS, Argument, Signature
+
+INDENT = "    "
+
+
+@dataclass
+class Branch:
+    """One mode of a formula: what it computes where ``condition`` holds, text of C++ over the options."""
+
+    condition: str
+    value: list[Expr]
+    slopes: list[Expr]
+
+
+def branches(signature: Signature, found: list[tuple[dict[str, bool], Expr]], inputs: Sequence[Variable]) -> list[Branch]:
+    """The modes: one for each choice of flags, and beside each, the one in which an exponent has its default, where that
+    spares a power: x ** gamma is a product for gamma = 2."""
+    made = []
+    for flags, value in found:
+        condition = " && ".join(identifier(n) if on else f"!{identifier(n)}" for n, on in flags.items())
+        fixed = _exponents_with_defaults(signature, value)
+        if fixed:
+            new = {option(a.variable): const(float(a.default)) for a in fixed}
+            usual = replaced([value], new, remade)[0]
+            if _powers([usual]) < _powers([value]):
+                said = " && ".join(f"{identifier(a.name)} == {a.default!r}" for a in fixed)
+                made.append(_branch(f"{condition} && {said}" if condition else said, usual, inputs))
+        made.append(_branch(condition, value, inputs))
+    return made
+
+
+def _branch(condition: str, value: Expr, inputs: Sequence[Variable]) -> Branch:
+    return Branch(condition, lowered([value]), lowered([derivative(value, tensor(it)) for it in inputs]))
+
+
+def _powers(roots: Sequence[Expr]) -> int:
+    return sum(e.op in ("pow", "exp") for e in walk(*roots))
+
+
+def _exponents_with_defaults(signature: Signature, value: Expr) -> list[Argument]:
+    exponents = [e.args[-1] for e in walk(value) if e.op in ("pow", "exp")]
+    names = {name_of(e) for e in walk(*exponents) if e.op == "option"}
+    return [a for a in signature.numbers if a.name in names and a.has_default]
+
+
+class Struct:
+    """The text of a struct, put together."""
+
+    def __init__(self, signature: Signature, made: list[Branch], taken: Sequence[str]) -> None:
+        self.signature, self.branches = signature, made
+        self.taken = [identifier(n) for n in (*taken, *(a.name for a in signature.arguments))]
+        self.fields = self._find_fields()
+
+    @property
+    def name(self) -> str:
+        return "".join(word.capitalize() for word in self.signature.name.split("_"))
+
+    def _find_fields(self) -> dict[Expr, str]:
+        """The options, and what is made of options alone: computed once a call, in double."""
+        found: dict[Expr, str] = {}
+        inside: set[Expr] = set()
+        roots = [e for b in self.branches for e in (*b.value, *b.slopes)]
+        for e in reversed(list(walk(*roots))):
+            if e in inside and e.op != "option":
+                inside.update(e.args)
+            elif is_option_alone(e) and e.op != "const" and not e.is_truth and e not in found:
+                if e.op == "option":
+                    continue
+                found[e] = f"of_options_{len(found)}"
+                inside.update(e.args)
+        for e in walk(*roots):
+            if e.op == "option":
+                found[e] = identifier(name_of(e))
+        return found
+
+    def head(self, base: str = "") -> list[str]:
+        return [f"struct {self.name}{f' : {base}' if base else ''} {{", f'  static constexpr auto name = "{self.signature.name}";']
+
+    def options(self) -> list[str]:
+        """The declarations of the fields."""
+        lines = [f"  {'bool' if a.kind is bool else 'Parameter'} {identifier(a.name)};" for a in self.signature.options]
+        return lines + [f"  Parameter {name};" for e, name in self.fields.items() if e.op != "option"]
+
+    def make(self, *, extra: Sequence[str] = (), reduction: bool, first: str = "") -> list[str]:
+        """make(): the options' domains, and what is computed of them. ``first`` initialises the base."""
+        takes = [f"{KINDS[a.kind][1]} {identifier(a.name)}" for a in self.signature.options]
+        lines = [f"  static {self.name} make({', '.join([*takes, *extra, *(['Reduction'] if reduction else [])])}) {{"]
+        for a in self.signature.numbers:
+            name = identifier(a.name)
+            lines.append(f'{INDENT}expect({a.domain.condition(name)}, name, "{a.domain.said(a.name)}", double({name}));')
+        computed = [e for e in self.fields if e.op != "option"]
+        writer = Writer({option(a.variable): f"T({identifier(a.name)})" for a in self.signature.numbers}, self.taken, convert=False)
+        texts = writer.write(computed)
+        if computed:
+            lines.append(f"{INDENT}using T = double;")
+            lines += [INDENT + line for line in writer.lines]
+        members = [*([first] if first else [])]
+        members += [identifier(a.name) if a.kind is bool else f"double({identifier(a.name)})" for a in self.signature.options]
+        lines.append(f"{INDENT}return {{{', '.join([*members, *texts])}}};")
+        return [*lines, "  }"]
+
+    def modes(self, takes: str = "") -> list[str]:
+        if len(self.branches) == 1 and not takes:
+            return []
+        choice = "".join(f"{b.condition} ? {k} : " for k, b in enumerate(self.branches[:-1]))
+        chosen = choice + str(len(self.branches) - 1)
+        return [f"  static constexpr int modes = {len(self.branches)};", f"  int mode({takes}) const {{ return {chosen}; }}"]
+
+    def function(self, head: str, returned: str, which: str, *, before: Sequence[str] = (), moded: bool = False) -> list[str]:
+        """A member that computes: ``returned`` is the text of the result with the expressions' texts in it."""
+        several = len(self.branches) > 1 or moded
+        lines = [f"  template <{'int Mode, ' if several else ''}class T>", f"  HD {head} const {{"]
+        for k, branch in enumerate(self.branches):
+            writer = Writer(self.fields, self.taken)
+            texts = writer.write(branch.value if which == "value" else branch.slopes)
+            body = [*before, *writer.lines, f"return {returned.format(*texts, all=', '.join(texts))};"]
+            if len(self.branches) > 1:
+                body = [f"if constexpr (Mode == {k}) {{", *(f"  {line}" for line in body), "}"]
+            lines += [INDENT + line for line in body]
+        return [*lines, "  }"]
+
+
+def pointwise_struct(signature: Signature, made: list[Branch], *, reduction: bool) -> str:
+    """Of ``PointwiseOps``."""
+    s = Struct(signature, made, [])
+    tensors = signature.tensors
+    arguments = ", ".join(f"T {identifier(a.name)}" for a in tensors)
+    n = len(tensors)
+    lines = [
+        *s.head(),
+        f"  static constexpr auto args = {_quoted(signature.schema(reduction=reduction))};",
+        f"  static constexpr int inputs = {n}, gradients = {n};",
+        f"  static constexpr Shapes shapes = Shapes::{'same' if len(signature.required) == 1 else 'broadcast'};",
+        *s.options(),
+        "",
+        *s.make(reduction=reduction),
+        *s.modes(),
+        *s.function(f"T value({arguments})", "{0}", "value"),
+        *s.function(f"Gradients<T, {n}> grad({arguments})", "{{{all}}}", "slopes"),
+        "};",
+    ]
+    return "\n".join(lines)
+
+
+def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
+    """Of ``RowOps``: a function of the row's -log p, times the class's weight; the mean is that of the weights."""
+    s = Struct(signature, made, [nll])
+    after = ("int ignore_index=-100",)
+    by_value = any(e.op == "input" for b in made for root in b.slopes for e in walk(root))
+    before = [f"const T {identifier(nll)} = row.nll;"]
+    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
+        reduction=True, before=("Tensor input", "Tensor target"), after=after
+    )
+    weight = ", Tensor? weight=None"
+    lines = [
+        *s.head("RowFormula"),
+        f"  static constexpr auto args = {_quoted(_with_weight(schema, weight))};",
+        "  static constexpr int inputs = 3, gradients = 1;",
+        *s.options(),
+        "",
+        *s.make(extra=["int64_t ignore_index"], reduction=True, first="{ignore_index}"),
+        *s.modes("bool"),
+        *s.function("T value([[maybe_unused]] const Row<T>& row)", "row.weight * ({0})", "value", before=before, moded=True),
+        f"  static constexpr bool slopes_of_nll = {'true' if by_value else 'false'};",
+        *s.function(
+            "Slopes<T> slopes([[maybe_unused]] const Row<T>& row)",
+            "{{row.weight * ({0}), T(0)}}",
+            "slopes",
+            before=[f"[[maybe_unused]] {before[0]}"],
+            moded=True,
+        ),
+        "  template <int Mode, class T>",
+        "  HD T normaliser(const Row<T>& row) const {",
+        f"{INDENT}return row.weight;",
+        "  }",
+        "};",
+    ]
+    return "\n".join(lines)
+
+
+def _with_weight(schema: str, weight: str) -> str:
+    """The class weights behind the last argument that has no default."""
+    arguments = schema.split(", ")
+    required = sum("=" not in a for a in arguments)
+    return ", ".join(arguments[:required]) + weight + ", " + ", ".join(arguments[required:])
+
+
+def _quoted(schema: str) -> str:
+    text = schema.replace('"', '\\"')
+    return f'"{text}"'
+
+
+def family(struct_name: str, text: str, skeleton: str, header: str) -> str:
+    """The header that is compiled: a family of one op."""
+    return f"""#pragma once
+#include <opreg/base/special.h>
+#include <opreg/{header}>
+
+namespace lossreg {{
+
+{text}
+
+using Ops = {skeleton}<{struct_name}>;
+
+}}  // namespace lossreg
+"""
