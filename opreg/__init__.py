@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "cmake_prefix_path", "decompositions",
-    "distributed", "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn",
-    "on_report", "onnx_translations", "passes", "register", "registered", "testing", "use",
+    "distributed", "emit", "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn",
+    "on_report", "onnx_translations", "passes", "pointwise", "register", "registered", "row", "testing", "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
@@ -31,6 +31,7 @@ _LATER = {
     "build": "building",
     "cmake_prefix_path": "building",
     "distributed": "",
+    "emit": "formulas",
     "functional": "",
     "fuse": "passes",
     "last_report": "backend",
@@ -38,6 +39,8 @@ _LATER = {
     "nn": "",
     "on_report": "backend",
     "passes": "",
+    "pointwise": "formulas",
+    "row": "formulas",
     "use": "eager",
 }
 

@@ -135,8 +135,10 @@ def _scale_product(a: Expr, b: Expr) -> Expr:
         if one.op == "div" and one.args[0] is ONE and one.args[1] is other:
             return ONE
         if one.op == "mul" and one.args[0].op == "const":  # the constant is outermost
-            return _scale_product(one.args[0], _scale_product(one.args[1], other)) if other.op != "const" else node(
-                "mul", const(number(one.args[0]) * number(other)), one.args[1]
+            return (
+                _scale_product(one.args[0], _scale_product(one.args[1], other))
+                if other.op != "const"
+                else node("mul", const(number(one.args[0]) * number(other)), one.args[1])
             )
     if b.op == "const" or (a.op != "const" and b.order < a.order):
         a, b = b, a

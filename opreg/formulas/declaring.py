@@ -19,7 +19,7 @@ from .signature import Argument, Signature
 Function = Callable[..., Tensor]
 
 
-def pointwise_op(qualname: str, function: Function, signature: Signature, *, reduction: bool, **fields: Any) -> Op:
+def pointwise_op(qualname: str, function: Function, signature: Signature, reduction: bool, source: str) -> Op:
     """Of ``@opreg.pointwise``."""
     names = [a.name for a in signature.required]
     optional = [a.name for a in signature.tensors if a.optional]
@@ -32,11 +32,11 @@ def pointwise_op(qualname: str, function: Function, signature: Signature, *, red
         functools.partial(_pointwise_errors, signature, reduction),
         shape=rule,
         inline=not reduction,
-        **fields,
+        source=source or _origin(function),
     )
 
 
-def row_op(qualname: str, function: Function, signature: Signature, **fields: Any) -> Op:
+def row_op(qualname: str, function: Function, signature: Signature, source: str) -> Op:
     """Of ``@opreg.row``."""
     return _op(
         qualname,
@@ -48,7 +48,7 @@ def row_op(qualname: str, function: Function, signature: Signature, **fields: An
         indices=("target",),
         batch_dims={"weight": None},
         state=meta.per_row(2),
-        **fields,
+        source=source or _origin(function),
     )
 
 
@@ -61,9 +61,12 @@ def _op(qualname: str, function: Function, reference: Function, samples: Any, er
         call.__module__ = function.__module__
         return call
 
-    source = fields.pop("source", "") or f"{function.__module__}.{function.__qualname__}"
     doc = inspect.getdoc(function) or f"{function.__name__.replace('_', ' ')}, of the formula in {function.__module__}."
-    return Op(qualname, reference, samples=of_module(samples), errors=of_module(errors), source=source, doc=doc, **fields)
+    return Op(qualname, reference, samples=of_module(samples), errors=of_module(errors), doc=doc, **fields)
+
+
+def _origin(function: Function) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _reduced(function: Function) -> Function:
@@ -100,7 +103,10 @@ def _drawn(make: Maker, a: Argument, *shape: int) -> Tensor:
     d = a.domain
     if not d.text:
         return make.normal(*shape)
-    low, high = (d.low if d.low > -1e3 else min(-1.0, d.high - 3.0)), (d.high if d.high < 1e3 else max(2.0, d.low + 3.0))
+    low, high = (
+        (d.low if d.low > -1e3 else min(-1.0, d.high - 3.0)),
+        (d.high if d.high < 1e3 else max(2.0, d.low + 3.0)),
+    )
     margin = 0.02 * (high - low)
     return make.uniform(*shape, low=low + margin, high=high - margin)
 
@@ -111,7 +117,9 @@ def _option_choices(signature: Signature) -> Iterator[dict[str, Any]]:
     required = {o.name: usual[o.name] for o in signature.options if not o.has_default}
     yield required
     for o in signature.options:
-        others = (not usual[o.name],) if o.kind is bool else [_of_kind(o, x) for x in o.domain.inside(usual[o.name])[1:]]
+        others = (
+            (not usual[o.name],) if o.kind is bool else [_of_kind(o, x) for x in o.domain.inside(usual[o.name])[1:]]
+        )
         for value in others:
             if value != usual[o.name]:
                 yield {**required, o.name: value}
@@ -130,35 +138,32 @@ def _of_kind(o: Argument, x: float) -> Any:
 def _pointwise_samples(signature: Signature, reduction: bool, make: Maker) -> Iterator[Sample]:
     required, optional = signature.required, [a for a in signature.tensors if a.optional]
 
-    def sample(shapes: Sequence[Sequence[int]], name: str = "", with_optional: bool = False, **options: Any) -> Sample:
+    def sample(
+        shapes: Sequence[Sequence[int]], options: dict[str, Any], name: str = "", *, every: bool = False
+    ) -> Sample:
         tensors = [_drawn(make, a, *shape) for a, shape in zip(required, shapes, strict=True)]
-        extra = {a.name: _drawn(make, a, *shapes[0]) for a in optional} if with_optional else {}
-        return _positional(signature, [t for t in tensors], {**extra, **options}, name)
+        extra = {a.name: _drawn(make, a, *shapes[0]) for a in optional} if every else {}
+        return Sample(tuple(tensors), {**extra, **options}, name)
 
     n = len(required)
     first, *others = _option_choices(signature)
     for choice in REDUCTIONS if reduction else (None,):
-        reduced = {} if choice is None else {"reduction": choice}
-        yield sample([(3, 5)] * n, **first, **reduced)
+        reduced: dict[str, Any] = {} if choice is None else {"reduction": choice}
+        yield sample([(3, 5)] * n, first | reduced)
         if n > 1:
-            yield sample([(3, 1), (4,), *[(1,)] * (n - 2)], "broadcast", **first, **reduced)
+            yield sample([(3, 1), (4,), *[(1,)] * (n - 2)], first | reduced, "broadcast")
         if optional:
-            yield sample([(3, 5)] * n, "all tensors", True, **first, **reduced)
+            yield sample([(3, 5)] * n, first | reduced, "all tensors", every=True)
     for options in others:
-        yield sample([(7,)] * n, **options)
-    yield sample([(2, 3, 4, 5)] * n, **first)
-    yield sample([()] * n, **first)
-    yield sample([(0, 3)] * n, "empty", **first, **({"reduction": "sum"} if reduction else {}))
+        yield sample([(7,)] * n, options)
+    yield sample([(2, 3, 4, 5)] * n, first)
+    yield sample([()] * n, first)
+    yield sample([(0, 3)] * n, first | ({"reduction": "sum"} if reduction else {}), "empty")
     if all(not a.domain.text for a in required):
         grid = make.tensor([0.0, 1.0, -1.0, 2.0, -2.0, 20.0, -20.0])
         rest = [make.constant(torch.zeros_like(grid)) for _ in required[1:]]
         kinks = {**first, **({"reduction": "none"} if reduction else {})}
         yield Sample((grid, *rest), kinks, "kinks", smooth=False)
-
-
-def _positional(signature: Signature, tensors: Sequence[Tensor], named: dict[str, Any], name: str) -> Sample:
-    """The required tensors by position; the rest by name."""
-    return Sample(tuple(tensors), named, name)
 
 
 def _pointwise_errors(signature: Signature, reduction: bool, make: Maker) -> Iterator[ErrorSample]:

@@ -1,85 +1,154 @@
-"""``@opreg.pointwise`` and ``@opreg.row``: a Python function becomes an op, with kernels that are compiled of its formula."""
+"""``@opreg.pointwise`` and ``@opreg.row``: a Python function becomes an op, with kernels compiled of its formula."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
-from ..faces.functions import function as face
+from ..building import build
+from ..faces.functions import function as face_of
+from ..faces.modules import module_class
 from ..op import Op
 from ..registry import register
-from .compiling import build
-from .declaring import pointwise_op, row_op
-from .expression import Expr, Variable, replaced, tensor, ONE
 from .algebra import remade
+from .declaring import pointwise_op, row_op
+from .expression import ONE, Expr, Variable, replaced, tensor
 from .signature import Signature
 from .structs import branches, family, pointwise_struct, row_struct
 from .tracing import Formula
 
 Function = Callable[..., Any]
-_NLL = Variable("nll", 0.0)
 
 
 def pointwise(
-    namespace: str, *, domain: Mapping[str, str] | None = None, reduction: bool | None = None, source: str = "", replace: bool = False
+    namespace: str,
+    *,
+    domain: Mapping[str, str] | None = None,
+    reduction: bool | None = None,
+    source: str = "",
+    cuda: bool | None = None,
+    replace: bool = False,
 ) -> Callable[[Function], Function]:
+    """Makes an op of a function that computes each element of its tensors by itself, ``torch.ops.NAMESPACE.NAME``.
+
+    The function's parameters are tensors, annotated as ``Tensor`` or, where ``None`` stands for ones, as
+    ``Tensor | None = None``, and options, ``float``, ``int`` or ``bool``, which may have defaults. It is run once, on
+    small tensors, to see what it computes: with torch's functions of single elements, arithmetic, and for options
+    those of ``math``. It may not branch on numbers; ``torch.where`` chooses, and a ``bool`` option may be branched on.
+    The gradient is derived from it, kinks as torch's autograd has them. Compilation takes seconds, once a machine.
+
+    Args:
+        namespace: of the op.
+        domain: of options, which numbers they may be, and of tensors, which numbers the op is tested with: ``"> 0"``,
+            ``"in [0, 1)"``, by name.
+        reduction: has the op the option ``reduction="mean"``, and ``dtype``, as a loss has? None: if it has several
+            tensors that are not optional.
+        source: the paper, for the documentation.
+        cuda: as for ``opreg.build``.
+        replace: take the place of an op of this name and another text.
+
+    Returns:
+        A decorator. It puts the op's function in the place of yours, with ``.op``, the ``opreg.Op``, ``.Module``, its
+        class of ``torch.nn.Module``, and ``.formula``, your own. The op's arguments are the tensors, then the options.
+
+    Raises:
+        NotImplementedError: an operation that has no meaning for single elements. The message names it, and its line.
+        TypeError, ValueError: a parameter, a default or a domain that no op can have.
+        Others: as ``opreg.build`` and ``opreg.register``.
+
+    Example:
+        >>> @opreg.pointwise("mylib", domain={"eps": "> 0"})
+        ... def charbonnier_loss(input: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
+        ...     return ((input - target) ** 2 + eps**2).sqrt()
+    """
+
     def decorate(function: Function) -> Function:
         signature = Signature.of(function, domain or {})
         reduces = len(signature.required) > 1 if reduction is None else reduction
-        build(pointwise_text(function, signature, reduces), namespace=namespace)
-        op = pointwise_op(f"{namespace}::{signature.name}", function, signature, reduction=reduces, source=source)
-        return _face(register(op, replace=replace), function)
+        if not signature.required:
+            raise TypeError(f"{signature.name}: expected a parameter of type Tensor, got none")
+        tensors = [a.variable for a in signature.tensors]
+        text = pointwise_struct(signature, branches(signature, _traced(function, signature, tensors), tensors), reduces)
+        text = family(signature, text, "PointwiseOps", "skeletons/formula.h")
+        op = pointwise_op(f"{namespace}::{signature.name}", function, signature, reduces, source)
+        return _made(op, function, text, cuda, replace)
 
     return decorate
 
 
 def row(
-    namespace: str, *, domain: Mapping[str, str] | None = None, source: str = "", replace: bool = False
+    namespace: str,
+    *,
+    domain: Mapping[str, str] | None = None,
+    source: str = "",
+    cuda: bool | None = None,
+    replace: bool = False,
 ) -> Callable[[Function], Function]:
+    """Makes a classification loss of a function of the cross entropy of each row.
+
+    The function has one tensor, −log p of the target class, and options as those of ``pointwise``. The op has
+    ``(input, target, weight=None, options, ignore_index=-100, reduction="mean")``: logits (C) or (N, C, d1 … dk), class
+    indices, and the weights of the classes, by which a row's loss is multiplied. As that of ``cross_entropy``, the mean
+    divides by the sum of the weights.
+
+    Args, Returns, Raises:
+        As ``pointwise``.
+
+    Example:
+        >>> @opreg.row("mylib")
+        ... def poly1_loss(nll: Tensor, *, eps: float = 1.0) -> Tensor:
+        ...     return nll + eps * (1 - torch.exp(-nll))
+    """
+
     def decorate(function: Function) -> Function:
         signature = Signature.of(function, domain or {})
-        build(row_text(function, signature), namespace=namespace)
-        return _face(register(row_op(f"{namespace}::{signature.name}", function, signature, source=source), replace=replace), function)
+        if len(signature.tensors) != 1 or not signature.required:
+            names = ", ".join(a.name for a in signature.tensors) or "none"
+            raise TypeError(f"{signature.name}: expected one tensor, the cross entropy of a row, got {names}")
+        nll = Variable(signature.required[0].name, 0.0)
+        text = row_struct(signature, branches(signature, _traced(function, signature, [nll]), [nll]), nll.name)
+        text = family(signature, text, "RowOps", "skeletons/rowwise/formula.h")
+        return _made(
+            row_op(f"{namespace}::{signature.name}", function, signature, source), function, text, cuda, replace
+        )
 
     return decorate
 
 
-def _face(op: Op, function: Function) -> Function:
-    made = face(op, function.__module__)
-    made.op = op  # type: ignore[attr-defined]
-    made.formula = function  # type: ignore[attr-defined]
-    return made
+def emit(function: Function) -> str:
+    """The C++ of an op that one of the decorators made: a header for ``opreg.build``, to take over by hand.
+
+    Raises:
+        TypeError: no decorator made it.
+    """
+    text = getattr(function, "text", None)
+    if not isinstance(text, str) or not hasattr(function, "op"):
+        raise TypeError(f"opreg.emit: expected a function that opreg.pointwise, row or region made, got {function!r}")
+    return text
 
 
 def _traced(function: Function, signature: Signature, tensors: list[Variable]) -> list[tuple[dict[str, bool], Expr]]:
-    found = []
-    absent = [a for a in signature.tensors if a.optional]
+    """What the function computes for each choice of its flags."""
+    made = []
     for flags in signature.flag_choices():
         options = [a.variable for a in signature.numbers]
         value = Formula(function, tensors, options, flags).expression()
-        for a in absent:
+        for a in signature.tensors:
+            if not a.optional:
+                continue
+            # the kernels read ones where a tensor is absent
             kept = [t for t in tensors if t.name != a.name]
             without = Formula(function, kept, options, {**flags, a.name: None}).expression()
             if replaced([value], {tensor(a.variable): ONE}, remade)[0] is not without:
-                raise NotImplementedError(
-                    f"{signature.name}: expected a formula that without {a.name} is what it is for a {a.name} of 1, got another"
-                )
-        found.append((flags, value))
-    return found
+                expected = f"a formula that without {a.name} is what it is for a {a.name} of 1"
+                raise NotImplementedError(f"{signature.name}: expected {expected}, got another")
+        made.append((flags, value))
+    return made
 
 
-def pointwise_text(function: Function, signature: Signature, reduction: bool) -> str:
-    tensors = [a.variable for a in signature.tensors]
-    made = branches(signature, _traced(function, signature, tensors), tensors)
-    text = pointwise_struct(signature, made, reduction=reduction)
-    return family(_struct_name(signature), text, "PointwiseOps", "skeletons/formula.h")
-
-
-def row_text(function: Function, signature: Signature) -> str:
-    nll = Variable(signature.required[0].name, 0.0)
-    made = branches(signature, _traced(function, signature, [nll]), [nll])
-    return family(_struct_name(signature), row_struct(signature, made, nll.name), "RowOps", "skeletons/rowwise/formula.h")
-
-
-def _struct_name(signature: Signature) -> str:
-    return "".join(word.capitalize() for word in signature.name.split("_"))
+def _made(op: Op, function: Function, text: str, cuda: bool | None, replace: bool) -> Function:
+    """The op, compiled, registered, and as a function."""
+    build(text, namespace=op.qualname.split("::")[0], cuda=cuda, replace=replace)
+    op = register(op, replace=replace)
+    face: Any = face_of(op, function.__module__)
+    face.op, face.formula, face.text = op, function, text
+    face.Module = module_class(op, function.__module__)
+    return face  # type: ignore[no-any-return]

@@ -68,7 +68,7 @@ def _mul(e: Expr, da: Expr, db: Expr) -> Expr:
 
 
 def _div(e: Expr, da: Expr, db: Expr) -> Expr:
-    a, b = e.args
+    b = e.args[1]
     if is_const(db, 0):
         return al.div(da, b)
     if is_const(da, 0):

@@ -54,7 +54,13 @@ class Domain:
         """A few numbers of it: about this one, if it belongs to it."""
         low, high = max(self.low, -1e3), min(self.high, 1e3)
         found = [near, *(x for x in (0.6 * near, 1.4 * near) if x in self)] if near in self else []
-        middle = (low + high) / 2 if self.low > -math.inf and self.high < math.inf else low + 1.0 if self.low > -math.inf else high - 1.0
+        middle = (
+            (low + high) / 2
+            if self.low > -math.inf and self.high < math.inf
+            else low + 1.0
+            if self.low > -math.inf
+            else high - 1.0
+        )
         return found or [middle if self.text else 0.5]
 
     def outside(self) -> list[float]:

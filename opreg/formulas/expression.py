@@ -119,6 +119,8 @@ def depends_on(e: Expr, op: str) -> bool:
     return any(n.op == op for n in walk(e))
 
 
-def replaced(roots: Sequence[Expr], new: Mapping[Expr, Expr], make: Callable[[Expr, tuple[Expr, ...]], Expr]) -> list[Expr]:
+def replaced(
+    roots: Sequence[Expr], new: Mapping[Expr, Expr], make: Callable[[Expr, tuple[Expr, ...]], Expr]
+) -> list[Expr]:
     """The same with other nodes in the place of some."""
     return rebuilt(roots, lambda e, args: new[e] if e in new else make(e, args))

@@ -1,7 +1,7 @@
 """From an expression to the functions that ``csrc/base/math.h`` has, the shortest of those that are exact enough.
 
 What an expression is known to lie between decides: e^x of an x that is never above 0 is shorter, and so is a power of a
-number in [0, 1]. sigmoid(x), sigmoid(-x) and log(1 + e^x) are taken apart, so that those of one x share its exponential.
+number in [0, 1]. sigmoid(x), sigmoid(-x) and log(1 + e^x) are taken apart: those of one x share its exponential.
 """
 
 import math
@@ -28,7 +28,7 @@ def _lower(e: Expr, args: tuple[Expr, ...]) -> Expr:
 
 
 def _without_cancellation(roots: Sequence[Expr]) -> Sequence[Expr]:
-    """x c + log(1 + e^(-x)), a cross entropy of a logit, by the sign of x; sigmoid(x) - t, its slope, by both sigmoids."""
+    """x c + log(1 + e^(-x)), a logit's cross entropy, by the sign of x; sigmoid(x) - t, its slope, by both sigmoids."""
     new: dict[Expr, Expr] = {}
     for e in walk(*roots):
         if e.op in ("add", "sub") and (better := _of_logit(e)):
@@ -48,7 +48,12 @@ def _of_logit(e: Expr) -> Expr | None:
                     return al.signed(e.op == "sub" and second is b, _cross_entropy(x, c))
     if e.op == "add":
         for first, second in ((a, b), (b, a)):
-            if second.op == "sigmoid" and first.op == "sub" and is_const(first.args[1], 1) and first.args[0].op == "input":
+            if (
+                second.op == "sigmoid"
+                and first.op == "sub"
+                and is_const(first.args[1], 1)
+                and first.args[0].op == "input"
+            ):
                 return _slope(second.args[0], al.neg(first))
     elif {a.op, b.op} == {"sigmoid", "input"}:
         t, s = (a, b) if a.op == "input" else (b, a)

@@ -67,8 +67,8 @@ class Number(float):
             "choose by torch.where, or declare the option as a bool"
         )
 
-    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __round__ = __floor__ = __ceil__ = __trunc__ = _branches  # type: ignore[assignment]
-    __eq__ = __ne__ = _branches  # type: ignore[assignment]
+    __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __round__ = __floor__ = __ceil__ = __trunc__ = _branches
+    __eq__ = __ne__ = _branches
     __hash__ = float.__hash__
 
     def __neg__(self) -> "Number":

@@ -8,21 +8,31 @@ from .expression import Expr, name_of, number, walk
 
 # Longer texts get a name of their own.
 _LONG = 64
-_OPERATORS = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "lt": ("<", 0), "le": ("<=", 0), "eq": ("==", 0)}
-_WORDS = frozenset(
-    "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const continue default delete do "
-    "double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not not_eq "
-    "operator or or_eq private protected public register return short signed sizeof static struct switch template this throw "
-    "true try typedef typeid typename union unsigned using virtual void volatile while xor xor_eq "
-    "T Mode HD row args name inputs gradients modes mode shapes make value grad slopes domains in_domain "
-    "abs at_least at_most relu clamp sign exp exp_negative exp_term log log1m log1p log1p_unit inverse_1p_unit one_minus_exp expm1 "
-    "pow pow_unit sqrt atan2 detached sigmoid softplus tanh erf erfc log_cosh sin cos floor maximum minimum bits".split()
-)
+_OPERATORS = {
+    "add": ("+", 1),
+    "sub": ("-", 1),
+    "mul": ("*", 2),
+    "div": ("/", 2),
+    "lt": ("<", 0),
+    "le": ("<=", 0),
+    "eq": ("==", 0),
+}
+_WORDS = """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const continue default
+    delete do double else enum explicit export extern false float for friend goto if inline int long mutable namespace
+    new not not_eq operator or or_eq private protected public register return short signed sizeof static struct switch
+    template this throw true try typedef typeid typename union unsigned using virtual void volatile while xor xor_eq
+    T Mode HD row args name inputs gradients modes mode shapes make value grad slopes domains in_domain expect
+    abs at_least at_most relu clamp sign exp exp_negative exp_term log log1m log1p log1p_unit inverse_1p_unit
+    one_minus_exp expm1 pow pow_unit sqrt atan2 detached sigmoid softplus tanh erf erfc log_cosh sin cos floor maximum
+    minimum bits INFINITY NAN
+"""
+_TAKEN = frozenset(_WORDS.split())
 
 
 def identifier(name: str) -> str:
     """A name that C++ and math.h leave free."""
-    return f"{name}_" if name in _WORDS or name.endswith("_") else name
+    return f"{name}_" if name in _TAKEN or name.endswith("_") else name
 
 
 def literal(value: float) -> str:
@@ -34,11 +44,13 @@ def literal(value: float) -> str:
 
 
 class Writer:
-    """The text of a few expressions. ``fields``: what is an option, or made of options alone, by the field that has it."""
+    """The text of a few expressions. ``fields``: options, and what is made of them alone, by the field that has it."""
 
     def __init__(self, fields: dict[Expr, str], taken: Collection[str], *, convert: bool = True) -> None:
         self.fields, self.convert = fields, convert
-        self.prefix = next(p for p in ("v", "w", "u", "part") if not any(n.startswith(p) and n[len(p) :].isdigit() for n in taken))
+        self.prefix = next(
+            p for p in ("v", "w", "u", "part") if not any(n.startswith(p) and n[len(p) :].isdigit() for n in taken)
+        )
         self.lines: list[str] = []
         self.texts: dict[Expr, tuple[str, int]] = {}
 
@@ -81,7 +93,7 @@ class Writer:
         return f"({text})" if level < least else text
 
     def _text(self, e: Expr) -> tuple[str, int]:
-        """A text, and how tightly it binds: 4 a name or a call, 3 a sign, 2 a product, 1 a sum, 0 and below the rest."""
+        """A text, and how tightly it binds: 4 a name or a call, 3 a sign, 2 a product, 1 a sum, 0 or less the rest."""
         if e in self.fields:
             return (f"T({self.fields[e]})" if self.convert else self.fields[e]), 4
         if e.op == "const":
@@ -96,13 +108,18 @@ class Writer:
         if e.op in _OPERATORS:
             sign, level = _OPERATORS[e.op]
             tighter = level if e.op in ("add", "mul") else level + 1
-            return f"{self._of(e.args[0], level)} {sign} {self._of(e.args[1], max(tighter, level + (e.op != 'add')))}", level
+            return (
+                f"{self._of(e.args[0], level)} {sign} {self._of(e.args[1], max(tighter, level + (e.op != 'add')))}",
+                level,
+            )
         if e.op == "where":
             condition, a, b = e.args
             return f"{self._of(condition, 0)} ? {self._of(a, 1)} : {self._of(b, 1)}", -1
         if e.op in ("and", "or", "not"):
             operands = [self._of(a, 3) for a in e.args]
-            return (f"!{operands[0]}", 3) if e.op == "not" else ((" && " if e.op == "and" else " || ").join(operands), -1)
+            return (
+                (f"!{operands[0]}", 3) if e.op == "not" else ((" && " if e.op == "and" else " || ").join(operands), -1)
+            )
         return f"{e.op}({', '.join(self.texts[a][0] for a in e.args)})", 4
 
 

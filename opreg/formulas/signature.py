@@ -64,7 +64,9 @@ class Signature:
         parameters = inspect.signature(function).parameters.values()
         if unknown := domains.keys() - {p.name for p in parameters}:
             names = ", ".join(p.name for p in parameters)
-            raise ValueError(f"{name}: expected domains of its arguments, {names}, got one of {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"{name}: expected domains of its arguments, {names}, got one of {', '.join(sorted(unknown))}"
+            )
         return cls(name, tuple(_argument(name, p, hints.get(p.name), domains.get(p.name)) for p in parameters))
 
     @cached_property
@@ -108,7 +110,9 @@ class Signature:
 
 def _argument(function: str, p: inspect.Parameter, hint: Any, domain: str | None) -> Argument:
     if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in ("reduction", "dtype", "ignore_index", "grad_output"):
-        raise TypeError(f"{function}: expected arguments of its own names, got {p}; an op adds reduction and dtype itself")
+        raise TypeError(
+            f"{function}: expected arguments of its own names, got {p}; an op adds reduction and dtype itself"
+        )
     alternatives = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     kinds = [k for k in alternatives if k is not type(None)]
     optional = type(None) in alternatives
@@ -120,12 +124,8 @@ def _argument(function: str, p: inspect.Parameter, hint: Any, domain: str | None
     default = p.default
     if kind is float and isinstance(default, int) and not isinstance(default, bool):
         default = float(default)
-    if optional and default is p.empty:
-        optional_default = True
-    else:
-        optional_default = default is None
-    if kind is Tensor and (optional != optional_default or (not optional and default is not p.empty)):
-        raise TypeError(f"{function}: expected a tensor with the default None or with none, got {p}")
+    if kind is Tensor and default is not (None if optional else p.empty):
+        raise TypeError(f"{function}: expected Tensor without a default, or Tensor | None = None, got {p}")
     if kind is not Tensor and default is not p.empty and type(default) is not kind:
         raise TypeError(f"{function}: expected a default of {p.name} of type {kind.__name__}, got {default!r}")
     allowed = Domain.of(p.name, domain) if domain is not None else Domain()

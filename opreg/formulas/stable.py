@@ -8,7 +8,7 @@ operation has no better form.
 from collections.abc import Callable
 
 from . import algebra
-from .expression import ONE, TWO, Expr, is_const
+from .expression import ONE, TWO, Expr, is_const, node, number
 from .ranges import is_positive
 
 
@@ -96,7 +96,7 @@ def _log_cosh(a: Expr, b: Expr) -> Expr | None:
     """x + log(1 + e^(-2x)) - log 2."""
     terms = [*_terms(a, False), *_terms(b, False)]
     curved = [e for negative, e in terms if e.op == "softplus" and not negative]
-    fixed = [algebra.number(algebra.signed(negative, e)) for negative, e in terms if e.op == "const"]
+    fixed = [number(algebra.signed(negative, e)) for negative, e in terms if e.op == "const"]
     if len(curved) != 1 or len(fixed) != 1 or abs(fixed[0] + algebra.LN2) > 1e-6:
         return None
     x = algebra.scaled(-0.5, curved[0].args[0])
@@ -162,7 +162,7 @@ def log_of(x: Expr) -> Expr | None:
     if x.op == "cosh":
         return algebra.log_cosh(x.args[0])
     if x.op == "neg" and x.args[0].op == "expm1" and is_positive(algebra.neg(x.args[0].args[0])):
-        return algebra.node("log1mexp", algebra.neg(x.args[0].args[0]))
+        return node("log1mexp", algebra.neg(x.args[0].args[0]))
     if x.op == "add" and any(map(_is_one, x.args)):
         return algebra.log1p(x.args[1] if _is_one(x.args[0]) else x.args[0])
     if x.op == "sub" and _is_one(x.args[0]):
@@ -180,5 +180,5 @@ def log1p_of(x: Expr) -> Expr | None:
     if x.op == "neg" and x.args[0].op == "sigmoid":
         return algebra.neg(algebra.softplus(x.args[0].args[0]))
     if x.op == "neg" and x.args[0].op == "exp" and is_positive(algebra.neg(x.args[0].args[0])):
-        return algebra.node("log1mexp", algebra.neg(x.args[0].args[0]))
+        return node("log1mexp", algebra.neg(x.args[0].args[0]))
     return None

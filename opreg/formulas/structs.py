@@ -22,8 +22,10 @@ class Branch:
     slopes: list[Expr]
 
 
-def branches(signature: Signature, found: list[tuple[dict[str, bool], Expr]], inputs: Sequence[Variable]) -> list[Branch]:
-    """The modes: one for each choice of flags, and beside each, the one in which an exponent has its default, where that
+def branches(
+    signature: Signature, found: list[tuple[dict[str, bool], Expr]], inputs: Sequence[Variable]
+) -> list[Branch]:
+    """The modes: one for each choice of flags, and beside each the one in which exponents have their defaults, if that
     spares a power: x ** gamma is a product for gamma = 2."""
     made = []
     for flags, value in found:
@@ -63,7 +65,7 @@ class Struct:
 
     @property
     def name(self) -> str:
-        return "".join(word.capitalize() for word in self.signature.name.split("_"))
+        return struct_name(self.signature)
 
     def _find_fields(self) -> dict[Expr, str]:
         """The options, and what is made of options alone: computed once a call, in double."""
@@ -84,7 +86,10 @@ class Struct:
         return found
 
     def head(self, base: str = "") -> list[str]:
-        return [f"struct {self.name}{f' : {base}' if base else ''} {{", f'  static constexpr auto name = "{self.signature.name}";']
+        return [
+            f"struct {self.name}{f' : {base}' if base else ''} {{",
+            f'  static constexpr auto name = "{self.signature.name}";',
+        ]
 
     def options(self) -> list[str]:
         """The declarations of the fields."""
@@ -97,15 +102,21 @@ class Struct:
         lines = [f"  static {self.name} make({', '.join([*takes, *extra, *(['Reduction'] if reduction else [])])}) {{"]
         for a in self.signature.numbers:
             name = identifier(a.name)
-            lines.append(f'{INDENT}expect({a.domain.condition(name)}, name, "{a.domain.said(a.name)}", double({name}));')
+            lines.append(
+                f'{INDENT}expect({a.domain.condition(name)}, name, "{a.domain.said(a.name)}", double({name}));'
+            )
         computed = [e for e in self.fields if e.op != "option"]
-        writer = Writer({option(a.variable): f"T({identifier(a.name)})" for a in self.signature.numbers}, self.taken, convert=False)
+        writer = Writer(
+            {option(a.variable): f"T({identifier(a.name)})" for a in self.signature.numbers}, self.taken, convert=False
+        )
         texts = writer.write(computed)
         if computed:
             lines.append(f"{INDENT}using T = double;")
             lines += [INDENT + line for line in writer.lines]
         members = [*([first] if first else [])]
-        members += [identifier(a.name) if a.kind is bool else f"double({identifier(a.name)})" for a in self.signature.options]
+        members += [
+            identifier(a.name) if a.kind is bool else f"double({identifier(a.name)})" for a in self.signature.options
+        ]
         lines.append(f"{INDENT}return {{{', '.join([*members, *texts])}}};")
         return [*lines, "  }"]
 
@@ -114,9 +125,14 @@ class Struct:
             return []
         choice = "".join(f"{b.condition} ? {k} : " for k, b in enumerate(self.branches[:-1]))
         chosen = choice + str(len(self.branches) - 1)
-        return [f"  static constexpr int modes = {len(self.branches)};", f"  int mode({takes}) const {{ return {chosen}; }}"]
+        return [
+            f"  static constexpr int modes = {len(self.branches)};",
+            f"  int mode({takes}) const {{ return {chosen}; }}",
+        ]
 
-    def function(self, head: str, returned: str, which: str, *, before: Sequence[str] = (), moded: bool = False) -> list[str]:
+    def function(
+        self, head: str, returned: str, which: str, *, before: Sequence[str] = (), moded: bool = False
+    ) -> list[str]:
         """A member that computes: ``returned`` is the text of the result with the expressions' texts in it."""
         several = len(self.branches) > 1 or moded
         lines = [f"  template <{'int Mode, ' if several else ''}class T>", f"  HD {head} const {{"]
@@ -130,7 +146,7 @@ class Struct:
         return [*lines, "  }"]
 
 
-def pointwise_struct(signature: Signature, made: list[Branch], *, reduction: bool) -> str:
+def pointwise_struct(signature: Signature, made: list[Branch], reduction: bool) -> str:
     """Of ``PointwiseOps``."""
     s = Struct(signature, made, [])
     tensors = signature.tensors
@@ -170,7 +186,9 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
         "",
         *s.make(extra=["int64_t ignore_index"], reduction=True, first="{ignore_index}"),
         *s.modes("bool"),
-        *s.function("T value([[maybe_unused]] const Row<T>& row)", "row.weight * ({0})", "value", before=before, moded=True),
+        *s.function(
+            "T value([[maybe_unused]] const Row<T>& row)", "row.weight * ({0})", "value", before=before, moded=True
+        ),
         f"  static constexpr bool slopes_of_nll = {'true' if by_value else 'false'};",
         *s.function(
             "Slopes<T> slopes([[maybe_unused]] const Row<T>& row)",
@@ -200,7 +218,11 @@ def _quoted(schema: str) -> str:
     return f'"{text}"'
 
 
-def family(struct_name: str, text: str, skeleton: str, header: str) -> str:
+def struct_name(signature: Signature) -> str:
+    return "".join(word.capitalize() for word in signature.name.split("_"))
+
+
+def family(signature: Signature, text: str, skeleton: str, header: str) -> str:
     """The header that is compiled: a family of one op."""
     return f"""#pragma once
 #include <opreg/base/special.h>
@@ -210,7 +232,7 @@ namespace lossreg {{
 
 {text}
 
-using Ops = {skeleton}<{struct_name}>;
+using Ops = {skeleton}<{struct_name(signature)}>;
 
 }}  // namespace lossreg
 """

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from .expression import Expr, Variable, const, option, tensor
 from .numbers import Names, Untraceable
@@ -23,7 +24,7 @@ class Watch(TorchDispatchMode):
     """Notes what each operator makes of expressions."""
 
     def __init__(self, names: Names) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         # an object's number is another's when it has died: so the tensors are kept
         self.known: dict[int, tuple[Tensor, Expr]] = {}
@@ -77,11 +78,11 @@ class Watch(TorchDispatchMode):
 
     def _meaning(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expr | None:
         if name in UNCHANGED:
-            return self.operand(args[0])  # type: ignore[no-any-return]
+            return self.expression(args[0])
         if name in ("_to_copy", "to"):
             dtype = kwargs.get("dtype")
             if dtype in (None, torch.float32, torch.float64):
-                return real(self.operand(args[0]))
+                return real(self.expression(args[0]))
             raise Untraceable(f"expected arithmetic of real numbers, got a conversion to {dtype}")
         if (value := filled_with(name, tuple(args))) is not None:
             return const(value)
@@ -92,10 +93,11 @@ class Watch(TorchDispatchMode):
         options = {n: self.operand(a) for n, a in kwargs.items() if n not in ("memory_format", "dtype")}
         if name == "div" and options.pop("rounding_mode", None) is not None:
             return None
-        return TABLE[name](*(self.operand(a) for a in args), **options)
+        made: Expr | None = TABLE[name](*(self.operand(a) for a in args), **options)
+        return made
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operator by way of those that torch makes it of; one that can't be followed is named by what was called."""
+        """The operator by way of those that torch makes it of. Where it can't be followed, it is named itself."""
         if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             f = func.decompose
         else:
@@ -104,6 +106,8 @@ class Watch(TorchDispatchMode):
             f = (get_decompositions([func]) or core_aten_decompositions()).get(func)
         try:
             if f is not None:
+                # what Python computes of options on the way is followed
+                args, kwargs = tree_map(self._as_option, (args, kwargs))
                 with self:
                     result = f(*args, **kwargs)
                 if result is not NotImplemented:
@@ -111,6 +115,11 @@ class Watch(TorchDispatchMode):
         except _Unknown:
             pass
         raise _Unknown(f"expected operations on single elements, got {_spoken(func)}")
+
+    def _as_option(self, a: Any) -> Any:
+        return (
+            self.names.number(a, self.names.expressions[a]) if type(a) is float and a in self.names.expressions else a
+        )
 
 
 class _Unknown(Untraceable):
@@ -146,12 +155,13 @@ class Formula:
             what = "the shape of its tensors" if shaped else f"how {', '.join(map(str, self.options))} is computed with"
             advice = "" if shaped else "; write it with arithmetic, math's or torch's functions"
             raise NotImplementedError(
-                f"{self.function.__name__}: expected a formula of single elements, got one that depends on {what}{advice}"
+                f"{self.function.__name__}: expected a formula of single elements, "
+                f"got one that depends on {what}{advice}"
             )
         return first
 
     def _run(self, shape: tuple[int, ...], seed: int) -> Expr:
-        generator = torch.Generator().manual_seed(seed)
+        generator, of_options = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
         names = Names()
         watch = Watch(names)
         given: dict[str, Any] = dict(self.fixed)
@@ -159,7 +169,7 @@ class Formula:
             given[it.name] = 0.25 + 0.5 * torch.rand(shape, generator=generator, dtype=torch.float64)
             watch.note(given[it.name], tensor(it))
         for it in self.options:
-            given[it.name] = names.number(_inside(it, float(torch.rand((), generator=generator))), option(it))
+            given[it.name] = names.number(_inside(it, float(torch.rand((), generator=of_options))), option(it))
         try:
             with torch.no_grad(), watch:
                 result = self.function(**given)
@@ -168,7 +178,15 @@ class Formula:
                 if result.shape != shape and id(result) in watch.known:
                     raise Untraceable(f"expected a number an element, got shape {list(result.shape)} of {list(shape)}")
                 return real(watch.expression(result))
-        except (Untraceable, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AttributeError) as error:
+        except (
+            Untraceable,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            NotImplementedError,
+            AttributeError,
+        ) as error:
             line = _line_of(error, self.function)
             raise NotImplementedError(f"{self.function.__name__}, {line}: {_words(error)}") from error
 
@@ -180,7 +198,11 @@ def _words(error: BaseException) -> str:
 def _line_of(error: BaseException, function: Callable[..., Any]) -> str:
     """Where in the user's text it was: file, line and the text of it."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_TORCH, _HERE)) and Path(f.filename).name != "_python_dispatch.py"]
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith((_TORCH, _HERE)) and Path(f.filename).name != "_python_dispatch.py"
+    ]
     if not own:
         code = function.__code__
         return f'File "{code.co_filename}", line {code.co_firstlineno}'

@@ -7,12 +7,12 @@ from typing import Any
 from . import algebra as al
 from .expression import ONE, ZERO, Expr, const, node
 
-Maker = Callable[..., Expr]
+Maker = Callable[..., Any]
 
 
-def real(e: Any) -> Any:
-    """A truth value as 0 or 1; what is no expression as it is."""
-    return al.where(e, ONE, ZERO) if isinstance(e, Expr) and e.is_truth else e
+def real(e: Expr) -> Expr:
+    """A truth value as 0 or 1."""
+    return al.where(e, ONE, ZERO) if e.is_truth else e
 
 
 def truth(e: Expr) -> Expr:
@@ -20,7 +20,10 @@ def truth(e: Expr) -> Expr:
 
 
 def _of_reals(f: Maker) -> Maker:
-    return lambda *args, **kwargs: f(*map(real, args), **{n: real(a) for n, a in kwargs.items()})
+    def any_real(a: Any) -> Any:
+        return real(a) if isinstance(a, Expr) else a  # None, a word
+
+    return lambda *args, **kwargs: f(*map(any_real, args), **{n: any_real(a) for n, a in kwargs.items()})
 
 
 def _of_truths(f: Maker) -> Maker:
@@ -45,12 +48,15 @@ def _below(x: Expr, bound: Expr, inside: Expr, outside: Expr) -> Expr:
     return al.where(al.compare("le", x, bound), inside, outside)
 
 
-def _hardtanh(x: Expr, low: Expr = const(-1.0), high: Expr = ONE) -> Expr:
+_MINUS_ONE, _HUNDREDTH = const(-1.0), const(0.01)
+
+
+def _hardtanh(x: Expr, low: Expr = _MINUS_ONE, high: Expr = ONE) -> Expr:
     # unlike clamp's, its bounds have slope 0
     return _below(x, low, low, al.where(al.compare("le", high, x), high, x))
 
 
-def _leaky_relu(x: Expr, slope: Expr = const(0.01)) -> Expr:
+def _leaky_relu(x: Expr, slope: Expr = _HUNDREDTH) -> Expr:
     return _below(x, ZERO, al.mul(slope, x), x)
 
 
@@ -76,22 +82,29 @@ def _hardsigmoid(x: Expr) -> Expr:
 
 
 def _hardswish(x: Expr) -> Expr:
-    # at 3 the slope is that of inside, and at -3 it is 0 where the value is
+    # at its kinks the slope is that of outside
     inside = al.mul(x, al.add(al.scaled(1 / 6, x), const(0.5)))
-    return _below(x, const(-3.0), al.scaled(0.0, x), _below(x, const(3.0), inside, x))
+    return _below(x, const(-3.0), al.scaled(0.0, x), al.where(al.compare("le", const(3.0), x), x, inside))
 
 
 def _hypot(a: Expr, b: Expr) -> Expr:
     return al.sqrt(al.add(al.mul(a, a), al.mul(b, b)))
 
 
-def _huber(x: Expr, t: Expr, delta: Expr) -> Expr:
+_MEAN = const(1.0)  # torch's number of it, and that of no reduction is 0
+
+
+def _huber(x: Expr, t: Expr, reduction: Expr = _MEAN, delta: Expr = ONE) -> Expr | None:
+    if reduction is not ZERO:
+        return None
     d = al.absolute(al.sub(x, t))
     near = al.scaled(0.5, al.mul(d, d))
     return _below(d, delta, near, al.mul(delta, al.sub(d, al.scaled(0.5, delta))))
 
 
-def _smooth_l1(x: Expr, t: Expr, beta: Expr) -> Expr:
+def _smooth_l1(x: Expr, t: Expr, reduction: Expr = _MEAN, beta: Expr = ONE) -> Expr | None:
+    if reduction is not ZERO:
+        return None
     d = al.absolute(al.sub(x, t))
     near = al.div(al.scaled(0.5, al.mul(d, d)), beta)
     return al.where(al.compare("lt", d, beta), near, al.sub(d, al.scaled(0.5, beta)))
@@ -157,6 +170,8 @@ ARITHMETIC: dict[str, Maker] = {
     "hardsigmoid": _hardsigmoid,
     "hardswish": _hardswish,
     "threshold": _threshold,
+    "huber_loss": _huber,
+    "smooth_l1_loss": _smooth_l1,
     "clamp": _clamp,
     "clamp_min": lambda x, min: _clamp(x, min),
     "clamp_max": lambda x, max: _clamp(x, None, max),
@@ -208,8 +223,8 @@ TABLE: dict[str, Maker] = {
 }
 # What gives its first operand as it is, whatever else it is given.
 UNCHANGED = frozenset({
-    "alias", "clone", "contiguous", "expand", "lift_fresh", "lift_fresh_copy", "view", "view_as", "reshape", "_unsafe_view",
-    "_reshape_alias", "positive", "squeeze", "unsqueeze", "expand_as",
+    "alias", "clone", "contiguous", "expand", "lift_fresh", "lift_fresh_copy", "view", "view_as", "reshape",
+    "_unsafe_view", "_reshape_alias", "positive", "squeeze", "unsqueeze", "expand_as",
 })  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+"""Python functions as ops: compiled, and with everything that our own ops have."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import opreg
+
+NAMESPACE = "formulas_test"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPREG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def cauchy_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, *, width: float = 1.0) -> Tensor:
+    """Grows with the logarithm of the difference, from ``width`` on."""
+    loss = width**2 / 2 * torch.log(1 + ((input - target) / width) ** 2)
+    return loss if weight is None else loss * weight
+
+
+def poly1_loss(nll: Tensor, *, eps: float = 1.0, squared: bool = False) -> Tensor:
+    loss = nll + eps * (1 - torch.exp(-nll))
+    return loss**2 if squared else loss
+
+
+@pytest.fixture(scope="module")
+def cauchy(cache: None):  # type: ignore[no-untyped-def]
+    return opreg.pointwise(NAMESPACE, domain={"width": "> 0"})(cauchy_loss)
+
+
+@pytest.fixture(scope="module")
+def poly1(cache: None):  # type: ignore[no-untyped-def]
+    return opreg.row(NAMESPACE)(poly1_loss)
+
+
+def test_pointwise(cauchy) -> None:  # type: ignore[no-untyped-def]
+    opreg.testing.check(cauchy.op)
+    with pytest.raises(RuntimeError, match="cauchy_loss: expected width > 0, got -1"):
+        cauchy(torch.ones(2), torch.ones(2), width=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(cauchy, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    exact = [8 * torch.randn(300), 8 * torch.randn(300), torch.rand(300)]
+    ours = [t.to(dtype).requires_grad_() for t in exact]
+    theirs = [t.detach().double().requires_grad_() for t in ours]
+    cauchy(*ours, reduction="sum").backward()
+    cauchy_loss(*theirs).sum().backward()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=tolerance, atol=tolerance)  # type: ignore[union-attr]
+
+
+def test_row(poly1) -> None:  # type: ignore[no-untyped-def]
+    x, t, w = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, -100]), torch.rand(5).double()
+    torch.testing.assert_close(poly1(x, t, w, eps=0.0), F.cross_entropy(x, t, w))
+    assert all(
+        torch.autograd.gradcheck(lambda x, s=s: poly1(x, t, w, squared=s), x.requires_grad_()) for s in (True, False)
+    )
+    assert next(iter(poly1.op.samples(opreg.testing.Maker()))).args[1].dtype == torch.int64
+
+
+@pytest.mark.slow
+def test_every_check_of_a_row(poly1) -> None:  # type: ignore[no-untyped-def]
+    opreg.testing.check(poly1.op)
+
+
+def test_faces(cauchy) -> None:  # type: ignore[no-untyped-def]
+    module = cauchy.Module(width=2.0, reduction="sum")
+    assert repr(module) == "CauchyLoss(weight=None, width=2.0, curvature=0.5, reduction='sum')".replace(
+        "weight=None, ", ""
+    )
+    x, t = torch.randn(7), torch.randn(7)
+    torch.testing.assert_close(module(x, t), cauchy_loss(x, t, width=2.0).sum())
+    assert cauchy.formula is cauchy_loss
+    assert cauchy.__doc__.startswith("Grows with the logarithm")
+    assert opreg.get(f"{NAMESPACE}::cauchy_loss") is cauchy.op
+
+
+def test_emitted_text_is_a_family(cauchy) -> None:  # type: ignore[no-untyped-def]
+    text = opreg.emit(cauchy)
+    assert "struct CauchyLoss {" in text
+    assert "using Ops = PointwiseOps<CauchyLoss>;" in text
+    assert "T(width) * T(width)" in text.split("value(")[0]  # in make(), once a call
+    assert text.count("log1p(") == 2  # of the value, and of the gradient in the weight
+    assert max(map(len, text.splitlines())) <= 120
+    with pytest.raises(TypeError, match="expected a function that opreg"):
+        opreg.emit(cauchy_loss)
+
+
+def test_compiled_and_exported(cauchy) -> None:  # type: ignore[no-untyped-def]
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return cauchy(2 * x, t, width=3.0)  # type: ignore[no-any-return]
+
+    x, t = torch.randn(9, requires_grad=True), torch.randn(9)
+    expected = Model()(x, t)
+    (grad,) = torch.autograd.grad(expected, x)
+    compiled = torch.compile(Model(), fullgraph=True)(x, t)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(torch.autograd.grad(compiled, x)[0], grad)
+    program = torch.export.export(Model(), (x, t))
+    assert any(n.target is cauchy.op.value for n in program.graph.nodes)
+    plain = program.run_decompositions(opreg.decompositions())
+    assert not any(NAMESPACE in str(n.target) for n in plain.graph.nodes)
+    torch.testing.assert_close(plain.module()(x, t), expected)
+
+
+def test_a_twin_in_a_model_is_found_without_a_rule(cauchy) -> None:  # type: ignore[no-untyped-def]
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            ratio = (t - x) / 2.5
+            return (3.125 * torch.log1p(ratio * ratio)).mean()
+
+    x, t = 4 * torch.randn(50), torch.randn(50)
+    fused, report = opreg.fuse(torch.export.export(Model(), (x, t)))
+    assert [s.op for s in report.swapped] == ["cauchy_loss"], report
+    torch.testing.assert_close(fused.module()(x, t), Model()(x, t))
+
+
+CELL = """
+import os, torch, opreg
+from torch import Tensor
+
+def cell(power, **options):
+    text = f"def my_loss(x: Tensor, t: Tensor) -> Tensor:\\n    return (x - t).abs() ** {power}\\n"
+    scope = {"Tensor": Tensor, "__name__": "__main__"}
+    exec(text, scope)
+    return opreg.pointwise("cells", **options)(scope["my_loss"])
+
+x, t = torch.tensor([3.0]), torch.tensor([1.0])
+assert cell(2).op is cell(2).op, "the same text again is the same op"
+assert cell(2)(x, t).item() == 4.0
+try:
+    cell(3)
+except ValueError as error:
+    assert "replace=True" in str(error), error
+else:
+    raise AssertionError("another text took the op's place without a word")
+assert cell(3, replace=True)(x, t).item() == 8.0
+assert torch.ops.cells.my_loss(x, t).item() == 8.0
+"""
+
+
+def test_a_notebooks_cell_can_be_run_again(tmp_path: Path) -> None:
+    cell = tmp_path / "cell.py"
+    cell.write_text(CELL)
+    done = subprocess.run([sys.executable, str(cell)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
