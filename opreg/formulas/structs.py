@@ -1,5 +1,6 @@
 """The C++ of a formula: the struct that a skeleton of csrc asks for."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -154,7 +155,7 @@ def pointwise_struct(signature: Signature, made: list[Branch], reduction: bool) 
     n = len(tensors)
     lines = [
         *s.head(),
-        f"  static constexpr auto args = {_quoted(signature.schema(reduction=reduction))};",
+        *_args(signature.schema(reduction=reduction)),
         f"  static constexpr int inputs = {n}, gradients = {n};",
         f"  static constexpr Shapes shapes = Shapes::{'same' if len(signature.required) == 1 else 'broadcast'};",
         *s.options(),
@@ -180,7 +181,7 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
     weight = ", Tensor? weight=None"
     lines = [
         *s.head("RowFormula"),
-        f"  static constexpr auto args = {_quoted(_with_weight(schema, weight))};",
+        *_args(_with_weight(schema, weight)),
         "  static constexpr int inputs = 3, gradients = 1;",
         *s.options(),
         "",
@@ -213,9 +214,15 @@ def _with_weight(schema: str, weight: str) -> str:
     return ", ".join(arguments[:required]) + weight + ", " + ", ".join(arguments[required:])
 
 
-def _quoted(schema: str) -> str:
+def _args(schema: str) -> list[str]:
+    """The schema as a constant, in as many lines as it takes."""
     text = schema.replace('"', '\\"')
-    return f'"{text}"'
+    line = f'  static constexpr auto args = "{text}";'
+    if len(line) <= 120:
+        return [line]
+    pieces = textwrap.wrap(text, 108, break_long_words=False, break_on_hyphens=False)
+    spaced = [f'      "{piece} "' for piece in pieces[:-1]]
+    return ["  static constexpr auto args =", *spaced, f'      "{pieces[-1]}";']
 
 
 def struct_name(signature: Signature) -> str:

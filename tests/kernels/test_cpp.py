@@ -125,3 +125,9 @@ def test_math(machine: list[str], tmp_path: Path) -> None:
     functions = ("exp", "log", "log1p_unit", "one_minus_exp", "pow_unit", "sigmoid", "softplus", "atan2", "Lean exp")
     for name in (*functions, "Float16", "BFloat16"):
         assert f"\n{name} " in "\n" + report
+
+
+def test_special_functions(tmp_path: Path) -> None:
+    report = build_and_run(tmp_path, "special_test.cpp", "-O2", "-march=native")
+    for name in ("expm1", "tanh", "log_cosh", "exp_of_square", "erfc", "erf", "sin", "cos", "floor", "pow"):
+        assert f"\n{name} " in "\n" + report
