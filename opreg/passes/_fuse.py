@@ -9,7 +9,6 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from .. import _private
-from ._own import rules_of_others
 from ._report import Report
 from ._rewrite import Rewriter
 from ._rule import NearMiss, Rule

@@ -105,11 +105,12 @@ def test_a_library_exports_what_it_says_of_itself_alone(other):
 
 
 def test_names_are_said_once():
-    """The namespace is the build's: nothing in opreg's code has it but documentation, and the names of C functions."""
+    """The namespace is the build's: nothing in opreg's code has it but documentation, the names of C functions, and
+    the text of C++ that is written, whose namespace is fixed."""
     found = []
     for path in sorted((*(ROOT / "opreg").rglob("*.py"), *(ROOT / "meta").rglob("*.py"))):
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            rest = line.replace("``torch.ops.lossreg", "")
+            rest = line.replace("``torch.ops.lossreg", "").replace("namespace lossreg", "")
             if path.name == "_library.py":
                 rest = rest.replace("lossreg_", "")
             if "lossreg" in rest:
