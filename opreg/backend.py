@@ -44,12 +44,14 @@ def opreg(
 
     Args:
         module, example_inputs: from Dynamo.
-        mode, options: of ``torch.compile``, as Inductor takes them.
+        mode, options: of ``torch.compile``, as Inductor takes them; ``options={"heads": True}`` is ``heads`` of
+            ``opreg.fuse``.
     """
-    report = Report()
-    Rewriter(module, (*RULES, *rules_of_others()), report, compiled=True).run()
+    report, others = Report(), dict(options or {})
+    heads = bool(others.pop("heads", False))
+    Rewriter(module, (*RULES, *rules_of_others()), report, compiled=True, heads=heads).run()
     _publish(report)
-    compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, options)
+    compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, others or None)
     return compiled
 
 

@@ -23,6 +23,7 @@ def fuse(
     program: Program,
     *,
     activations: bool = True,
+    heads: bool = False,
     rules: Sequence[Rule | NearMiss] = (),
     example_inputs: Sequence[Any] | None = None,
 ) -> tuple[Program, Report]:
@@ -36,6 +37,8 @@ def fuse(
             ``ExportedProgram``, or any other ``torch.nn.Module``: of that, modules are exchanged, and calls in the
             forward of those that can be traced.
         activations: False leaves native activations alone; those that are written out are swapped even so.
+        heads: True makes one op of a linear layer and the cross entropy of its scores, where nobody else reads these:
+            ``linear_cross_entropy``, which never holds them. It takes less memory, and computes in chunks of rows.
         rules: rules of your own, tried before those of opreg.
         example_inputs: for a graph without shapes and dtypes, one from ``torch.fx.symbolic_trace``: they are found by a
             run on fake tensors. Without them, tensors are taken to be of a floating dtype, and what depends on shapes
@@ -60,12 +63,12 @@ def fuse(
     report = Report()
     every = (*rules, *RULES, *rules_of_others())
     if isinstance(program, ExportedProgram):
-        return _fuse_exported(program, every, report, activations), report  # type: ignore[return-value]
+        return _fuse_exported(program, every, report, activations, heads), report  # type: ignore[return-value]
     if isinstance(program, fx.GraphModule):
         new = copy_sharing(program)
         if example_inputs is not None:
             propagate(new, example_inputs)
-        Rewriter(new, every, report, activations=activations).run()
+        Rewriter(new, every, report, activations=activations, heads=heads).run()
         return new, report
     if isinstance(program, torch.nn.Module):
         new_module = copy_sharing(program)
@@ -113,10 +116,10 @@ def propagate(module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
 
 
 def _fuse_exported(
-    program: ExportedProgram, rules: Sequence[Rule | NearMiss], report: Report, activations: bool
+    program: ExportedProgram, rules: Sequence[Rule | NearMiss], report: Report, activations: bool, heads: bool
 ) -> ExportedProgram:
     module = copy_sharing(program.graph_module)
-    Rewriter(module, rules, report, activations=activations).run()
+    Rewriter(module, rules, report, activations=activations, heads=heads).run()
     return ExportedProgram(
         root=module,
         graph=module.graph,

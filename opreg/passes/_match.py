@@ -7,19 +7,21 @@ same leaves and with the numbers of the program.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, fx
 
 from ._rule import Argument, Formula
 from .graph.calls import sizes, value_of
+from .graph.ranges import CASTS, Ranges
 from .graph.view import GraphView
 from .normal_form import algebra
 from .normal_form.evaluate import Evaluator, TooMany, handlers, prepared
-from .normal_form.values import Value, over_all
-from .normal_form.vocabulary import holds, words
+from .normal_form.values import Opaque, Value, over_all
+from .normal_form.values import leaf as leaf_value
+from .normal_form.vocabulary import words
 
 # Calls that patterns hold. A formula starts from the first argument of one of them, or from what that argument is made
 # of by calls of one tensor.
@@ -32,6 +34,8 @@ _ANCHORS = frozenset({
 # fmt: on
 # Calls that nearly every formula holds: they say nothing of where one starts.
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square"})
+# Functions of differences and products, or of those and numbers: a square may be a product of two.
+_OF_DIFFERENCES = frozenset({"pow", "square", "mul", "abs", "relu", "clamp", "clamp_min", "log_sigmoid", "softplus"})
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
 # How many calls before a root are looked at for starts, and how many are evaluated; and how far apart they may be.
@@ -41,6 +45,23 @@ _FOR_A_PLACE, _FOR_A_GRAPH, _FOR_A_NODE = 1000, 4000, 20
 # How many numbers of a program are tried, and how many tensors are put into a pattern in every order.
 _MOST_NUMBERS, _MOST_TENSORS = 12, 3
 
+
+# Functions whose value depends on more than one element.
+_OF_SEVERAL = frozenset(
+    {
+        "sum",
+        "mean",
+        "softmax",
+        "log_softmax",
+        "cross_entropy",
+        "one_hot",
+        "component",
+        "arange",
+        "logsumexp",
+        "picked",
+        "pairwise_distance",
+    }
+)
 
 F = TypeVar("F", bound=Formula)
 
@@ -58,6 +79,9 @@ class Match(Generic[F]):
     evaluator: Evaluator
     # the root is the pattern's value itself (""), or the mean or the sum of its elements
     reduction: str
+    # times this number, times these tensors, or divided by them where the exponent is −1
+    factor: float = 1.0
+    factors: tuple[tuple[fx.Node, float], ...] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -71,25 +95,25 @@ class Match(Generic[F]):
 
 def argument(view: GraphView, node: fx.Node, shape: Any = None) -> Argument:
     """A node as an objection gets it; the shape is what is known of it where the graph does not tell."""
-    value, requires_grad = value_of(node), view.requires_grad(node)
+    value, requires_grad, values = value_of(node), view.requires_grad(node), Ranges(view).of(node)
     if isinstance(value, Tensor):
-        return Argument(sizes(value), value.dtype, value.device, requires_grad)
-    return Argument(shape, None, None, requires_grad)
+        return Argument(sizes(value), value.dtype, value.device, requires_grad, values)
+    return Argument(shape, None, None, requires_grad, values)
 
 
 class OutOfWork(Exception):
     """More formulas and patterns than are evaluated for one root, or for one graph."""
 
 
-def matches(formulas: Iterable[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
+def matches(formulas: Sequence[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
     """The formulas that a node computes. A node that takes too much work to tell is among those given up."""
     try:
-        yield from _matches(list(formulas), view, root)
+        yield from _matches(formulas, view, root)
     except OutOfWork:
         view.work.given_up.add(root)
 
 
-def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
+def _matches(formulas: Sequence[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
     limit = min(view.work.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position))
 
     def work() -> None:
@@ -97,32 +121,46 @@ def _matches(formulas: list[F], view: GraphView, root: fx.Node) -> Iterator[Matc
             raise OutOfWork
         view.work.done += 1
 
-    found, anchors = words(view, root), anchors_of(formulas, view)
-    formulas = [formula for formula in formulas if holds(found, formula.words)]
+    known = Pool.of(formulas, view)
+    found, anchors = words(view, root), known.anchors
+    formulas = [f for wanted, group in known.by_words if found is None or wanted <= found for f in group]
     if not formulas:
         return
     nodes = list(calls_before(view, root, _MOST_FOR_STARTS))
     telling = anchors | _PARTS
     if not any((c := view.calls.get(n)) is not None and c.name in telling for n in nodes):
-        return
+        formulas = [formula for formula in formulas if not formula.functions]  # of arithmetic alone
+        if not formulas:
+            return
     seen: set[Any] = set()
     reader = Reader(view, root, leaves_for(formulas))
-    for start in (*starts(view, nodes, anchors), None):
-        if start is root:
-            continue
-        for value, evaluator in reader.readings(start):
+    ways = []
+    if any(formula.functions for formula in formulas):
+        ways = [reader.readings(start) for start in (*starts(view, nodes, anchors), None) if start is not root]
+    for way in (*ways, *map(reader.read, operands(view, nodes))):
+        for value, evaluator in way:
             work()
             if not isinstance(value, Value) or value.poly in seen:
                 continue
             seen.add(value.poly)
             leaves = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
-            if forgets(evaluator, leaves):
+            if forgets(root, evaluator, leaves):
                 continue
             written = numbers_in(view, evaluator.interior)
+            search = Search(root, evaluator, leaves, written, work)
+            multiples = []
+            names = algebra.names(value.poly) - {"sum of"}
             for formula in formulas:
-                match = matched(formula, root, value, leaves, written, evaluator, work)
-                if match is not None:
-                    yield match
+                # by cases, other functions may be those of the pattern: two at the least
+                held = len(names) >= 2 if formula.cases else formula.functions <= names
+                if not held or len(formula.parameters[0]) > len(leaves):
+                    continue
+                for match in search.of_cases(formula, reader) if formula.cases else search.plain(formula, value):
+                    if match.factor == 1:
+                        yield match
+                    else:  # perhaps another formula needs no factor
+                        multiples.append(match)
+            yield from multiples
 
 
 def leaves_for(formulas: Iterable[Formula]) -> int:
@@ -133,11 +171,26 @@ def leaves_for(formulas: Iterable[Formula]) -> int:
 # where a formula may start
 
 
-def anchors_of(formulas: Iterable[Formula], view: GraphView) -> frozenset[str]:
-    key = tuple(map(id, formulas))
-    if key not in view.work.anchors:
-        view.work.anchors[key] = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
-    return view.work.anchors[key]
+@dataclass(frozen=True)
+class Pool(Generic[F]):
+    """What a search asks of many formulas together."""
+
+    # the calls from whose arguments they start
+    anchors: frozenset[str]
+    # the formulas by the functions that they hold
+    by_words: tuple[tuple[frozenset[str], tuple[F, ...]], ...]
+
+    @classmethod
+    def of(cls, formulas: Sequence[F], view: GraphView) -> "Pool[F]":
+        key = tuple(map(id, formulas))
+        if key not in view.work.pools:
+            groups: dict[frozenset[str], list[F]] = {}
+            for formula in formulas:
+                groups.setdefault(formula.words, []).append(formula)
+            anchors = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
+            view.work.pools[key] = cls(anchors, tuple((w, tuple(group)) for w, group in groups.items()))
+        pool: Pool[F] = view.work.pools[key]
+        return pool
 
 
 def calls_before(view: GraphView, root: fx.Node, most: int) -> Iterator[fx.Node]:
@@ -154,7 +207,7 @@ def calls_before(view: GraphView, root: fx.Node, most: int) -> Iterator[fx.Node]
                 order.append(n)
 
 
-class Near:
+class Neighbours:
     """The nodes near a root, found as far as somebody asks."""
 
     def __init__(self, view: GraphView, root: fx.Node) -> None:
@@ -191,14 +244,42 @@ def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -
     return list(found)
 
 
+def operands(view: GraphView, nodes: Iterable[fx.Node]) -> list[tuple[fx.Node, ...]]:
+    """Two tensors whose difference or product a formula may be a function of; or three, where one of the two is a
+    difference itself."""
+    found: dict[tuple[fx.Node, ...], None] = {}
+    for node in nodes:
+        call = view.calls.get(node)
+        if call is None or call.name not in _OF_DIFFERENCES or len(set(view.inputs(node))) != 1:
+            continue
+        both, name = view.inputs(node)[:1], ""
+        for _ in range(4):  # sums and products with numbers
+            inner = view.calls.get(both[0])
+            if inner is None or inner.name not in _ARITHMETIC:
+                break
+            both, name = tuple(dict.fromkeys(view.inputs(both[0]))), inner.name
+            if len(both) != 1:
+                break
+        if len(both) != 2 or name not in ("sub", "mul"):
+            continue
+        found[both] = None
+        for one, other in (both, both[::-1]):
+            inner = view.calls.get(one)
+            if inner is not None and inner.name == "sub":
+                found[tuple(dict.fromkeys((*view.inputs(one), other)))] = None
+    return list(found)
+
+
 class Reader:
     """Reads a root's value as a formula of a start and few other leaves, for one start after the other."""
 
     def __init__(self, view: GraphView, root: fx.Node, most: int) -> None:
         self.view, self.root, self.most = view, root, most
-        self.near = Near(view, root)
+        self.near = Neighbours(view, root)
         # the readings in which all that is near is evaluated, by their leaves
         self.whole: dict[frozenset[fx.Node], tuple[Any, Evaluator] | None] = {}
+        # the root's values by case, by the leaves and the leaf that is 0 or 1
+        self.by_case: dict[Any, list[Value] | None] = {}
 
     def readings(self, start: fx.Node | None) -> Iterator[tuple[Any, Evaluator]]:
         """The root's values over a start.
@@ -245,6 +326,29 @@ class Reader:
         if reading is not None:
             yield reading
 
+    def cases(self, leaves: list[fx.Node], leaf: fx.Node) -> list[Value] | None:
+        """The root's values where all elements of a leaf are 0, and where they are 1; None where it is no function of
+        elements.
+
+        The leaves' elements are taken to be finite, as they are in every normal form.
+        """
+        key = (frozenset(leaves), leaf)
+        if key not in self.by_case:
+            self.by_case[key] = self.values_by_case(leaves, leaf)
+        return self.by_case[key]
+
+    def values_by_case(self, leaves: list[fx.Node], leaf: fx.Node) -> list[Value] | None:
+        found = []
+        for case in (0.0, 1.0):
+            given = {n: leaf_value(n) for n in leaves}
+            given[leaf] = replace(given[leaf], poly=algebra.constant(case))
+            with algebra.finite(), contextlib.suppress(Opaque):
+                evaluator = Evaluator(self.view, given, self.view.work.of_cases, closed=lambda n: n not in self.near)
+                value = evaluator.value(self.root)
+                if isinstance(value, Value) and not algebra.names(value.poly) & _OF_SEVERAL:
+                    found.append(value)
+        return found if len(found) == 2 else None
+
     def exceeds(self, leaves: tuple[fx.Node, ...]) -> bool:
         """Are there too many leaves, even if the algebra knows what every call with a meaning gives?"""
         found, seen, waiting = len(leaves), set(leaves), [self.root]
@@ -286,21 +390,23 @@ _OF_SHAPE_ALONE = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "r
 _SHAPES = frozenset({"size", "dim", "numel", "sym_size", "getattr"})
 
 
-def forgets(evaluator: Evaluator, leaves: list[fx.Node]) -> bool:
+def forgets(root: fx.Node, evaluator: Evaluator, leaves: list[fx.Node]) -> bool:
     """Has a normal form lost a tensor that the program reads, as ``x + 0 · y`` loses y?
 
     That tensor may hold NaN or infinities, and its gradient is zero and not absent.
     """
-    for node in evaluator.values:
-        if node in evaluator.interior or node in leaves:
+    view, inside = evaluator.view, {root, *used(root, evaluator)}
+    for user in inside:
+        call = view.calls[user]
+        if call is None or call.name in _OF_SHAPE_ALONE:
             continue
-        value, call = value_of(node), evaluator.view.calls.get(node)
-        name = call.name if call is not None else getattr(node.target, "__name__", str(node.target))
-        if name.split(".")[0] in _SHAPES or (value is not None and not isinstance(value, Tensor)):
-            continue
-        readers = [evaluator.view.calls.get(u) for u in node.users if u in evaluator.interior]
-        if any(call is None or call.name not in _OF_SHAPE_ALONE for call in readers):
-            return True
+        for node in view.inputs(user):
+            if node in inside or node in leaves:
+                continue
+            value, of = value_of(node), view.calls.get(node)
+            name = of.name if of is not None else getattr(node.target, "__name__", str(node.target))
+            if name.split(".")[0] not in _SHAPES and (value is None or isinstance(value, Tensor)):
+                return True
     return False
 
 
@@ -310,7 +416,8 @@ def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
     for node in nodes:
         call = view.calls.get(node)
         if call is not None:
-            found.update(dict.fromkeys(prepared(view, node, call).numbers))
+            for c in prepared(view, node, call).numbers:
+                found[c] = found[abs(c)] = None
     found[1.0] = None
     return sorted(found, key=float.is_integer)[:_MOST_NUMBERS]
 
@@ -318,41 +425,147 @@ def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
 # the comparison
 
 
-def matched(
-    formula: F,
-    root: fx.Node,
-    value: Value,
-    leaves: list[fx.Node],
-    written: list[float],
-    evaluator: Evaluator,
-    work: Callable[[], None],
-) -> Match[F] | None:
-    """The formula, where its pattern over the leaves of a value, in some order, and with numbers of the program is that
-    value."""
-    names, number_names = formula.parameters
-    if len(leaves) != len(names) or len(leaves) > _MOST_TENSORS or not algebra.names(value.poly) >= formula.functions:
-        return None
-    forms = evaluator.view.work.forms
-    choices = [candidates(formula, n, written) for n in number_names]
-    for tensors in itertools.permutations(leaves):
-        for numbers in itertools.product(*choices):
-            key = (id(formula), tensors, numbers)
-            if key not in forms:
-                work()
-                forms[key] = formula.normal_form(tensors, numbers, evaluator.view.work.results)
-            form = forms[key]
-            reduction = None if form is None else found_as(form, value)
-            if reduction is not None:
-                return Match(
+@dataclass(frozen=True)
+class Search:
+    """The search for formulas in one reading of a root."""
+
+    root: fx.Node
+    evaluator: Evaluator
+    leaves: list[fx.Node]
+    # the numbers of the program
+    written: list[float]
+    work: Callable[[], None]
+
+    def plain(self, formula: F, value: Value) -> Iterator[Match[F]]:
+        """The formula, where its pattern over the leaves, in some order, and with numbers of the program is the value,
+        but for factors."""
+        yield from self.found(formula, [value], [None])
+
+    def of_cases(self, formula: F, reader: "Reader") -> Iterator[Match[F]]:
+        """The same of a formula of which one tensor holds zeros and ones alone, for either."""
+        if formula.cases not in formula.parameters[0]:
+            raise ValueError(f'rule "{formula.name}": cases names no tensor of its pattern, {formula.cases}')
+        for leaf in self.leaves:
+            values = reader.cases(self.leaves, leaf)
+            if values is not None:
+                yield from self.found(formula, values, [0.0, 1.0], leaf)
+
+    def found(
+        self, formula: F, values: list[Value], cases: list[float | None], chosen: fx.Node | None = None
+    ) -> Iterator[Match[F]]:
+        names, number_names = formula.parameters
+        factors: dict[algebra.Atom, float] = {}
+        if len(self.leaves) > len(names):
+            factors = algebra.common_leaves([v.poly for v in values])
+            values = [replace(v, poly=algebra.without(v.poly, factors)) for v in values]
+        outside = [a[1] for a in factors]
+        leaves = [n for n in self.leaves if n not in outside]
+        if len(leaves) != len(names) or len(leaves) > _MOST_TENSORS:
+            return
+        choices = [candidates(formula, n, self.written) for n in number_names]
+        for tensors in itertools.permutations(leaves):
+            if chosen is not None and tensors[names.index(formula.cases)] is not chosen:
+                continue
+            for numbers in itertools.product(*choices):
+                forms = [self.form(formula, tensors, numbers, case) for case in cases]
+                # another multiple of an activation is another activation
+                scaled = len(names) == 1 or scales(self.evaluator.view, self.root)
+                found = found_as(forms, values, scaled)
+                if found is None or (factors and found[0]):
+                    self.compare(formula, values, forms)
+                    continue
+                yield Match(
                     formula,
-                    root,
-                    dict(zip(names, tensors, strict=True)),
+                    self.root,
+                    {n: self.after_its_cast(t) for n, t in zip(names, tensors, strict=True)},
                     {n: int(c) if n in formula.integers else c for n, c in zip(number_names, numbers, strict=True)},
-                    used(root, evaluator),
-                    evaluator,
-                    reduction,
+                    used(self.root, self.evaluator),
+                    self.evaluator,
+                    *found,
+                    tuple((a[1], e) for a, e in factors.items()),
                 )
-    return None
+                break  # other tensors in other places may suit the op better, other numbers do not
+
+    def compare(self, formula: Formula, values: list[Value], forms: list[Value | None]) -> None:
+        """Notes how near the pattern of a formula is to the value, if it is near."""
+        (value, *_), (form, *_) = values, forms
+        if form is None or formula.common or not formula.functions or len(value.poly.terms) < _LEAST_TERMS:
+            return
+        if value.poly == form.poly:  # of another shape
+            return
+        found = likeness(value.poly, form.poly)
+        nearest = self.evaluator.view.work.nearest
+        if found >= _NEAR and (self.root not in nearest or nearest[self.root].likeness < found):
+            nearest[self.root] = Near(formula.name, found, difference(value.poly, form.poly))
+
+    def form(self, formula: F, tensors: tuple[fx.Node, ...], numbers: tuple[float, ...], case: float | None) -> Any:
+        work = self.evaluator.view.work
+        key = (id(formula), tensors, numbers, case)
+        if key not in work.forms:
+            self.work()
+            results = work.results if case is None else work.of_cases
+            with contextlib.nullcontext() if case is None else algebra.finite():
+                work.forms[key] = formula.normal_form(tensors, numbers, results, case)
+        return work.forms[key]
+
+    def after_its_cast(self, leaf: fx.Node) -> fx.Node:
+        """A tensor of whole numbers as the program reads it: after a cast to a floating dtype, where there is one and
+        nothing reads it as class indices."""
+        value, view = value_of(leaf), self.evaluator.view
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            return leaf
+        inside = [u for u in leaf.users if u in self.evaluator.interior]
+        called = [(u, view.calls[u]) for u in inside]
+        if any(call is None or call.name in _BY_INDEX for _, call in called):
+            return leaf
+        casts = (u for u, call in called if call is not None and call.name in CASTS)
+        return next((u for u in casts if value_of(u).is_floating_point() and value_of(u).shape == value.shape), leaf)
+
+
+@dataclass(frozen=True)
+class Near:
+    """What a formula nearly is."""
+
+    name: str
+    likeness: float
+    difference: str
+
+
+# From how many terms on a formula is compared with what is nearly it, and how many of them have to be the same.
+_LEAST_TERMS, _NEAR = 3, 0.5
+
+
+def likeness(p: algebra.Poly, q: algebra.Poly) -> float:
+    """How many of the terms of two polynomials are the same, of 1."""
+    return len(p.terms & q.terms) / max(len(p.terms), len(q.terms))
+
+
+def difference(p: algebra.Poly, q: algebra.Poly) -> str:
+    """The first term that a program has otherwise than a pattern, in words."""
+    a, b = dict(p.terms), dict(q.terms)
+    parts = []
+    for monomial in sorted(a.keys() | b.keys(), key=algebra.repr_key):
+        if a.get(monomial) != b.get(monomial):
+            mine, theirs = (f"{c:g}" if c is not None else "nothing" for c in (a.get(monomial), b.get(monomial)))
+            parts.append(f"{algebra.text(monomial)} has the coefficient {mine}, and the op's formula has {theirs}")
+    return parts[0]
+
+
+# Calls that read class indices.
+_BY_INDEX = frozenset({"cross_entropy", "nll_loss", "gather", "one_hot", "index", "getitem", "scatter"})
+
+
+def scales(view: GraphView, root: fx.Node) -> bool:
+    """Is a node another one times a number? Then a formula is looked for there."""
+    call = view.calls.get(root)
+    if call is None:
+        return False
+    return call.name == "neg" or (
+        call.name in ("mul", "div")
+        and len(set(call.inputs())) == 1
+        and len(call.args) == 2
+        and any(isinstance(a, int | float) for a in call.args)
+    )
 
 
 def candidates(formula: Formula, name: str, written: list[float]) -> list[float]:
@@ -369,13 +582,28 @@ def candidates(formula: Formula, name: str, written: list[float]) -> list[float]
     return list(result)
 
 
-def found_as(form: Value, value: Value) -> str | None:
-    """Is a value the pattern's itself (""), its "mean" or its "sum"? None: it is something else."""
-    if form.poly == value.poly and (form.shape is None or value.shape is None or form.shape == value.shape):
-        return ""
-    if value.shape == () and form.shape != ():
-        return next((name for name in ("mean", "sum") if over_all(form, name).poly == value.poly), None)
-    return None
+def found_as(forms: list[Value | None], values: list[Value], scaled: bool) -> tuple[str, float] | None:
+    """Are values those of the pattern (""), or their "mean" or their "sum", and times which number? None: they are
+    something else. ``scaled``: the number has to be 1."""
+    factors = set()
+    for form, value in zip(forms, values, strict=True):
+        if form is None:
+            return None
+        if form.shape is None or value.shape is None or form.shape == value.shape:
+            factor = algebra.ratio(value.poly, form.poly)
+            if factor is not None:
+                factors.add(("", factor))
+                continue
+        if value.shape != () or form.shape == () or len(values) > 1:
+            return None
+        ratios = {name: algebra.ratio(value.poly, over_all(form, name).poly) for name in ("mean", "sum")}
+        known = sorted(((name, c) for name, c in ratios.items() if c is not None), key=lambda found: found[1] != 1)
+        if not known:
+            return None
+        factors.add(known[0])
+    if len(factors) > 1 or (scaled and any(factor != 1 for _, factor in factors)):
+        return None
+    return factors.pop()
 
 
 def used(root: fx.Node, evaluator: Evaluator) -> tuple[fx.Node, ...]:

@@ -1,8 +1,8 @@
 """The rewrite of one graph, in place: first hand-written formulas, then torch's own calls."""
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,21 +15,63 @@ from ._native import Native, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, where
 from ._rule import NearMiss, Rule, no_objection
 from .graph.calls import Attribute, Call, sizes_of, spelled_elsewhere, value_of
+from .graph.equal import image
 from .graph.surgery import Refused, Surgery, op_of
 from .graph.view import GraphView
 from .normal_form.algebra import rounded
 from .normal_form.evaluate import handlers
 from .normal_form.values import NEVER
 from .rules import DOMAINS, LIBRARIES, RULES
-from .rules.chains import CHAINS, scaled
+from .rules.chains import CHAINS, HEADS, scaled
 
 # The last call of a hand-written formula is one of these, or that of a pattern that is no rule of opreg's own.
 _LAST = frozenset(
     {"sum", "mean", "mul", "div", "add", "sub", "rsub", "neg", "pow", "where", "squeeze", "select", "getitem", "index"}
+    | {"square", "abs", "relu", "clamp", "clamp_min", "log_sigmoid", "softplus", "gather"}
+)
+# Calls between the elements of a loss and their mean or sum.
+_BEFORE_A_REDUCTION = frozenset(
+    {"mul", "div", "neg", "where", "masked_fill", "masked_select", "getitem", "index", "reshape", "flatten", "squeeze"}
+    | {"unsqueeze", "contiguous", "to", "float"}
 )
 # Calls with several results. They are no functions of elements, so the algebra does not know them.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
+# The call before a head's cross entropy.
+_HEAD = ("linear",)
+_HALF = (torch.bfloat16, torch.float16)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search for formulas has found in a graph, by the places of nodes."""
+
+    matched: Sequence[int]
+    nearest: Mapping[int, Any]
+    given_up: Sequence[int]
+
+
+class Searches:
+    """Searches of the last graphs: the same one is compiled again and again, for each layer or after a restart."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.known: dict[Any, tuple[Sequence[Rule | NearMiss], Searched]] = {}
+
+    def find(self, key: Any, rules: Sequence[Rule | NearMiss]) -> Searched | None:
+        of, found = self.known.get(key, ((), None)) if key is not None else ((), None)
+        same = len(of) == len(rules) and all(a is b for a, b in zip(of, rules, strict=True))
+        return found if same else None
+
+    def add(self, key: Any, rules: Sequence[Rule | NearMiss], found: Searched) -> None:
+        if key is None:
+            return
+        self.known[key] = rules, found
+        while len(self.known) > self.most:
+            self.known.pop(next(iter(self.known)), None)
+
+
+_SEARCHES = Searches(64)
 
 
 class Rewriter:
@@ -44,6 +86,7 @@ class Rewriter:
         activations: bool = True,
         compiled: bool = False,
         values_checked: bool = False,
+        heads: bool = False,
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
         # compiled: the graph goes on to Inductor, which inlines some of the ops
@@ -51,6 +94,10 @@ class Rewriter:
         # values_checked: the caller sees to it that the values of a call lie in its domain
         self.values_checked = values_checked
         self.last = _LAST.union(rule.last_call for rule in rules if rule not in RULES)
+        # heads: cross entropy over a linear layer becomes one op with it
+        self.heads = heads
+        # the rules of formulas that are a loss wherever they are
+        self.rare = [rule for rule in rules if not rule.common]
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
@@ -62,16 +109,17 @@ class Rewriter:
 
     def pure(self, call: Call) -> bool:
         """Has a call no effect but its result? Known of all calls that a swap can leave without a user."""
-        return call.name in handlers or call.name in self.native_ops or call.name in _MANY_RESULTS
+        return call.name in handlers or call.name in self.native_ops or call.name in (*_MANY_RESULTS, *_HEAD)
 
     def run(self) -> None:
         for child in self.module.children():
             if isinstance(child, fx.GraphModule):
-                options = {"activations": self.activations, "compiled": self.compiled}
+                options = {"activations": self.activations, "compiled": self.compiled, "heads": self.heads}
                 Rewriter(child, self.rules, self.report, **options).run()
         before = len(self.report.swapped)
         self.compositions()
         self.natives()
+        self.near_misses()
         self.report.left.extend(left for _, left in self.refused.values())
         if len(self.report.swapped) > before:
             self.graph.lint()
@@ -80,26 +128,49 @@ class Rewriter:
     # hand-written formulas
 
     def compositions(self) -> None:
-        for root in reversed(list(self.graph.nodes)):
+        nodes, key = list(self.graph.nodes), image(self.module)
+        known = _SEARCHES.find(key, self.rules)
+        places = range(len(nodes)) if known is None else sorted({*known.matched, *known.given_up})
+        matched: list[int] = []
+        if known is not None:
+            self.view.work.nearest.update({nodes[i]: near for i, near in known.nearest.items()})
+            self.view.work.given_up.update(nodes[i] for i in known.given_up)
+        for place in reversed(places):
+            root = nodes[place]
             call = self.view.calls.get(root)
             if call is None or call.name not in self.last:
                 continue
-            for match in matches(self.rules, self.view, root):
+            reduced = call.name in ("mean", "sum") or reduced_later(self.view, root)
+            for match in matches(self.rules if reduced else self.rare, self.view, root):
+                matched.append(place)
                 try:
                     self.compose(match)
                 except Refused as reason:
-                    self.leave(match.formula.name, str(reason), root, len(match.interior))
+                    if not match.formula.common:
+                        self.leave(match.formula.name, str(reason), root, len(match.interior))
                     continue
                 self.refused.pop(root.name, None)
                 break
             if root in self.view.work.given_up:
-                self.leave("a formula", "there are more ways to read it than are tried", root)
+                self.leave("a formula", "there are more ways to read it than are tried: call the op", root)
+        if known is None:
+            index, work = {n: i for i, n in enumerate(nodes)}, self.view.work
+            nearest = {index[n]: near for n, near in work.nearest.items() if n in index}
+            given_up = tuple(index[n] for n in work.given_up if n in index)
+            _SEARCHES.add(key, self.rules, Searched(sorted(set(matched)), nearest, given_up))
 
     def compose(self, match: Match[Rule | NearMiss]) -> None:
         rule, root, view = match.formula, match.root, self.view
-        reason = view.disturbed(match.interior, match.tensors.values(), root) or self.mixed(match)
+        read = (*match.tensors.values(), *(t for t, _ in match.factors))
+        reason = view.disturbed(match.interior, read, root) or self.mixed(match)
         if not reason:
             reason = rule.why if isinstance(rule, NearMiss) else rule.objection(match.arguments)
+        if not reason and rule.cases and not match.arguments[rule.cases].values.binary:
+            t = match.tensors[rule.cases].name
+            reason = (
+                f"it is for {rule.cases} of 0 and 1 only, and the graph does not show that {t} holds no others: "
+                f"make it of a comparison, ({t} > 0.5).to(dtype)"
+            )
         if reason or isinstance(rule, NearMiss):
             raise Refused(reason)
         for node in rule.replacement_graph.nodes:
@@ -109,24 +180,36 @@ class Rewriter:
         bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
 
         def make() -> list[fx.Node]:
-            return self.reduced(self.surgery.copied(rule.replacement_graph, bound), match.reduction)
+            new = self.reduced(self.surgery.copied(rule.replacement_graph, bound), match.reduction)
+            result = value_of(root)
+            if isinstance(result, Tensor) and result.dtype in _HALF:  # of which autocast would make float32
+                for n in new:
+                    op = op_of(n)
+                    if op is not None and op.is_loss:
+                        n.kwargs = {**n.kwargs, "dtype": result.dtype}
+            return self.times(new, match)
 
         self.swap(root, make, rule.name)
 
     def mixed(self, match: Match[Any]) -> str:
-        """Why the dtypes of a formula forbid a swap: rounding in between may matter. Empty: they don't."""
+        """Why the dtypes of a formula forbid a swap: rounding in between may matter. Empty: they don't.
+
+        Autocast computes parts of a float32 formula in bfloat16. The op, which has no such parts, loses nothing by it.
+        """
         root = value_of(match.root)
         if not isinstance(root, Tensor):
             return "it is of a complex dtype" if self.view.complex(match.root) else ""
         if root.dtype not in _FLOATING:
             return f"it is of dtype {root.dtype}"
+        alike = (root.dtype, torch.bfloat16) if root.dtype == torch.float32 else (root.dtype,)
         for node in match.interior:
             t = value_of(node)
-            if isinstance(t, Tensor) and t.dtype not in (root.dtype, torch.int64, torch.int32, torch.bool):
+            of_numbers = isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
+            if of_numbers and t.dtype not in alike:
                 return f"its parts are of two dtypes, {root.dtype} and {t.dtype}"
         for name, node in match.tensors.items():
             t = value_of(node)
-            if isinstance(t, Tensor) and t.dtype not in (root.dtype, torch.int64, torch.int32):
+            if isinstance(t, Tensor) and t.dtype not in (*alike, torch.int64, torch.int32):
                 return f"{name} is of dtype {t.dtype}, the result of {root.dtype}"
         return ""
 
@@ -137,6 +220,14 @@ class Rewriter:
         for t in map(value_of, operands):
             if isinstance(t, Tensor) and op.fuses_on(t.device.type):
                 raise Refused(f"Inductor fuses this: on {t.device.type}, {op.short} would be a kernel of its own")
+
+    def near_misses(self) -> None:
+        """Tells of formulas that nearly are a known one, and where they differ: of each line of source, the nearest."""
+        told = {left.where for _, left in self.refused.values()} | {s.where for s in self.report.swapped}
+        for root, near in sorted(self.view.work.nearest.items(), key=lambda found: -found[1].likeness):
+            if root in self.view.position and where(root) not in told:
+                told.add(where(root))
+                self.leave(near.name, near.difference, root)
 
     # torch's own calls
 
@@ -162,7 +253,7 @@ class Rewriter:
         if spelled_elsewhere(self.view.calls[node].target):  # type: ignore[union-attr]
             self.require_domain(native)
         native = at(native, node, self.view)
-        for name, chain in CHAINS.items():
+        for name, chain in {**(HEADS if self.heads else {}), **CHAINS}.items():
             wider = chain(native, self.view)
             if wider is not None:
                 try:
@@ -260,6 +351,18 @@ class Rewriter:
         tensors = broadcast.args[0] if isinstance(broadcast.args[0], list | tuple) else broadcast.args
         return tensors[index]
 
+    def times(self, new: list[fx.Node], match: Match[Any]) -> list[fx.Node]:
+        """The nodes with the factors of a match after them."""
+        functions = {1: operator.mul, -1: operator.truediv}
+        if match.factor == -1:
+            new = [*new, self.surgery.in_dialect("call_function", operator.neg, (new[-1],), {})]
+        elif match.factor != 1:
+            new = [*new, self.surgery.in_dialect("call_function", operator.mul, (new[-1], match.factor), {})]
+        for t, exponent in match.factors:
+            of = new[-1], self.view.holder(t)
+            new = [*new, self.surgery.in_dialect("call_function", functions[int(exponent)], of, {})]
+        return new
+
     # reductions
 
     def reduced(self, new: list[fx.Node], reduction: str) -> list[fx.Node]:
@@ -276,13 +379,11 @@ class Rewriter:
 
     def fold_reduction(self, new: fx.Node) -> None:
         """Makes the mean or the sum that follows an op its reduction, so that both are one pass over memory."""
-        op, users = op_of(new), list(new.users)
-        if op is None or len(users) != 1:
+        op, user = op_of(new), self.total(new)
+        if op is None or user is None:
             return
-        user = users[0]
-        call = self.view.calls.get(user)
-        if call is None or call.name not in ("mean", "sum") or call.in_place or len(call.args) != 1 or call.kwargs:
-            return
+        call = self.view.calls[user]
+        assert call is not None
         before, after = value_of(user), value_of(new)
         if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype != after.dtype:
             return
@@ -294,7 +395,24 @@ class Rewriter:
             folded = self.surgery.call(op, {**given(op, new), "reduction": call.name})
         folded.meta = dict(user.meta)
         self.surgery.supersede(user, [folded])
-        self.surgery.erase(new)
+        self.surgery.sweep()
+
+    def total(self, node: fx.Node) -> fx.Node | None:
+        """The mean or the sum of all elements of a node that nobody else reads, perhaps taken over one dimension after
+        the other."""
+        name = ""
+        while len(node.users) == 1:
+            (node,) = node.users
+            call = self.view.calls.get(node)
+            if call is None or call.in_place or call.kwargs.keys() - {"dim", "axis", "keepdim"}:
+                return None
+            if call.name in ("mean", "sum") and name in ("", call.name):
+                name = call.name
+                if len(call.args) == 1 and not call.kwargs:
+                    return node
+            elif call.name not in ("reshape", "flatten", "squeeze", "unsqueeze"):
+                return None
+        return None
 
     def reducible(self, op: Op, node: fx.Node, reduction: str) -> bool:
         """Is the mean or the sum of an op's elements what the op gives for that reduction?
@@ -326,6 +444,16 @@ def saves(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> bool:
         if set(n.users) <= going:
             going.add(n)
     return len(going) > 1
+
+
+def reduced_later(view: GraphView, node: fx.Node, steps: int = 4) -> bool:
+    """Does the mean or the sum of a node's elements follow, perhaps with weights or under a mask?"""
+    for user in node.users:
+        call = view.calls.get(user)
+        name = "" if call is None else call.name
+        if name in ("mean", "sum") or (name in _BEFORE_A_REDUCTION and steps and reduced_later(view, user, steps - 1)):
+            return True
+    return False
 
 
 def multiplies_by(view: GraphView, follower: fx.Node, node: fx.Node, number: float) -> bool:

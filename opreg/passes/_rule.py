@@ -2,8 +2,8 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..op import Op
+from .graph.ranges import ANYTHING, Range
 from .graph.view import GraphView
 from .normal_form import algebra
 from .normal_form.algebra import TooLarge
@@ -20,6 +21,8 @@ from .normal_form.values import Opaque, Value, leaf, number
 # The shapes and numbers for which patterns are evaluated, to see which functions every program that computes one calls:
 # boxes or scores, class indices, scalars.
 _SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (3,), ())
+# Regions of pixels, for a pattern that needs them.
+_REGIONS: tuple[tuple[int, ...], ...] = ((3, 4, 5),)
 _NUMBERS = (0.3, 0.0, 1.0, 2.0)
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -33,6 +36,8 @@ class Argument:
     dtype: torch.dtype | None
     device: torch.device | None
     requires_grad: bool | None
+    # what its elements can be
+    values: Range = ANYTHING
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Formula:
     name: str
     pattern: Callable[..., Tensor]
     numbers: Mapping[str, Callable[[float], float]] = field(default_factory=dict, kw_only=True)
+    cases: str = field(default="", kw_only=True)
+    common: bool = field(default=False, kw_only=True)
 
     @cached_property
     def parameters(self) -> tuple[list[str], list[str]]:
@@ -114,31 +121,42 @@ class Formula:
     @cached_property
     def words(self) -> frozenset[str]:
         """The functions and reductions in the pattern's normal form, whatever its tensors and numbers are."""
+        found = self._words(_SHAPES) or self._words(_REGIONS)
+        return frozenset[str]().union(*found).intersection(*found) - {"sum of"}
+
+    def _words(self, shapes: Sequence[tuple[int, ...]]) -> list[frozenset[str]]:
+        """The functions of the normal form for each choice of shapes and numbers that has one."""
         names, number_names = self.parameters
         graph = fx.Graph()
-        made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in _SHAPES}
+        made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in shapes}
         for shape, nodes in made.items():
             for node in nodes:
                 node.meta["example_value"] = torch.empty(shape, device="meta")
         found: list[frozenset[str]] = []
         results: dict[Any, Any] = {}
-        for columns in itertools.product(_SHAPES, repeat=len(names)):
+        for columns in itertools.product(shapes, repeat=len(names)):
             leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
             for given in _NUMBERS:
                 form = self.normal_form(leaves, (given,) * len(number_names), results)
                 if form is not None:
                     found.append(algebra.names(form.poly))
-        return frozenset[str]().union(*found).intersection(*found) - {"sum of"}
+        return found
 
     def normal_form(
-        self, tensors: tuple[fx.Node, ...], given: tuple[float, ...], results: dict[Any, Any]
+        self,
+        tensors: tuple[fx.Node, ...],
+        given: tuple[float, ...],
+        results: dict[Any, Any],
+        case: float | None = None,
     ) -> Value | None:
         """The pattern's normal form over these leaves and with these numbers; None where it has none.
 
-        ``results``: those of an ``Evaluator``.
+        ``results``: those of an ``Evaluator``. ``case``: the one value of all elements of the tensor ``cases``.
         """
         names, number_names = self.parameters
         leaves: dict[str, Any] = {n: leaf(t) for n, t in zip(names, tensors, strict=True)}
+        if case is not None:
+            leaves[self.cases] = replace(leaves[self.cases], poly=algebra.constant(case))
         leaves |= {n: number(c) for n, c in zip(number_names, given, strict=True)}
         bound = {p: leaves[str(p.target)] for p in self.pattern_graph.nodes if p.op == "placeholder"}
         try:
@@ -189,6 +207,10 @@ class Rule(Formula):
             requires_grad, as far as the program says.
         numbers: how a number of the pattern is made of one that the program holds, where it is not that number itself:
             ``{"margin": math.acos}`` for a program that holds the cosine of its margin.
+        cases: the name of a tensor whose elements are to be 0 or 1, shown by the graph. Pattern and program, which are
+            functions of elements then, are compared for 0 and for 1, where many spellings are one.
+        common: programs compute this for other purposes than a loss, too: it is swapped only where the mean or the sum
+            of its elements follows, and left without a word otherwise.
     """
 
     replacement: Callable[..., Tensor]

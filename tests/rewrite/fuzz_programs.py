@@ -1135,6 +1135,8 @@ def arcface(g: Generator) -> None:
     g.after(g.let(f"F.cross_entropy({logits}, {t}, reduction='{g.one(*REDUCTIONS)}')"))
 
 
+import fuzz_written  # noqa: E402, F401  more pieces, which use what is above
+
 FAMILIES = list(dict.fromkeys(p.family for p in PIECES))
 
 

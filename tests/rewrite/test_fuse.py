@@ -380,10 +380,15 @@ NEAR = {
 
 @pytest.mark.parametrize("name", NEAR)
 def test_near_miss(name):
-    """What a rule does not know is not touched."""
+    """What a rule does not know is not touched; of a long formula the report says where it differs."""
     left, ops = near(NEAR[name], SCORES, HARD)
     assert ops == []
-    assert left == []
+    if name in ("another factor of dice", "two smooths"):
+        ((what, why),) = left
+        assert what == "dice_loss of the batch, written out"
+        assert " has the coefficient -" in why
+    else:
+        assert left == []
 
 
 def test_two_alphas():
@@ -414,7 +419,7 @@ LEFT = {
         lambda x, t: (lambda ce: (1 - torch.exp(-ce)) ** 2 * ce)(
             F.binary_cross_entropy_with_logits(x, t, reduction="none")
         ),
-        "targets 0 and 1 only",
+        "of 0 and 1 only",
     ),
     "dice of probabilities": (
         lambda x, t: 1 - (2 * (x * t).sum() + 1) / (x.sum() + t.sum() + 1),
@@ -997,8 +1002,9 @@ def test_work_grows_with_the_graph():
 @pytest.mark.parametrize("limits", [{"_FOR_A_PLACE": 10}, {"_FOR_A_GRAPH": 20, "_FOR_A_NODE": 1}], ids=str)
 def test_work_has_an_end(limits, monkeypatch):
     """What takes more readings than are tried is left, and the report says so."""
-    from opreg.passes import _match
+    from opreg.passes import _match, _rewrite
 
+    _rewrite._SEARCHES.known.clear()
     for name, most in limits.items():
         monkeypatch.setattr(_match, name, most)
     module = fx.symbolic_trace(many_sites(6))
@@ -1008,7 +1014,9 @@ def test_work_has_an_end(limits, monkeypatch):
         rule.functions  # noqa: B018  found once
     monkeypatch.setattr(opreg.Rule, "normal_form", lambda *args: calls.append(args) or normal_form(*args))
     new, report = opreg.fuse(module, example_inputs=(SCORES,))
-    assert "a formula: there are more ways to read it than are tried" in {f"{e.what}: {e.why}" for e in report.left}
+    assert "a formula: there are more ways to read it than are tried: call the op" in {
+        f"{e.what}: {e.why}" for e in report.left
+    }
     assert len(calls) <= sum(limits.get(n, 0) for n in ("_FOR_A_PLACE", "_FOR_A_NODE")) * len(module.graph.nodes) + 20
     torch.testing.assert_close(new(SCORES), module(SCORES))
 

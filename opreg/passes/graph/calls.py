@@ -35,7 +35,10 @@ _OPERATORS = {
     operator.ge: "ge",
     operator.le: "le",
     operator.matmul: "matmul",
-    operator.and_: "logical_and",
+    operator.ne: "ne",
+    operator.and_: "bitwise_and",
+    operator.or_: "bitwise_or",
+    operator.invert: "bitwise_not",
 }
 # Without operator.imatmul, which a tensor does not have: ``a @= b`` makes a new one.
 IN_PLACE_OPERATORS = {
@@ -46,7 +49,7 @@ IN_PLACE_OPERATORS = {
     operator.ifloordiv: "floor_divide",
     operator.imod: "remainder",
     operator.ipow: "pow",
-    operator.iand: "logical_and",
+    operator.iand: "bitwise_and",
     operator.ior: "bitwise_or",
     operator.ixor: "bitwise_xor",
     operator.ilshift: "bitwise_left_shift",
@@ -293,3 +296,11 @@ def sizes(value: Any) -> Sizes | None:
 
 def sizes_of(shape: Sequence[Any]) -> Sizes:
     return tuple(d if isinstance(d, int) else d.node.expr for d in shape)
+
+
+def held_at(module: torch.nn.Module | None, path: str) -> Any:
+    """What a module holds at a path; None where it holds nothing there."""
+    owner: Any = module
+    for step in path.split("."):
+        owner = getattr(owner, step, None)
+    return owner

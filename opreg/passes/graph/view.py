@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .calls import Call, assigns, resolve, value_of
+from .calls import Call, assigns, held_at, resolve, value_of
 from .gradients import constant, differentiable, either, gradient_of
 from .writes import (
     FRESH_MODULES,
@@ -35,12 +35,18 @@ class Work:
     opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
     # the normal forms of patterns, by pattern, nodes and numbers
     forms: dict[Any, Any] = field(default_factory=dict)
-    # the calls from whose arguments formulas start, by the formulas
-    anchors: dict[Any, frozenset[str]] = field(default_factory=dict)
+    # what a search asks of many formulas together, by these
+    pools: dict[Any, Any] = field(default_factory=dict)
     # the functions that normal forms of nodes may hold
     words: dict[fx.Node, frozenset[str] | None] = field(default_factory=dict)
     # the values of calls, by their nodes and the values of their arguments
     results: dict[Any, Any] = field(default_factory=dict)
+    # the same where a tensor of zeros and ones holds one of them alone
+    of_cases: dict[Any, Any] = field(default_factory=dict)
+    # what the elements of nodes can be, as ``Ranges`` has found
+    ranges: dict[fx.Node, Any] = field(default_factory=dict)
+    # the formulas that nodes nearly are
+    nearest: dict[fx.Node, Any] = field(default_factory=dict)
     # how many formulas and patterns were evaluated
     done: int = 0
     # the nodes at which this was too much
@@ -180,10 +186,7 @@ class GraphView:
 
     def _attribute(self, node: fx.Node) -> Any:
         """What a node reads from the module; None where it reads nothing there."""
-        owner: Any = self.module if node.op == "get_attr" else None
-        for step in str(node.target).split(".") if node.op == "get_attr" else ():
-            owner = getattr(owner, step, None)
-        return owner
+        return held_at(self.module, str(node.target)) if node.op == "get_attr" else None
 
     def aliased(self, node: fx.Node, write: fx.Node) -> bool:
         """May somebody else see what a call writes to a node: the graph's caller, or a view that was made before?"""

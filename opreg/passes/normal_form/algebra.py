@@ -3,11 +3,24 @@
 Two programs with the same polynomial compute the same function over the reals, whatever the order of their operands,
 their brackets, and the place of their constants. Atoms are leaves and functions of polynomials: sigmoid(x), a power, a
 sum over dimensions. A few identities, such as sigmoid(−x) = 1 − sigmoid(x), make atoms unique too.
+
+What is assumed, and what is not:
+
+- Elements of leaves are finite or NaN. At an infinite one, one spelling may give NaN where another gives a number, as
+  x − x·t and x·(1 − t) do. Where an intermediate result of one spelling overflows, as log(1 + eˣ) does, the other's
+  value stands.
+- Nothing is assumed of signs or order: x/x, √x·√x and (x²)^½ stay what they are, boxes may have x2 < x1, scores may
+  require a gradient anywhere. What holds for some values only is a rule's condition, which ``graph.ranges`` proves of
+  the graph, or the place is left.
+- A tensor times 0 has no normal form, except where elements are compared by cases (``finite``).
+- At a kink, where two slopes meet, either may be the gradient; where a loss is NaN, its gradient may be any.
 """
 
+import contextlib
+import contextvars
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -38,6 +51,19 @@ def rounded(x: float) -> float:
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
+_FINITE = contextvars.ContextVar("finite", default=False)
+
+
+@contextlib.contextmanager
+def finite() -> Iterator[None]:
+    """Elements of tensors are taken to be finite, so that a tensor times 0 is 0."""
+    token = _FINITE.set(True)
+    try:
+        yield
+    finally:
+        _FINITE.reset(token)
+
+
 class Poly:
     """A sum of monomials with coefficients. Equal ones are one object.
 
@@ -63,6 +89,8 @@ class Poly:
         if len(self.terms) * len(other.terms) > LARGEST:
             raise TooLarge
         if (self.number == 0 and other.number is None) or (other.number == 0 and self.number is None):
+            if _FINITE.get():
+                return constant(0)
             raise NotFinite
         return collect((product(a, b), c * d) for a, c in self.terms for b, d in other.terms)
 
@@ -73,7 +101,7 @@ class Poly:
         return self + -other
 
     def scaled(self, factor: float) -> "Poly":
-        if factor == 0 and self.number is None:
+        if factor == 0 and self.number is None and not _FINITE.get():
             raise NotFinite
         if factor == 1:
             return self
@@ -136,6 +164,30 @@ def atom_key(atom: Any) -> str:
     if isinstance(atom, tuple):
         return "(" + ",".join(map(atom_key, atom)) + ")"
     return str(atom)
+
+
+def text(part: Any, most: int = 60) -> str:
+    """A part of an expression as a reader would write it."""
+
+    def written(part: Any) -> str:
+        if isinstance(part, Poly):
+            return " + ".join(sorted(term(m, c) for m, c in part.terms))
+        if isinstance(part, frozenset):
+            return ", ".join(sorted(map(written, part)))
+        if isinstance(part, tuple) and part and part[0] in ("leaf", "sum of"):
+            return str(part[1]) if part[0] == "leaf" else f"({written(part[1])})"
+        if isinstance(part, tuple) and part and isinstance(part[0], str):
+            return f"{part[0]}({', '.join(map(written, part[1:]))})"
+        return str(part)
+
+    def monomial(m: Monomial) -> str:
+        return "·".join(sorted(written(a) + (f"^{e:g}" if e != 1 else "") for a, e in m)) or "1"
+
+    def term(m: Monomial, c: float) -> str:
+        return f"{c:g}" if not m else monomial(m) if c == 1 else f"{c:g}·{monomial(m)}"
+
+    found = monomial(part) if isinstance(part, frozenset) else written(part)
+    return found if len(found) <= most else f"{found[:most]}…"
 
 
 def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
@@ -265,7 +317,66 @@ def exponential(z: Poly) -> Poly:
     found = single(z)
     if found is not None and found[0][0] == "log_softmax" and found[1] == 1:
         return atom("softmax", *found[0][1:])
-    return atom("exp", z)
+    of = log_of_sigmoid_power(z)
+    return atom("exp", z) if of is None else power(sigmoid(of[0]), of[1])
+
+
+def log_of_sigmoid_power(p: Poly) -> tuple[Poly, float] | None:
+    """z and k of a polynomial k·log σ(z) with k > 0, which is −k·softplus(−z); None of any other.
+
+    softplus(−z) stands as softplus(z) − z where the sign of −z is not the first one.
+    """
+    found = [(a, c) for m, c in p.terms if len(m) == 1 for a, e in m if a[0] == "softplus" and e == 1]
+    if len(found) != 1 or found[0][1] >= 0:
+        return None
+    inner: Poly = found[0][0][1]
+    k = -found[0][1]
+    for z in (inner, -inner):
+        if close(softplus(-z).scaled(-k), p):
+            return z, k
+    return None
+
+
+def ratio(p: Poly, q: Poly) -> float | None:
+    """c of p = c·q, but for the last digits of coefficients, which come from products of rounded numbers; or None."""
+    if p == q:
+        return 1.0
+    if len(p.terms) != len(q.terms) or not p.terms:
+        return None
+    a, b = dict(p.terms), dict(q.terms)
+    if a.keys() != b.keys():
+        return None
+    first = next(iter(a))
+    c = a[first] / b[first]
+    if not all(abs(a[m] - c * b[m]) <= 1e-9 * abs(a[m]) for m in a):
+        return None
+    # a short number is the program's own
+    short = float(f"{c:.9g}")
+    return short if abs(short - c) <= 2e-11 * abs(c) else c
+
+
+def close(p: Poly, q: Poly) -> bool:
+    """Are two polynomials one but for the last digits of coefficients?"""
+    return ratio(p, q) == 1
+
+
+def common_leaves(polys: Sequence[Poly]) -> dict[Atom, float]:
+    """The leaves that every term of polynomials is multiplied or divided by once, with the exponents 1 or −1, and that
+    they hold nowhere else."""
+    terms = [monomial for p in polys for monomial, _ in p.terms]
+    if not terms:
+        return {}
+    shared = frozenset.intersection(*terms)
+    found = {a: e for a, e in shared if a[0] == "leaf" and e in (1, -1)}
+    if found:
+        rest = frozenset[Any]().union(*(leaves(without(p, found)) for p in polys))
+        found = {a: e for a, e in found.items() if a[1] not in rest}
+    return found
+
+
+def without(p: Poly, factors: dict[Atom, float]) -> Poly:
+    """A polynomial without factors that each of its terms has."""
+    return Poly(frozenset((monomial.difference(factors.items()), c) for monomial, c in p.terms))
 
 
 def logarithm(p: Poly) -> Poly:
@@ -273,6 +384,8 @@ def logarithm(p: Poly) -> Poly:
     if z is not None:
         return softplus(z)
     found = single(p)
+    if found is not None and found[1] == 1 and found[0][0] == "softmax":
+        return atom("log_softmax", *found[0][1:])
     if found is not None and found[1] == 1 and found[0][0] == "sigmoid":
         return -softplus(-found[0][1])
     for_complement = single(constant(1) - p)
@@ -285,17 +398,29 @@ def odd(name: str) -> Callable[[Poly], Poly]:
     return lambda z: -atom(name, -z) if z.sign() < 0 else atom(name, z)
 
 
+# Comparisons with 0.
+COMPARISONS = frozenset({"gt", "ge", "eq"})
+
+
+def compare(name: str, p: Poly) -> Poly:
+    """1 where p > 0, p >= 0 or p == 0, else 0."""
+    number = p.number
+    if number is not None:
+        return constant({"gt": number > 0, "ge": number >= 0, "eq": number == 0}[name])
+    return atom(name, -p if name == "eq" and p.sign() < 0 else p)
+
+
 def mask(p: Poly) -> bool:
     """Is it one comparison, or a product of several, so that it is 0 or 1 everywhere?"""
     if len(p.terms) != 1:
         return False
     ((monomial, coefficient),) = p.terms
-    return bool(monomial) and coefficient == 1 and all(found[0] in ("gt", "ge") for found, _ in monomial)
+    return bool(monomial) and coefficient == 1 and all(found[0] in COMPARISONS for found, _ in monomial)
 
 
 def choices(p: Poly) -> bool:
     """Is it a small whole number everywhere, exact in any dtype: a sum of comparisons and class indicators?"""
-    kinds = frozenset({"one_hot", "gt", "ge"})
+    kinds = COMPARISONS | {"one_hot"}
     names = [{found[0] for found, _ in monomial} for monomial, _ in p.terms]
     return bool(names) and all(n and n <= kinds for n in names) and all(whole(c) and abs(c) <= 8 for _, c in p.terms)
 

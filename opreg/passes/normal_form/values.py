@@ -1,5 +1,6 @@
 """Values of tensor expressions: the normal form of their elements, and their shapes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,13 +138,27 @@ def over_all(value: Value, name: str) -> Value:
 
 
 def atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
-    """A linear reduction: each term is reduced by itself, and its coefficient stays outside."""
+    """A linear reduction: each term is reduced by itself, and its coefficient stays outside.
+
+    Over dimensions whose sizes are numbers, a mean is a sum divided by their product.
+    """
+    count = None
+    if base is not None:
+        over = base if dims == "all" else [base[d] for d in dims]
+        if all(isinstance(d, int) for d in over) and 0 not in over:
+            count = math.prod(over)
+    if name == "mean" and count is not None:
+        return atom_of_each(p, "sum", dims, base).scaled(1 / count)
     result = constant(0)
     for monomial, coefficient in p.terms:
-        if monomial == algebra.ONE and name == "mean":
-            result = result + constant(coefficient)
+        if monomial == algebra.ONE and (name == "mean" or count is not None):
+            result = result + constant(coefficient if name == "mean" or count is None else coefficient * count)
             continue
         inner = Poly(frozenset({(monomial, 1.0)}))
+        found = algebra.single(inner)
+        if dims == "all" and found is not None and found[0][0] == name and len(found[0]) == 3:  # of sums over some
+            result = result + atom(name, found[0][1], "all").scaled(coefficient)
+            continue
         counted = (base,) if monomial == algebra.ONE else ()
         result = result + atom(name, inner, dims, *counted).scaled(coefficient)
     return result

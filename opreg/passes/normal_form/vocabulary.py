@@ -9,30 +9,37 @@ from ..graph.view import GraphView
 from .evaluate import handlers
 
 # Functions that turn into one another: 1 / (1 + eˣ) is a sigmoid, and the logarithm of a sigmoid a softplus.
-_SMOOTH = frozenset({"sigmoid", "exp", "log", "softplus", "tanh", "softmax", "log_softmax", "cross_entropy"})
+_SMOOTH = frozenset(
+    {"sigmoid", "exp", "log", "softplus", "tanh", "softmax", "log_softmax", "cross_entropy", "logsumexp"}
+)
 _KINKED = frozenset({"abs", "clamp", "maximum", "minimum"})
-_CHOICE = frozenset({"gt", "ge", "where", "abs"})
+_CHOICE = frozenset({"gt", "ge", "eq", "where", "abs"})
 _NONE = frozenset[str]()
 # What each call adds to what its arguments hold. A call that is not among these may add anything.
 # fmt: off
 _ADDED: dict[str, frozenset[str]] = {
     **dict.fromkeys((
         "sigmoid", "exp", "expm1", "log", "log1p", "log_sigmoid", "softplus", "silu", "mish", "tanh", "softmax",
-        "log_softmax", "cross_entropy", "nll_loss", "gather", "binary_cross_entropy_with_logits",
+        "log_softmax", "cross_entropy", "nll_loss", "gather", "logsumexp", "binary_cross_entropy_with_logits",
     ), _SMOOTH | {"abs"}),
     **dict.fromkeys((
         "relu", "relu6", "abs", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "hardswish", "maximum",
         "minimum", "max", "min",
     ), _KINKED),
-    **dict.fromkeys(("gt", "ge", "lt", "le", "where", "setitem", "index_put"), _CHOICE),
+    **dict.fromkeys((
+        "gt", "ge", "lt", "le", "eq", "ne", "where", "masked_fill", "setitem", "index_put",
+    ), _CHOICE),
     **dict.fromkeys(("unbind", "chunk", "split", "tensor_split", "split_with_sizes", "select", "slice", "getitem"),
                     frozenset({"component"})),
     **dict.fromkeys(("one_hot", "scatter"), frozenset({"one_hot"})),
-    **{name: frozenset({name}) for name in ("sum", "mean", "atan", "atan2", "arange")},
+    **dict.fromkeys(("sum", "mean", "einsum"), frozenset({"sum", "mean"})),  # a mean over a known number is a sum
+    **{name: frozenset({name}) for name in ( "atan", "atan2", "arange", "pairwise_distance")},
     "detach": frozenset({"constant"}),
+    **dict.fromkeys(("permute", "movedim", "moveaxis", "transpose"), _NONE),
     **dict.fromkeys((
         "add", "sub", "rsub", "mul", "div", "neg", "positive", "square", "sqrt", "rsqrt", "reciprocal", "pow", "cos",
         "sin", "zeros_like", "zeros", "new_zeros", "prod", "index", "logical_and", "bitwise_and", "and", "__and__",
+        "logical_not", "bitwise_not",
         "contiguous", "clone", "alias", "lift_fresh_copy", "detach_copy", "to", "float", "double", "half", "bfloat16",
         "type_as", "type", "reshape", "flatten", "unsqueeze", "squeeze", "view_as", "reshape_as", "unflatten",
     ), _NONE),
@@ -61,8 +68,3 @@ def words(view: GraphView, node: fx.Node) -> frozenset[str] | None:
             constants = frozenset({"constant"} if view.gradient_switches else ())
             known[n] = None if None in parts else _ADDED[call.name].union(constants, *[p for p in parts if p])
     return known[node]
-
-
-def holds(found: frozenset[str] | None, wanted: frozenset[str]) -> bool:
-    """May what was found hold all functions that are wanted?"""
-    return found is None or wanted <= found

@@ -7,7 +7,7 @@ value an element, a row, a sample or a pair; a mean or a sum that follows become
 from collections.abc import Mapping
 
 from .._rule import NearMiss, Rule
-from . import activation, binary, box, categorical, regression, segmentation
+from . import activation, binary, box, categorical, likelihood, margin, regression, segmentation
 from ._objections import Domain, Objection
 
 RULES: tuple[Rule | NearMiss, ...] = (
@@ -15,6 +15,8 @@ RULES: tuple[Rule | NearMiss, ...] = (
     *binary.RULES,
     *categorical.RULES,
     *regression.RULES,
+    *likelihood.RULES,
+    *margin.RULES,
     *segmentation.RULES,
     *box.RULES,
 )

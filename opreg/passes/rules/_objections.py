@@ -33,13 +33,15 @@ def unless_same_shape(*names: str) -> Objection:
     return objection
 
 
-def unless_floating(name: str) -> Objection:
-    """A target of another dtype holds class indices for the op."""
+def unless_floating(name: str, otherwise: str = "") -> Objection:
+    """``otherwise``: what a tensor of another dtype is for the op."""
 
     def objection(arguments: Mapping[str, Any]) -> str:
         dtype = arguments[name].dtype
         if dtype is None or not dtype.is_floating_point:
-            return f"{name} is of dtype {dtype or 'unknown'}, and the op takes it for class indices"
+            return (
+                f"{name} is of dtype {dtype or 'unknown'}{', and the op takes it for ' if otherwise else ''}{otherwise}"
+            )
         return ""
 
     return objection
@@ -57,3 +59,18 @@ def unless_at_least(least: float, name: str) -> Objection:
         return f"{name} is {arguments[name]}, less than {least}" if arguments[name] < least else ""
 
     return objection
+
+
+def unless_within(low: float, high: float, name: str, why: str) -> Objection:
+    """``why`` what the bounds are for."""
+
+    def objection(arguments: Mapping[str, Any]) -> str:
+        if arguments[name].values.within(low, high):
+            return ""
+        return f"the graph does not show that {name} is between {low:g} and {high:g}: {why}"
+
+    return objection
+
+
+# Of losses of elements that are the same in input and target.
+ALIKE = first_of(unless_same_shape("input", "target"), unless_floating("input"), unless_floating("target"))

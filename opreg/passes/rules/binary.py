@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...registry import get
-from .._rule import NearMiss, Rule
+from .._rule import Rule
 from ._objections import first_of, unless_above, unless_same_shape
 
 focal_loss = get("focal_loss").value
@@ -33,21 +33,13 @@ def focal(input: Tensor, target: Tensor, *, alpha: float, gamma: float) -> Tenso
     return weight(target, alpha) * unweighted_focal(input, target, gamma=gamma)
 
 
-def unweighted_hard_focal(input: Tensor, target: Tensor, *, gamma: float) -> Tensor:
-    loss = cross_entropy(input, target)
-    return (1 - torch.exp(-loss)) ** gamma * loss
-
-
-def hard_focal(input: Tensor, target: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    return weight(target, alpha) * unweighted_hard_focal(input, target, gamma=gamma)
-
-
 def unless_alpha_in_unit(arguments: Mapping[str, Any]) -> str:
     return "" if 0 <= arguments["alpha"] <= 1 else f"alpha is {arguments['alpha']}, outside of [0, 1]"
 
 
 SAME_SHAPE = unless_same_shape("input", "target")
-HARD = "exp(-cross entropy) is p_t for targets 0 and 1 only, and the target may be in between"
+FOCAL = first_of(unless_above(0, "gamma"), SAME_SHAPE)
+FOCAL_WITH_ALPHA = first_of(FOCAL, unless_alpha_in_unit)
 
 LIBRARIES = {"focal_loss": first_of(unless_above(0, "gamma"), SAME_SHAPE)}
 
@@ -57,14 +49,27 @@ RULES = (
         "focal_loss, alpha and p_t written out",
         focal,
         lambda input, target, *, alpha, gamma: focal_loss(input, target, alpha, gamma, "none"),
-        first_of(unless_above(0, "gamma"), unless_alpha_in_unit, SAME_SHAPE),
+        FOCAL_WITH_ALPHA,
     ),
     Rule(
         "focal_loss without alpha, p_t written out",
         unweighted_focal,
         lambda input, target, *, gamma: focal_loss(input, target, -1.0, gamma, "none"),
-        first_of(unless_above(0, "gamma"), SAME_SHAPE),
+        FOCAL,
     ),
-    NearMiss("focal_loss, p_t = exp(-cross entropy)", unweighted_hard_focal, HARD),
-    NearMiss("focal_loss with alpha, p_t = exp(-cross entropy)", hard_focal, HARD),
+    # the same functions; where a target is 0 or 1, they are found in every spelling of p_t and of the modulating factor
+    Rule(
+        "focal_loss of targets 0 and 1",
+        focal,
+        lambda input, target, *, alpha, gamma: focal_loss(input, target, alpha, gamma, "none"),
+        FOCAL_WITH_ALPHA,
+        cases="target",
+    ),
+    Rule(
+        "focal_loss without alpha of targets 0 and 1",
+        unweighted_focal,
+        lambda input, target, *, gamma: focal_loss(input, target, -1.0, gamma, "none"),
+        FOCAL,
+        cases="target",
+    ),
 )

@@ -1,12 +1,13 @@
 """Overlap of boxes (x1, y1, x2, y2), one value a pair."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...ops.box import axes, complete_iou
+from ...ops.box import Axis, axes, complete_iou, squared_distance, united
 from ...registry import get
 from .._rule import NearMiss, Rule
 from ._objections import Domain, first_of, unless_same_shape
@@ -54,6 +55,40 @@ LIBRARIES = {
 }
 DOMAINS = {"ciou_loss": Domain(ordered, UNORDERED)}
 
+
+# As detection libraries write them: with sides of the hull that are never negative, and heights that are never 0.
+def clamped_hull(x: Axis, y: Axis) -> tuple[Axis, Axis]:
+    return x._replace(hull=x.hull.clamp(min=0)), y._replace(hull=y.hull.clamp(min=0))
+
+
+def giou_of_clamped_hull(input: Tensor, target: Tensor, *, eps: float) -> Tensor:
+    x, y = clamped_hull(*axes(input, target))
+    hull = x.hull * y.hull
+    union = united(x, y)
+    return 1 - (x.overlap * y.overlap / (union + eps) - (hull - union) / (hull + eps))
+
+
+def diou_of_clamped_hull(input: Tensor, target: Tensor, *, eps: float) -> Tensor:
+    x, y = clamped_hull(*axes(input, target))
+    overlap = x.overlap * y.overlap / (united(x, y) + eps)
+    return 1 - overlap + squared_distance(x, y) / (x.hull**2 + y.hull**2 + eps)
+
+
+def ciou_of_quotients(input: Tensor, target: Tensor, *, eps: float) -> Tensor:
+    x, y = axes(input, target)
+    y = y._replace(size=y.size + eps, target_size=y.target_size + eps)
+    overlap = x.overlap * y.overlap / (united(x, y) + eps)
+    turn = torch.atan(x.target_size / y.target_size) - torch.atan(x.size / y.size)
+    v = 4 / math.pi**2 * turn**2
+    apart = squared_distance(x, y) / (x.hull**2 + y.hull**2 + eps)
+    return 1 - (overlap - (apart + v * (v / (v - overlap + (1 + eps))).detach()))
+
+
+CLAMPED = (
+    "the sides of the hull are clamped at 0, which changes them where a box has x2 < x1 or y2 < y1: without that clamp "
+    "it is the op"
+)
+
 RULES = (
     rule("iou_loss"),
     rule("giou_loss"),
@@ -63,5 +98,13 @@ RULES = (
         "ciou_loss of atan(w / h)",
         ciou_of(lambda w, h: torch.atan(w / h)).pattern,
         UNORDERED,
+    ),
+    NearMiss("giou_loss with a clamped hull", giou_of_clamped_hull, CLAMPED),
+    NearMiss("diou_loss with a clamped hull", diou_of_clamped_hull, CLAMPED),
+    NearMiss(
+        "ciou_loss with eps in the heights",
+        ciou_of_quotients,
+        "eps is added to heights, and atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only: "
+        "call ciou_loss",
     ),
 )

@@ -22,10 +22,6 @@ def focal(input: Tensor, target: Tensor, *, gamma: float, ignore_index: int = -1
     return (1 - torch.exp(-loss)) ** gamma * loss
 
 
-def scaled_focal(input: Tensor, target: Tensor, *, factor: float, gamma: float, ignore_index: int = -100) -> Tensor:
-    return factor * focal(input, target, gamma=gamma, ignore_index=ignore_index)
-
-
 def smoothed(input: Tensor, target: Tensor, *, smoothing: float, ignore_index: int = -100) -> Tensor:
     spread = -F.log_softmax(input, 1).mean(1)
     return (1 - smoothing) * cross_entropy(input, target, ignore_index) + smoothing * spread
@@ -50,15 +46,16 @@ def focal_loss(input: Tensor, target: Tensor, *, gamma: float, ignore_index: int
     return result
 
 
-def scaled_focal_loss(input: Tensor, target: Tensor, *, factor: float, gamma: float, ignore_index: int) -> Tensor:
-    return focal_loss(input, target, gamma=gamma, ignore_index=ignore_index) * factor
-
-
 GAMMA = unless_above(0, "gamma")
 
 RULES = (
     Rule("softmax_focal_loss, p = exp(-cross entropy)", focal, focal_loss, GAMMA),
-    Rule("softmax_focal_loss and a factor, p = exp(-cross entropy)", scaled_focal, scaled_focal_loss, GAMMA),
+    Rule(
+        "softmax_focal_loss of log_softmax and gather",
+        lambda input, target, *, gamma: focal(input, target, gamma=gamma, ignore_index=NEVER),
+        lambda input, target, *, gamma: focal_loss(input, target, gamma=gamma, ignore_index=NEVER),
+        GAMMA,
+    ),
     Rule(
         "cross_entropy, log_softmax and gather",
         lambda input, target: cross_entropy(input, target, NEVER),
@@ -70,15 +67,10 @@ RULES = (
         loss_of_tokens,
     ),
     Rule(
-        "cross_entropy, negative, of log_softmax and gather",
-        log_probability,
-        lambda input, target: -loss_of_tokens(input, target),
-    ),
-    Rule(
         "cross_entropy of probabilities, written out",
         of_probabilities,
         lambda input, target: cross_entropy_loss(input, target, None, NEVER, "none"),
-        first_of(unless_same_shape("input", "target"), unless_floating("target")),
+        first_of(unless_same_shape("input", "target"), unless_floating("target", "class indices")),
     ),
     Rule(
         "cross_entropy with label smoothing, written out",

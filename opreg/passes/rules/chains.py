@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from ...registry import get
 from .._match import matches
 from .._native import Native
-from ..graph.calls import Call, value_of
+from ..graph.calls import Call, sizes, sizes_of, value_of
+from ..graph.ranges import Ranges
 from ..graph.view import GraphView
 from ..normal_form.algebra import rounded
 from . import angular
@@ -56,12 +57,20 @@ def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
 def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
     inner: Any = native.arguments.get("input")
     call = functional_call(view, inner)
-    if native.op.short != "nll_loss" or call is None or call.name != "log_softmax" or not uncast(call):
+    interior = [inner]
+    if call is not None and call.name == "log":  # of a softmax
+        inner = given(call, 0, "input", "self")
+        call = functional_call(view, inner)
+        call = call if call is not None and call.name == "softmax" else None
+        interior.append(inner)
+    elif call is not None and call.name != "log_softmax":
+        call = None
+    if native.op.short != "nll_loss" or call is None or not uncast(call):
         return None
     x = given(call, 0, "input", "self")
     if not over_classes(given(call, 1, "dim"), x, rank_free=True):
         return None
-    return Native(get("cross_entropy"), {**native.arguments, "input": x}, interior=(inner,))
+    return Native(get("cross_entropy"), {**native.arguments, "input": x}, interior=tuple(interior))
 
 
 def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
@@ -70,43 +79,10 @@ def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | 
     if native.op.short != "binary_cross_entropy" or call is None or call.name != "sigmoid":
         return None
     # binary_cross_entropy refuses another target, which an op of logits takes
-    if not in_unit(view, native.arguments.get("target")):
+    if not Ranges(view).of(native.arguments.get("target")).within(0, 1):
         return None
     arguments = {**native.arguments, "input": given(call, 0, "input", "self")}
     return Native(get("binary_cross_entropy_with_logits"), arguments, interior=(inner,))
-
-
-# Calls whose results lie in [0, 1]; and calls whose results do if the elements of the first argument do.
-_UNIT = frozenset(
-    {"sigmoid", "softmax", "hardsigmoid", "one_hot", "zeros_like", "ones_like"}
-    | {"gt", "ge", "lt", "le", "eq", "ne", "isnan", "logical_and", "logical_or", "logical_not"}
-)
-_SAME_ELEMENTS = frozenset(
-    {"to", "float", "double", "half", "bfloat16", "type_as", "detach", "clone", "contiguous", "reshape", "flatten"}
-    | {"unsqueeze", "squeeze", "expand", "expand_as", "permute", "transpose", "select", "slice", "relu", "mean"}
-)
-
-
-def in_unit(view: GraphView, a: Any) -> bool:
-    """Does the graph show that every element of an argument lies in [0, 1] (or is NaN)?"""
-    for _ in range(8):
-        if not isinstance(a, fx.Node):
-            return False
-        t, call = value_of(a), functional_call(view, a)
-        if isinstance(t, Tensor) and t.dtype == torch.bool:
-            return True
-        if call is None:
-            return False
-        if call.name in _UNIT:
-            return True
-        if call.name in ("clamp", "hardtanh"):
-            low, high = given(call, 1, "min", "min_val"), given(call, 2, "max", "max_val")
-            numbers = isinstance(low, int | float) and isinstance(high, int | float)
-            return numbers and 0 <= low <= high <= 1
-        if call.name not in _SAME_ELEMENTS:
-            return False
-        a = given(call, 0, "input", "self")
-    return False
 
 
 def scaled(view: GraphView, a: Any) -> tuple[Any, float, tuple[fx.Node, ...]]:
@@ -177,6 +153,44 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     return None
 
 
+def head(native: Native, view: GraphView) -> Native | None:
+    """Cross entropy of a linear layer's scores, which nobody else reads."""
+    arguments: dict[str, Any] = dict(native.arguments)
+    scores: Any = arguments.get("input")
+    target: Any = arguments.get("target")
+    classes, labels = value_of(scores), value_of(target)
+    if native.op.short != "cross_entropy" or not isinstance(classes, Tensor) or not isinstance(labels, Tensor):
+        return None
+    if classes.dim() != 2 or labels.is_floating_point():
+        return None
+    interior = [scores]
+    call = functional_call(view, scores)
+    if call is not None and call.name in ("reshape", "flatten"):  # of the scores of tokens
+        scores = given(call, 0, "input", "self")
+        interior.append(scores)
+        flat = functional_call(view, target)
+        whole = value_of(scores)
+        if flat is None or flat.name not in ("reshape", "flatten") or arguments.get("reduction") == "none":
+            return None
+        target = given(flat, 0, "input", "self")
+        if not isinstance(whole, Tensor) or sizes(value_of(target)) != (sizes(whole) or ())[:-1]:
+            return None
+        if sizes_of(whole.shape[-1:]) != sizes_of(classes.shape[-1:]):
+            return None
+        call = functional_call(view, scores)
+    if call is None or call.name != "linear" or any(len(n.users) != 1 for n in interior):
+        return None
+    hidden, matrix, bias = given(call, 0, "input"), given(call, 1, "weight"), given(call, 2, "bias")
+    if any(isinstance(t := value_of(n), Tensor) and t.dtype != classes.dtype for n in (hidden, matrix, bias)):
+        return None  # autocast computes the scores in another dtype
+    arguments |= {"input": hidden, "linear_weight": matrix, "target": target}
+    if bias is not None:
+        arguments["linear_bias"] = bias
+    return Native(get("linear_cross_entropy"), arguments, interior=tuple(interior))
+
+
+# What changes how much memory a program takes, and is done where somebody asks for it.
+HEADS: dict[str, Chain] = {"linear and cross_entropy": head}
 # By the name that the report has for each.
 CHAINS: dict[str, Chain] = {
     "log_softmax and nll_loss": cross_entropy_of_logits,

@@ -1,15 +1,15 @@
 """Losses of a difference: quadratic near 0, linear beyond, one value an element."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...registry import get
-from .._rule import NearMiss, Rule
-from ._objections import first_of, unless_above, unless_same_shape
+from .._rule import Rule
+from ._objections import ALIKE, first_of, unless_above
 
 # Where the two parts meet, both have one value and one slope, so it does not matter to which of them that belongs.
 _CHOICES: tuple[Callable[[Tensor, Any, Tensor, Tensor], Tensor], ...] = (
@@ -23,41 +23,43 @@ _SQUARES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (lambda d, apart: d *
 _WAYS = tuple(itertools.product(_CHOICES, _SQUARES))
 
 
-def unless_floating(arguments: Mapping[str, Any]) -> str:
-    for name in ("input", "target"):
-        dtype = arguments[name].dtype
-        if dtype is None or not dtype.is_floating_point:
-            return f"{name} is of dtype {dtype or 'unknown'}"
-    return ""
+def by_choice(choose: Callable[..., Tensor], square: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], ...]:
+    """smooth_l1_loss and huber_loss by a choice between two parts."""
 
-
-SAME = first_of(unless_same_shape("input", "target"), unless_floating)
-
-
-def smooth_l1(choose: Callable[..., Tensor], square: Callable[..., Tensor]) -> Rule:
-    def pattern(input: Tensor, target: Tensor, *, beta: float) -> Tensor:
+    def smooth_l1(input: Tensor, target: Tensor, *, beta: float) -> Tensor:
         apart = input - target
         d = apart.abs()
         return choose(d, beta, 0.5 * square(d, apart) / beta, d - 0.5 * beta)
 
-    def replacement(input: Tensor, target: Tensor, *, beta: float) -> Tensor:
-        result: Tensor = get("smooth_l1_loss").value(input, target, "none", beta)
-        return result
-
-    return Rule("smooth_l1_loss, written out", pattern, replacement, first_of(unless_above(0, "beta"), SAME))
-
-
-def huber(choose: Callable[..., Tensor], square: Callable[..., Tensor]) -> Rule:
-    def pattern(input: Tensor, target: Tensor, *, delta: float) -> Tensor:
+    def huber(input: Tensor, target: Tensor, *, delta: float) -> Tensor:
         apart = input - target
         d = apart.abs()
         return choose(d, delta, 0.5 * square(d, apart), delta * (d - 0.5 * delta))
 
+    return smooth_l1, huber
+
+
+def smooth_l1_rule(pattern: Callable[..., Tensor]) -> Rule:
+    def replacement(input: Tensor, target: Tensor, *, beta: float) -> Tensor:
+        result: Tensor = get("smooth_l1_loss").value(input, target, "none", beta)
+        return result
+
+    return Rule("smooth_l1_loss, written out", pattern, replacement, first_of(unless_above(0, "beta"), ALIKE))
+
+
+def huber_rule(pattern: Callable[..., Tensor]) -> Rule:
     def replacement(input: Tensor, target: Tensor, *, delta: float) -> Tensor:
         result: Tensor = get("huber_loss").value(input, target, "none", delta)
         return result
 
-    return Rule("huber_loss, written out", pattern, replacement, first_of(unless_above(0, "delta"), SAME))
+    return Rule("huber_loss, written out", pattern, replacement, first_of(unless_above(0, "delta"), ALIKE))
+
+
+# By a distance that is clamped, where both parts are summed. Where the loss is NaN, its slope is another one.
+def smooth_l1_by_clamp(input: Tensor, target: Tensor, *, beta: float) -> Tensor:
+    d = (input - target).abs()
+    near = d.clamp(max=beta)
+    return 0.5 * near * near / beta + d - near
 
 
 def huber_by_clamp(input: Tensor, target: Tensor, *, delta: float) -> Tensor:
@@ -66,10 +68,25 @@ def huber_by_clamp(input: Tensor, target: Tensor, *, delta: float) -> Tensor:
     return 0.5 * near * near + delta * (d - near)
 
 
-RULES: tuple[Rule | NearMiss, ...] = (
-    *(smooth_l1(*way) for way in _WAYS),
-    *(huber(*way) for way in _WAYS),
-    NearMiss(
-        "huber_loss of a clamped distance", huber_by_clamp, "at NaN its slope is a number, and huber_loss's is NaN"
+BY_CHOICE = tuple(by_choice(*way) for way in _WAYS)
+
+RULES: tuple[Rule, ...] = (
+    *(smooth_l1_rule(pattern) for pattern, _ in BY_CHOICE),
+    smooth_l1_rule(smooth_l1_by_clamp),
+    *(huber_rule(pattern) for _, pattern in BY_CHOICE),
+    huber_rule(huber_by_clamp),
+    Rule(
+        "mse_loss, written out",
+        lambda input, target: (input - target) ** 2,
+        lambda input, target: get("mse_loss").value(input, target, "none"),
+        ALIKE,
+        common=True,
+    ),
+    Rule(
+        "l1_loss, written out",
+        lambda input, target: (input - target).abs(),
+        lambda input, target: get("l1_loss").value(input, target, "none"),
+        ALIKE,
+        common=True,
     ),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from ...graph.calls import value_of
+from ...graph.calls import sizes, value_of
 from .. import algebra
 from ..algebra import atom
 from ..evaluate import Evaluator, handles
@@ -17,6 +17,7 @@ from ..values import (
     combine,
     components,
     number,
+    plain,
     rank_of,
     whole,
 )
@@ -70,10 +71,14 @@ def entry(x: Any, index: int) -> Value:
 @handles("arange")
 def _arange(e: Evaluator, node: fx.Node, *numbers: Any, **kwargs: Any) -> Any:
     """The indices 0, 1, …: all rows of a tensor."""
-    ends = [whole(n) for n in numbers]
-    if len(ends) > 2 or ends[:-1] not in ([], [0]) or kwargs.get("end", kwargs.get("start")) is not None:
+    if kwargs.get("start", kwargs.get("step")) is not None or len(numbers) > 2:
         raise Opaque("a range")
-    return Value(atom("arange", ends[-1]), (ends[-1],), (ends[-1],))
+    if len(numbers) == 2 and plain(numbers[0]) != 0:
+        raise Opaque("a range")
+    shape = sizes(value_of(node))
+    if shape is None:
+        shape = (whole(numbers[-1] if numbers else kwargs.get("end")),)
+    return Value(atom("arange", shape[0]), shape, shape)
 
 
 @handles("slice")
@@ -131,7 +136,7 @@ def of_classes(x: Any, rows: Value, target: Value) -> Value:
         raise Opaque("an index")
     if rows.poly != atom("arange", x.shape[0]) or not target.base == target.shape == rows.shape == x.shape[:1]:
         raise Opaque("an index")
-    return Value(of_class(x, target.poly), target.base, target.shape)
+    return Value(of_class(x.poly, target.poly, 1, 2), target.base, target.shape)
 
 
 def masked(x: Any, mask: Any) -> Masked:

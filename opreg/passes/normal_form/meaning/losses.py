@@ -20,25 +20,54 @@ def _one_hot(e: Evaluator, node: fx.Node, target: Any, num_classes: Any = None) 
     shape = sizes(value_of(node))
     if shape is None and isinstance(num_classes, Value):  # in a pattern: the shape of a tensor that has the classes
         shape = num_classes.shape
-    if not isinstance(target, Value) or shape is None or target.shape != target.base or len(shape) != 2:
+    if (
+        not isinstance(target, Value)
+        or shape is None
+        or not target.shape == target.base == shape[:-1]
+        or not shape[:-1]
+    ):
         raise Opaque("class indices")
-    return Value(atom("one_hot", target.poly), shape, shape)
+    return Value(atom("one_hot", target.poly, len(shape) - 1), shape, shape)
+
+
+@handles("permute", "movedim", "moveaxis", "transpose")
+def _permute(e: Evaluator, node: fx.Node, x: Any, *dims: Any, **kwargs: Any) -> Any:
+    """Class indicators whose classes move to another dimension."""
+    found = algebra.single(x.poly) if isinstance(x, Value) else None
+    shape = sizes(value_of(node))
+    if found is None or found[0][0] != "one_hot" or found[1] != 1 or x.shape != x.base or shape is None or kwargs:
+        raise Opaque("a view")
+    order = list(range(len(shape)))
+    call = e.view.calls[node]
+    if call is not None and call.name == "permute":
+        given = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple) else dims
+        order = [whole(d) % len(shape) for d in given]
+    else:
+        first, second = (whole(d) % len(shape) for d in dims)
+        if call is not None and call.name == "transpose":
+            order[first], order[second] = second, first
+        else:
+            order.insert(second, order.pop(first))
+    axis = found[0][2]
+    if [d for d in order if d != axis] != [d for d in range(len(shape)) if d != axis]:
+        raise Opaque("a view")
+    return Value(atom("one_hot", found[0][1], order.index(axis)), shape, shape)
 
 
 @handles("scatter")
 def _scatter(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, new: Any = None, **kwargs: Any) -> Any:
     new = kwargs.get("value", kwargs.get("src", new))
-    if not isinstance(x, Value) or x.poly.number != 0 or plain(new) != 1 or x.shape is None or len(x.shape) != 2:
+    if not isinstance(x, Value) or x.poly.number != 0 or plain(new) != 1 or x.shape is None or len(x.shape) < 2:
         raise Opaque("a write")
-    column = class_column(index, x.shape)
-    if whole(dim) % 2 != 1:
-        raise Opaque("a write")
-    return Value(atom("one_hot", column.poly), x.shape, x.shape)
+    axis = whole(dim) % len(x.shape)
+    column = class_column(index, x.shape, axis)
+    return Value(atom("one_hot", column.poly, axis), x.shape, x.shape)
 
 
-def class_column(index: Any, shape: Sizes) -> Value:
-    """A value that is a column of one class index for each row of a shape."""
-    if not isinstance(index, Value) or index.base != shape[:-1] or index.shape != (*shape[:-1], 1):
+def class_column(index: Any, shape: Sizes, axis: int) -> Value:
+    """A value that holds one class index in the place of the classes of a shape."""
+    rows, column = (*shape[:axis], *shape[axis + 1 :]), (*shape[:axis], 1, *shape[axis + 1 :])
+    if not isinstance(index, Value) or index.base != rows or index.shape != column:
         raise Opaque("class indices")
     return index
 
@@ -47,29 +76,77 @@ def class_column(index: Any, shape: Sizes) -> Value:
 def _gather(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Value) or x.shape is None or len(x.shape) < 2 or x.shape != x.base:
         raise Opaque("an index")
-    if whole(dim) % len(x.shape) != len(x.shape) - 1:
-        raise Opaque("an index")
-    target = class_column(index, x.shape)
-    return Value(of_class(x, target.poly), target.base, index.shape)
+    axis = whole(dim) % len(x.shape)
+    target = class_column(index, x.shape, axis)
+    return Value(of_class(x.poly, target.poly, axis, len(x.shape)), target.base, index.shape)
 
 
-def of_class(x: Value, target: Poly) -> Poly:
-    """The log-probability or probability of each row's class, where a value is linear in such along the last dimension.
+def of_class(p: Poly, target: Poly, axis: int, rank: int) -> Poly:
+    """What a function of class scores, or of their logarithms and probabilities, is at each row's class.
 
-    Of one dimension before the classes it is a cross_entropy as torch takes it; with more of them, torch has the
-    classes elsewhere.
+    With the classes in dimension 1 the loss is a cross_entropy as torch takes it, and with the classes last another one
+    where there are more dimensions. A score itself is the log-sum-exp of its row less that loss.
     """
-    assert x.shape is not None
-    last = len(x.shape) - 1
-    result = constant(0)
-    for monomial, coefficient in x.poly.terms:
-        ((found, exponent),) = monomial if len(monomial) == 1 else (((None,), 0),)
-        if exponent != 1 or found[0] not in ("log_softmax", "softmax") or found[2] != last:
-            raise Opaque("an index")
-        loss = atom("cross_entropy", found[1], target, NEVER, *(("last",) if last > 1 else ()))
-        value = -loss if found[0] == "log_softmax" else algebra.exponential(-loss)
-        result = result + value.scaled(coefficient)
-    return result
+    if axis not in (1, rank - 1):
+        raise Opaque("an index")
+
+    def loss(scores: Poly) -> Poly:
+        return atom("cross_entropy", scores, target, NEVER, *(("last",) if axis != 1 else ()))
+
+    def chosen(p: Poly) -> Poly:
+        result = constant(0)
+        for monomial, coefficient in p.terms:
+            term = constant(coefficient)
+            for found, exponent in monomial:
+                if found[0] == "sum of":
+                    value = chosen(found[1])
+                elif found[0] in ("log_softmax", "softmax") and found[2] == axis:
+                    value = -loss(found[1])
+                    value = value if found[0] == "log_softmax" else algebra.exponential(value)
+                else:
+                    raise Opaque("an index")
+                term = term * algebra.power(value, exponent)
+            result = result + term
+        return result
+
+    if not algebra.names(p) & {"log_softmax", "softmax", "cross_entropy", "one_hot"} and p.number is None:
+        return atom("logsumexp", p, axis) - loss(p)
+    return chosen(p)
+
+
+def at_indicated(value: Value, over: Any, name: str) -> Value | None:
+    """The sum (or the mean) of a function of class scores times class indicators, over the classes or over everything,
+    as a sum over the rows; None of any other value."""
+    base, result, found = value.base, constant(0), None
+    if base is None:
+        return None
+    for monomial, coefficient in value.poly.terms:
+        indicators = [a for a, e in monomial if a[0] == "one_hot" and e == 1]
+        if len(indicators) != 1 or found not in (None, indicators[0]):
+            return None
+        found = indicators[0]
+        rest = Poly(frozenset({(monomial - {(found, 1.0)}, coefficient)}))
+        if rest.number is not None:
+            return None
+        result = result + of_class(rest, found[1], found[2], len(base))
+    if found is None or over not in ("all", (found[2],)):
+        return None
+    axis: int = found[2]
+    if name == "mean":
+        if not isinstance(base[axis], int) or base[axis] == 0:
+            return None
+        result = result.scaled(1 / base[axis])
+    rows = (*base[:axis], *base[axis + 1 :])
+    return Value(result, rows, rows)
+
+
+@handles("logsumexp")
+def _logsumexp(e: Evaluator, node: fx.Node, x: Any, dim: Any, keepdim: Any = False) -> Any:
+    if not isinstance(x, Value) or x.shape is None or x.shape != x.base or keepdim:
+        raise Opaque("over an unknown dimension")
+    axis = whole(dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim) % len(x.shape)
+    rows = (*x.shape[:axis], *x.shape[axis + 1 :])
+    return Value(atom("logsumexp", x.poly, axis), rows, rows)
 
 
 @handles("nll_loss")
@@ -146,3 +223,15 @@ def _cross_entropy(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: An
         raise Opaque("probabilities")
     poly = atom("cross_entropy", x.poly, target.poly, whole(ignore))
     return Value(poly, target.base, target.shape)
+
+
+@handles("pairwise_distance")
+def _pairwise_distance(
+    e: Evaluator, node: fx.Node, x: Any, y: Any, p: Any = None, eps: Any = None, keepdim: Any = False
+) -> Any:
+    if not isinstance(x, Value) or not isinstance(y, Value) or keepdim or not x.shape:
+        raise Opaque("no vectors")
+    if not x.shape == x.base == y.shape == y.base:
+        raise Opaque("vectors of two shapes")
+    degree, floor = 2.0 if p is None else plain(p), 1e-6 if eps is None else plain(eps)
+    return Value(atom("pairwise_distance", x.poly, y.poly, degree, floor), x.shape[:-1], x.shape[:-1])

@@ -146,14 +146,26 @@ def _min(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
 def comparison(name: str, swapped: str) -> None:
     def handler(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
         if name in ("lt", "le"):
-            return combine(lambda a, b: atom(swapped, b - a), x, other)
-        return combine(lambda a, b: atom(name, a - b), x, other)
+            return combine(lambda a, b: algebra.compare(swapped, b - a), x, other)
+        return combine(lambda a, b: algebra.compare(name, a - b), x, other)
 
     handlers[name] = handler
 
 
-for _name, _swapped in {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge"}.items():
+for _name, _swapped in {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "eq": "eq"}.items():
     comparison(_name, _swapped)
+
+
+@handles("ne")
+def _ne(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    return combine(lambda a, b: ONE - algebra.compare("eq", a - b), x, other)
+
+
+@handles("logical_not", "bitwise_not")
+def _not(e: Evaluator, node: fx.Node, x: Any) -> Any:
+    if not isinstance(x, Value) or not (algebra.mask(x.poly) or algebra.mask(ONE - x.poly)):
+        raise Opaque("bits")
+    return combine(lambda a: ONE - a, x)
 
 
 @handles("logical_and", "bitwise_and", "and", "__and__")
@@ -168,13 +180,23 @@ def _where(e: Evaluator, node: fx.Node, condition: Any, x: Any, other: Any) -> A
     return combine(choose, condition, x, other)
 
 
+@handles("masked_fill")
+def _masked_fill(e: Evaluator, node: fx.Node, x: Any, mask: Any, value: Any) -> Any:
+    return combine(choose, mask, value, x)
+
+
 def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     """a where the condition holds, else b."""
+    if condition.number is not None:
+        return a if condition.number else b
+    if algebra.mask(ONE - condition) and not algebra.mask(condition):
+        return choose(ONE - condition, b, a)
     if algebra.mask(condition):
         ((monomial, _),) = condition.terms
         sides = [found[1] for found, _ in monomial]
+        inequalities = all(found[0] != "eq" for found, _ in monomial)
         # where a root or a quotient is NaN, ``where`` chooses 0 and a clamp gives NaN: these are not one function
-        if all(map(algebra.total, sides)) and a - b == math.prod(sides[1:], start=sides[0]):
+        if inequalities and all(map(algebra.total, sides)) and a - b == math.prod(sides[1:], start=sides[0]):
             clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
             return b + math.prod(clipped[1:], start=clipped[0])
     return b + atom("where", condition, a - b)

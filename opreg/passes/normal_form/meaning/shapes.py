@@ -11,7 +11,8 @@ from ...graph.calls import Sizes, sizes, value_of
 from .. import algebra
 from ..algebra import atom
 from ..evaluate import Evaluator, handlers, handles
-from ..values import Opaque, Value, Vector, atom_of_each, combine, whole
+from ..values import Opaque, Value, Vector, atom_of_each, combine, number, over_all, whole
+from .losses import at_indicated
 
 
 @handles("contiguous", "clone", "alias", "lift_fresh_copy", "detach_copy")
@@ -21,15 +22,23 @@ def _same(e: Evaluator, node: fx.Node, x: Any, **kwargs: Any) -> Any:
 
 @handles("to", "float", "double", "half", "bfloat16", "type_as", "type")
 def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """A cast that keeps dtype and device."""
+    """A cast that keeps dtype and device, or that makes another dtype of whole numbers."""
     call = e.view.calls[node]
     before, after = value_of(next(call.inputs())) if call else None, value_of(node)
     kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
     if kinds[0] is not None and kinds[0] == kinds[1]:
         return x
-    if isinstance(x, Value) and algebra.choices(x.poly):
+    if isinstance(x, Value) and (algebra.choices(x.poly) or counted(x, before, after)):
         return x
     raise Opaque("a cast")
+
+
+def counted(x: Value, before: Any, after: Any) -> bool:
+    """Is a tensor of whole numbers, or a mask, cast to a floating dtype? A match reads it after the cast."""
+    found = algebra.single(x.poly)
+    leaf = found is not None and found[0][0] == "leaf" and found[1] == 1
+    known = isinstance(before, Tensor) and isinstance(after, Tensor) and before.device == after.device
+    return leaf and known and not before.is_floating_point() and not before.is_complex() and after.is_floating_point()
 
 
 @handles("reshape", "flatten", "unsqueeze", "squeeze", "view_as", "reshape_as", "unflatten")
@@ -128,6 +137,11 @@ def reduction(name: str) -> None:
                 dims = tuple(sorted(over))
         else:
             kept = (1,) * len(x.shape or ()) if keepdim else ()
+        indicated = at_indicated(x, dims, name)
+        if indicated is not None:
+            if dims != "all":
+                return replace(indicated, shape=kept)
+            return over_all(indicated, name)
         rest = atom_of_each(x.poly, name, dims, x.base)
         return Value(rest, kept, kept)
 
@@ -136,6 +150,23 @@ def reduction(name: str) -> None:
 
 reduction("sum")
 reduction("mean")
+
+
+@handles("einsum")
+def _einsum(e: Evaluator, node: fx.Node, equation: Any, *operands: Any) -> Any:
+    """A sum of products of tensors of one shape, ``"nchw,nchw->n"``."""
+    if len(operands) == 1 and isinstance(operands[0], tuple):
+        operands = operands[0]
+    left, arrow, result = str(equation).replace(" ", "").partition("->")
+    subscripts = left.split(",")
+    letters = subscripts[0]
+    if not arrow or set(subscripts) != {letters} or len(set(letters)) < len(letters) or "." in letters:
+        raise Opaque("an einsum")
+    if [x for x in letters if x in result] != list(result):  # transposed
+        raise Opaque("an einsum")
+    product = combine(lambda *polys: math.prod(polys[1:], start=polys[0]), *operands)
+    dims = tuple(number(d) for d, x in enumerate(letters) if x not in result)
+    return handlers["sum"](e, node, product, dims) if dims else product
 
 
 @handles("prod")
