@@ -121,7 +121,7 @@ def emit(function: Function) -> str:
     """
     text = getattr(function, "text", None)
     if not isinstance(text, str) or not hasattr(function, "op"):
-        raise TypeError(f"opreg.emit: expected a function that opreg.pointwise, row or region made, got {function!r}")
+        raise TypeError(f"opreg.emit: expected a function that opreg.pointwise or opreg.row made, got {function!r}")
     return text
 
 
