@@ -9,7 +9,7 @@ _NAME = "mylib"
 
 def template() -> Path:
     """The package that is copied: ``examples/own_package`` of a checkout."""
-    installed = _HERE / "template"
+    installed = _HERE / "own_package"
     return installed if installed.is_dir() else _HERE.parents[1] / "examples" / "own_package"
 
 

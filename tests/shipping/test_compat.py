@@ -95,7 +95,7 @@ def test_headers_are_in_the_wheel(wheel: Path) -> None:
     assert all(n.startswith("opreg/include/opreg/") for n in of_headers)
     assert {"opreg/include/opreg/opreg.h", "opreg/include/opreg/base/math.h"} <= of_headers
     assert not any("/formulas/" in n or "/standalone/" in n for n in of_headers)
-    assert {"opreg/cmake/opregConfig.cmake", "opreg/building/template/CMakeLists.txt"} <= set(names)
+    assert {"opreg/cmake/opregConfig.cmake", "opreg/building/own_package/CMakeLists.txt"} <= set(names)
 
 
 def test_the_wheel_is_what_is_imported(environment: tuple[str, Path]) -> None:
