@@ -51,6 +51,9 @@ def test_counts(emulated):
 swish 16777216: 1, 1; 1, 1
 hard_swish 16777216: 1, 1; 1, 1
 mish 16777216: 1, 1; 1, 1
+gelu 16777216: 1, 1; 1, 1
+quick_gelu 16777216: 1, 1; 1, 1
+relu_squared 16777216: 1, 1; 1, 1
 affinity_loss 8x19x512x512: 1, 3 + contiguous + to.dtype_layout; 1, 1 + contiguous + to.dtype_layout
 affinity_field_loss 8x19x512x512: 2, 3 + contiguous + to.dtype_layout; 1, 1 + contiguous + to.dtype_layout
 nll_loss 1024x32000: 1, 3; 1, 1
@@ -84,6 +87,14 @@ siou_loss 1048576x4: 1, 2; 1, 1
 wiou_loss 1048576x4: 1, 2; 1, 1
 coord_conv2d 16x64x64x64: 2, 2 + 2 convolution + 2 to.dtype_layout; 1, 3 + 2 convolution_backward + 3 copy_ + sum.dim_IntList + 2 to.dtype_layout
 dynamic_conv2d 16x64x64x64: 0, 1 + convolution + copy_ + 2 matmul + 5 reshape; 1, 3 + convolution_backward + 3 copy_ + 4 matmul + 9 reshape + to.dtype_layout
+quality_focal_loss 16777216: 1, 2; 1, 1
+varifocal_loss 16777216: 1, 2; 1, 1
+gaussian_focal_loss 16777216: 1, 2; 1, 1
+asymmetric_loss 16777216: 1, 2; 1, 1
+swiglu 16777216: 1, 1; 1, 1
+geglu 16777216: 1, 1; 1, 1
+reglu 16777216: 1, 1; 1, 1
+clamped_swiglu 16777216: 1, 1; 1, 1
 poisson_nll_loss 16777216: 1, 2; 1, 1
 gaussian_nll_loss 16777216: 1, 2; 1, 1
 kl_div 16777216: 1, 2; 1, 1
@@ -108,6 +119,10 @@ l1_loss 16777216: 1, 2; 1, 1
 mse_loss 16777216: 1, 2; 1, 1
 smooth_l1_loss 16777216: 1, 2; 1, 1
 huber_loss 16777216: 1, 2; 1, 1
+charbonnier_loss 16777216: 1, 2; 1, 1
+log_cosh_loss 16777216: 1, 2; 1, 1
+quantile_loss 16777216: 1, 2; 1, 1
+wing_loss 16777216: 1, 2; 1, 1
 ctc_loss 512x32x128: 2, 7; 3, 9
 distillation_loss 1024x32000: 1, 3; 1, 1
 distillation_loss 8x19x512x512: 1, 3; 1, 1

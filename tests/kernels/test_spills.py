@@ -27,7 +27,7 @@ def local_memory():
 
 # Kernels that use local memory, kind() and the mangled name: bytes at most, and why. The others use none.
 USING = {
-    r"\w+<double(, void)?> ": (192, "float64 is there to verify"),
+    r"\w+<double(, void)?> ": (320, "float64 is there to verify; most in the gradient of a box loss, unrolled"),
     r"__internal_accurate_pow ": (48, "of CUDA's own library, in float64"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
     r"(map|sum)_tiles<float> ": (144, "the same, by way of shared memory; most on sm_80, in focal_loss"),
