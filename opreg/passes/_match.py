@@ -129,13 +129,13 @@ def _matches(formulas: Sequence[F], view: GraphView, root: fx.Node) -> Iterator[
     nodes = list(calls_before(view, root, _MOST_FOR_STARTS))
     telling = anchors | _PARTS
     if not any((c := view.calls.get(n)) is not None and c.name in telling for n in nodes):
-        formulas = [formula for formula in formulas if not formula.functions]  # of arithmetic alone
+        formulas = [formula for formula in formulas if formula.arithmetic]
         if not formulas:
             return
     seen: set[Any] = set()
     reader = Reader(view, root, leaves_for(formulas))
     ways = []
-    if any(formula.functions for formula in formulas):
+    if not all(formula.common and formula.arithmetic for formula in formulas):
         ways = [reader.readings(start) for start in (*starts(view, nodes, anchors), None) if start is not root]
     for way in (*ways, *map(reader.read, operands(view, nodes))):
         for value, evaluator in way:
@@ -489,7 +489,7 @@ class Search:
     def compare(self, formula: Formula, values: list[Value], forms: list[Value | None]) -> None:
         """Notes how near the pattern of a formula is to the value, if it is near."""
         (value, *_), (form, *_) = values, forms
-        if form is None or formula.common or not formula.functions or len(value.poly.terms) < _LEAST_TERMS:
+        if form is None or formula.common or formula.arithmetic or len(value.poly.terms) < _LEAST_TERMS:
             return
         if value.poly == form.poly:  # of another shape
             return

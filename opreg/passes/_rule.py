@@ -119,6 +119,11 @@ class Formula:
         return self.words - {"sum", "mean"}
 
     @cached_property
+    def arithmetic(self) -> bool:
+        """Has the pattern no functions but sums, products and reductions?"""
+        return not self.functions
+
+    @cached_property
     def words(self) -> frozenset[str]:
         """The functions and reductions in the pattern's normal form, whatever its tensors and numbers are."""
         found = self._words(_SHAPES) or self._words(_REGIONS)
