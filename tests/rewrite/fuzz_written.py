@@ -1,8 +1,19 @@
 """More ways to write losses out, for fuzz_programs.py: each with near misses that no op computes."""
 
+import torch
+
 from fuzz_programs import WIDE, Generator, piece
 
 SHAPES = ((5,), (2, 3), (2, 3, 4))
+
+
+@piece("gelu", "activations")
+def gelu(g: Generator) -> None:
+    shape = g.one(*SHAPES)
+    x = g.before(g.real(*shape), shape)
+    tanh = g.one("", ", approximate='tanh'")
+    called = g.one("F.gelu", "torch._C._nn.gelu", "torch.ops.aten.gelu.default")
+    g.after(g.let(g.one(f"{called}({x}{tanh})", f"{called}({x}{tanh})", f"{g.module(torch.nn.GELU())}({x})")))
 
 
 def hard(g: Generator, *shape: int) -> str:
