@@ -175,6 +175,7 @@ class Rewriter:
             raise Refused(reason)
         for node in rule.replacement_graph.nodes:
             self.require_gain(op_of(node), match.tensors.values())
+            self.require_constants(node, match)
         if match.interior and not saves(view, match.interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
         bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
@@ -220,6 +221,22 @@ class Rewriter:
         for t in map(value_of, operands):
             if isinstance(t, Tensor) and op.fuses_on(t.device.type):
                 raise Refused(f"Inductor fuses this: on {t.device.type}, {op.short} would be a kernel of its own")
+
+    def require_constants(self, node: fx.Node, match: Match[Any]) -> None:
+        """Refuses a call of an op, in a replacement, that would take for a constant what requires grad.
+
+        A formula may be the same in two tensors where the op is not: then another way to read it may do.
+        """
+        op = op_of(node)
+        if op is None:
+            return
+        for name, a in given(op, node).items():
+            if name not in op.tensor_arguments or name in (*op.differentiable, *op.detached):
+                continue
+            for source in inputs_of(a):
+                tensor = match.tensors.get(source)
+                if tensor is not None and self.view.requires_grad(tensor):
+                    raise Refused(f"{tensor.name} requires grad, and {name} is a constant of {op.short}")
 
     def near_misses(self) -> None:
         """Tells of formulas that nearly are a known one, and where they differ: of each line of source, the nearest."""
@@ -472,6 +489,15 @@ def divides_by(view: GraphView, follower: fx.Node, node: fx.Node, count: Any) ->
     if call.args[0] is not node or not isinstance(by, int | torch.SymInt):
         return False
     return sizes_of((by,)) == sizes_of((count,))
+
+
+def inputs_of(value: Any) -> set[str]:
+    """The names of a replacement's inputs of which a value in it is computed."""
+    if not isinstance(value, fx.Node):
+        return set()
+    if value.op == "placeholder":
+        return {str(value.target)}
+    return {name for source in value.all_input_nodes for name in inputs_of(source)}
 
 
 def given(op: Op, node: fx.Node) -> dict[str, Any]:
