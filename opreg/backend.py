@@ -23,8 +23,15 @@ log = logging.getLogger(__name__)
 class _Graph:
     """The report on one graph, and the function that torch.compile was given, part of which the graph is."""
 
-    function: Callable[[], Any]
+    function: Callable[[], Any]  # None where it is no more
     report: Report
+
+    def is_of(self, other: "_Graph") -> bool:
+        """Of the same function? Of one that is no more, the reference is the same still."""
+        return self.function is other.function or self.is_part_of(other.function())
+
+    def is_part_of(self, function: Any) -> bool:
+        return function is not None and self.function() is function
 
 
 # Of the graphs that were compiled last. A function of many graphs has some dozens.
@@ -88,11 +95,10 @@ def last_report(compiled: Any = None) -> Report:
         'swish'
     """
     if compiled is None:
-        wanted = _graphs[-1].function() if _graphs else None
+        reports = [g.report for g in _graphs if g.is_of(_graphs[-1])]
     else:
         original = getattr(compiled, "_orig_mod", None) or getattr(compiled, "_torchdynamo_orig_callable", compiled)
-        wanted = getattr(original, "__self__", original)
-    reports = [g.report for g in _graphs if g.function() is wanted]
+        reports = [g.report for g in _graphs if g.is_part_of(getattr(original, "__self__", original))]
     return Report([s for r in reports for s in r.swapped], [entry for r in reports for entry in r.left])
 
 

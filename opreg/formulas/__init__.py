@@ -6,6 +6,7 @@ derives it, ``lowering`` chooses the functions of ``csrc/base``, ``printing`` an
 skeleton of csrc asks for, ``declaring`` makes the op's declaration. ``decorators`` is what people call.
 """
 
+from . import stable as stable  # its forms are entered in algebra
 from .decorators import emit as emit
 from .decorators import pointwise as pointwise
 from .decorators import row as row

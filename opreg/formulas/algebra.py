@@ -2,18 +2,21 @@
 
 Each function makes the expression of an operation. Signs and constant factors are moved outwards, so that what is equal
 but for a sign is one node. No product with 0 vanishes and no quotient is cancelled: an infinity or a NaN is what torch
-makes of it. What loses digits is brought into a form of ``stable``.
+makes of it. What loses digits is brought into a better form (``stable``).
 """
 
 import math
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from . import stable
 from .expression import NAN, ONE, TWO, ZERO, Expr, const, is_const, node, number
 from .ranges import is_positive
 
 LN2 = math.log(2.0)
+
+# By an operation's name, what finds a form of it that keeps its digits, or None; ``stable`` enters them, because those
+# forms are made of the functions here.
+better: dict[str, Callable[..., Expr | None]] = {}
 
 
 def _folded(f: Callable[..., float], *args: Expr) -> Expr:
@@ -61,7 +64,7 @@ def add(a: Expr, b: Expr) -> Expr:
         return a
     if a is b:
         return mul(TWO, a)
-    if found := stable.sum_of(a, b):
+    if found := better["add"](a, b):
         return found
     if a.op == "const" or (b.op != "const" and b.order < a.order):
         a, b = b, a  # a constant is the second operand
@@ -150,7 +153,7 @@ def _product(a: Expr, b: Expr) -> Expr:
         return b if a is ONE else a
     if b.order < a.order:
         a, b = b, a
-    return stable.product_of(a, b) or node("mul", a, b)
+    return better["mul"](a, b) or node("mul", a, b)
 
 
 def scaled(factor: float, e: Expr) -> Expr:
@@ -162,7 +165,7 @@ def div(a: Expr, b: Expr) -> Expr:
         return const(number(a) / number(b)) if number(b) else node("div", a, b)
     if is_const(b) and number(b) and math.isfinite(1 / number(b)):
         return scaled(1 / number(b), a)
-    if found := stable.quotient_of(a, b):
+    if found := better["div"](a, b):
         return found
     factor, a = split_factor(a)
     divisor, b = split_factor(b)
@@ -237,7 +240,7 @@ def sign(x: Expr) -> Expr:
 def exp(x: Expr) -> Expr:
     if x.op == "const":
         return _folded(math.exp, x)
-    return stable.exp_of(x) or node("exp", x)
+    return better["exp"](x) or node("exp", x)
 
 
 def expm1(x: Expr) -> Expr:
@@ -247,13 +250,13 @@ def expm1(x: Expr) -> Expr:
 def log(x: Expr) -> Expr:
     if x.op == "const":
         return const(-math.inf) if number(x) == 0 else _folded(math.log, x)
-    return stable.log_of(x) or node("log", x)
+    return better["log"](x) or node("log", x)
 
 
 def log1p(x: Expr) -> Expr:
     if x.op == "const":
         return _folded(math.log1p, x)
-    return stable.log1p_of(x) or node("log1p", x)
+    return better["log1p"](x) or node("log1p", x)
 
 
 def sigmoid(x: Expr) -> Expr:

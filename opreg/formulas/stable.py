@@ -182,3 +182,13 @@ def log1p_of(x: Expr) -> Expr | None:
     if x.op == "neg" and x.args[0].op == "exp" and is_positive(algebra.neg(x.args[0].args[0])):
         return node("log1mexp", algebra.neg(x.args[0].args[0]))
     return None
+
+
+algebra.better |= {
+    "add": sum_of,
+    "mul": product_of,
+    "div": quotient_of,
+    "exp": exp_of,
+    "log": log_of,
+    "log1p": log1p_of,
+}

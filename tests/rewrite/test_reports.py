@@ -1,5 +1,6 @@
 """What ``torch.compile(backend="opreg")`` tells of each graph: in ``opreg.last_report``, a callback and TORCH_LOGS."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def test_every_graph_of_a_function() -> None:
     for f in (None, in_place):
         assert [s.op for s in opreg.last_report(f).swapped] == ["swish"]
     assert not opreg.last_report(torch.nn.ReLU()).swapped
+
+
+def test_the_last_of_functions_that_are_no_more() -> None:
+    for activation in (torch.nn.SiLU, torch.nn.Mish):
+        torch.compile(torch.nn.Sequential(activation()), backend="opreg")(torch.randn(3))
+        torch._dynamo.reset()
+        gc.collect()
+    assert [s.op for s in opreg.last_report().swapped] == ["mish"]
 
 
 def test_default_backend() -> None:
