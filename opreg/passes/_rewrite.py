@@ -412,7 +412,8 @@ class Rewriter:
             folded = self.surgery.call(op, {**given(op, new), "reduction": call.name})
         folded.meta = dict(user.meta)
         self.surgery.supersede(user, [folded])
-        self.surgery.sweep()
+        self.surgery.sweep()  # what was between the two
+        self.surgery.erase(new)
 
     def total(self, node: fx.Node) -> fx.Node | None:
         """The mean or the sum of all elements of a node that nobody else reads, perhaps taken over one dimension after

@@ -18,6 +18,7 @@ from opreg.backend import opreg as opreg_backend
 # The native calls that an op of the catalogue computes, by the name that graphs of all kinds agree on.
 BCE = "binary_cross_entropy_with_logits"
 NATIVE = {
+    "gelu",
     "silu",
     "hardswish",
     "mish",
@@ -322,6 +323,7 @@ def of_detr(name: str) -> Callable[[], tuple[nn.Module, dict[str, Any]]]:
 
 OPTIONAL = "its forward has optional arguments: torch.compile(backend='opreg') and torch.export see through it"
 UNTRACED = "its forward can't be traced (TraceError): torch.compile(backend='opreg') and torch.export see through it"
+WRITTEN = "one of its tensors is written to between its parts"
 IN_PLACE = "it writes in place to a tensor that others may see"
 MODULE_IN_PLACE = "inplace=True writes to a tensor that others may see"
 UNORDERED = "atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only, and these may be others"
@@ -331,20 +333,23 @@ DATA_DEPENDENT = "Could not guard on data-dependent expression"
 CASES = {
     "bert_pretraining": Case(
         bert_pretraining,
-        {"cross_entropy": 2},
-        {"cross_entropy": 2},
+        {"cross_entropy": 2, "gelu": 3},
+        {"cross_entropy": 2, "gelu": 3},
+        exchanged={"gelu": 3},
         not_exchanged={("CrossEntropyLoss", OPTIONAL): 1},
     ),
     "bert_multilabel": Case(
         bert_multilabel,
-        {BCE: 1},
-        {BCE: 1},
+        {BCE: 1, "gelu": 2},
+        {BCE: 1, "gelu": 2},
+        exchanged={"gelu": 2},
         not_exchanged={("BCEWithLogitsLoss, CrossEntropyLoss, MSELoss", OPTIONAL): 1},
     ),
     "bert_regression": Case(
         bert_regression,
-        {"mse_loss": 1},
-        {"mse_loss": 1},
+        {"mse_loss": 1, "gelu": 2},
+        {"mse_loss": 1, "gelu": 2},
+        exchanged={"gelu": 2},
         not_exchanged={("BCEWithLogitsLoss, CrossEntropyLoss, MSELoss", OPTIONAL): 1},
     ),
     # its loss, as llama's and vit's, is a function that the model's forward gets from elsewhere
@@ -363,16 +368,30 @@ CASES = {
         exchanged={"swish": 2},
         not_exchanged={("CrossEntropyLoss", OPTIONAL): 1},
     ),
-    "vit": Case(vit, {"cross_entropy": 1}, {"cross_entropy": 1}, not_exchanged={("loss_function", OPTIONAL): 1}),
+    "vit": Case(
+        vit,
+        {"cross_entropy": 1, "gelu": 2},
+        {"cross_entropy": 1, "gelu": 2},
+        exchanged={"gelu": 2},
+        not_exchanged={("loss_function", OPTIONAL): 1},
+    ),
     "segformer": Case(
         segformer,
-        {"cross_entropy": 1},
-        {"cross_entropy": 1},
+        {"cross_entropy": 1, "gelu": 2},
+        {"cross_entropy": 1, "gelu": 2},
+        exchanged={"gelu": 2},
         not_exchanged={("BCEWithLogitsLoss, CrossEntropyLoss", OPTIONAL): 1},
     ),
     # ctc_loss is in no graph: torch has no fake of it, so that Dynamo leaves it to Python. torch.export stops before
     # that, where the model looks for a label out of range.
-    "wav2vec2": Case(wav2vec2, {}, {}, not_exportable=DATA_DEPENDENT, not_exchanged={("loss_function", OPTIONAL): 1}),
+    "wav2vec2": Case(
+        wav2vec2,
+        {"gelu": 5},
+        {"gelu": 5},
+        not_exportable=DATA_DEPENDENT,
+        exchanged={"gelu": 5},
+        not_exchanged={("loss_function", OPTIONAL): 1},
+    ),
     # One l1_loss counts boxes, without gradients. Of its pairwise GIoU loss the diagonal is taken, which no rule knows.
     # torch.export stops at a test for infinities, and the matcher is scipy's.
     "detr": Case(
@@ -386,6 +405,7 @@ CASES = {
         mobilenet,
         {"hardswish": 19},
         {"hard_swish": 19, "cross_entropy": 1},
+        {("hard_swish, written out", WRITTEN): 3},
         not_exchanged={("hardswish", IN_PLACE): 1, ("torch.nn.Hardswish", MODULE_IN_PLACE): 19},
     ),
     # its loss is sum(−target·log_softmax): cross entropy of probabilities
@@ -393,6 +413,7 @@ CASES = {
         efficientnet,
         {"silu": 11},
         {"swish": 11, "cross_entropy": 1},
+        {("swish, written out", WRITTEN): 1},
         exchanged={"swish": 2},
         not_exchanged={("torch.nn.SiLU", MODULE_IN_PLACE): 9},
     ),
@@ -400,6 +421,7 @@ CASES = {
         efficientnet_binary,
         {"silu": 11, BCE: 1},
         {"swish": 11, BCE: 1},
+        {("swish, written out", WRITTEN): 1},
         exchanged={"swish": 2},
         not_exchanged={("torch.nn.SiLU", MODULE_IN_PLACE): 9, (BCE, UNTRACED): 1},
     ),
