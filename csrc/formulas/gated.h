@@ -81,7 +81,7 @@ struct ClampedSwiGLU {
   }
   template <class T>
   HD T gate_of(T gate) const {
-    return gate > T(limit) ? T(limit) : gate;
+    return at_most(gate, T(limit));
   }
   template <class T>
   HD T factor_of(T up) const {
