@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 import emulated
-import opreg
 import roofline
 import sass
 from gpu_cases import DTYPES, GpuCase, cases, floor_bytes
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import tensors_with_grad
 
 RESULTS = ROOT / "benchmarks" / "results" / "predicted-sm90.json"
@@ -81,7 +81,7 @@ def predict(case: GpuCase, emulator: emulated.Emulator, kernels: Mapping[str, sa
 def predictions(
     build: Path, emulator: emulated.Emulator, names: Iterable[str] = (), dtypes: Iterable[str] = tuple(DTYPES)
 ) -> Iterator[Row]:
-    chosen = [op for op in opreg.registered() if not names or op.short in names]
+    chosen = [op for op in of_namespace() if not names or op.short in names]
     objects = sass.objects(build)
     shared: dict[str, sass.Kernel] = {}
     for family in sorted({op.family for op in chosen}, key=str):

@@ -63,6 +63,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("op", [opreg.get(n) for n in OPS], ids=lambda op: op.short)
 
 
+def pytest_collection_finish() -> None:
+    """An op of somebody else is there in every test: what is said of every op must not depend on which tests ran."""
+    opreg.register(
+        opreg.Op(
+            name="strangers::running_sum",
+            reference=lambda input: input.cumsum(0),
+            shape=opreg.meta.same("input"),
+            samples=lambda make: iter(()),
+            errors=lambda make: iter(()),
+            source="the tests",
+            schema="(Tensor input) -> Tensor",
+            kernels={"CPU": lambda input: input.cumsum(0)},
+        )
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 import opreg
 from opreg.distributed import _call
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import Maker
 
 
@@ -85,7 +86,7 @@ def compare(op: Any, bound: dict[str, Any], tensors: dict[str, Tensor], parts: d
 def one(seed: int, name: str | None = None) -> tuple[str, str]:
     """One call: an op, a sample, a mesh, placements. Returns the op's name and what was split, for the count."""
     chance = random.Random(seed)
-    ops = [o for o in opreg.registered() if not o.mutated and o.qualname.startswith("lossreg::")]
+    ops = [o for o in of_namespace() if not o.mutated]
     op = opreg.get(name) if name else chance.choice(ops)
     sample = chance.choice(samples_of(op, seed))
     bound = bind(op.value, sample.args, sample.kwargs)
@@ -138,8 +139,8 @@ class Row(NamedTuple):
 def table() -> list[Row]:
     """Every op, along every dimension that one of its samples has."""
     rows = {}
-    for op in opreg.registered():
-        if op.mutated or not op.qualname.startswith("lossreg::"):
+    for op in of_namespace():
+        if op.mutated:
             continue
         for sample in samples_of(op, 0):
             bound = bind(op.value, sample.args, sample.kwargs)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import opreg
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import Maker
 
 SECONDS = 60  # that a call may take; all tensors are small
@@ -322,7 +323,7 @@ def environment(folder: Path | None) -> dict[str, str]:
 
 def run(calls: int, seed: int = 0, folder: Path | None = None, first: int = 0, names: list[str] | None = None) -> list:
     """All findings: number, call, what was wrong. A process that ends is followed by another, from the next call on."""
-    names = names or [op.short for op in opreg.registered() if op.qualname.startswith("lossreg::")]
+    names = names or [op.short for op in of_namespace()]
     findings, next_call = [], first
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report"

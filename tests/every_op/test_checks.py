@@ -15,7 +15,7 @@ _names = itertools.count()
 
 @pytest.fixture(autouse=True)
 def registry_of_its_own(monkeypatch):
-    monkeypatch.setattr(registry, "_ops", dict(registry._ops))  # other tests count the ops
+    monkeypatch.setattr(registry, "_ops", dict(registry._ops))  # other tests' programs would be searched for the ops
 
 
 def softplus_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

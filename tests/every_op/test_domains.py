@@ -14,6 +14,7 @@ from torch import Tensor
 import opreg
 from conftest import DEVICE, samples_of
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 
 BEYOND_UNIT = (-0.5, 1.5, float("nan"), float("inf"))
 # op, argument, what it must be, values that it isn't; every op whose native twin, or whose definition, refuses values
@@ -65,7 +66,7 @@ def test_gradient_out_of_domain_is_nan(argument: str, value: float) -> None:
         assert grad.isnan().tolist() == [False, False, True, False]
 
 
-CLASS_OPS = [op.short for op in opreg.registered() if op.indices and op.short.split("_")[0] not in ("affinity", "ctc")]
+CLASS_OPS = [op.short for op in of_namespace() if op.indices and op.short.split("_")[0] not in ("affinity", "ctc")]
 
 
 def with_a_wrong_class(op: opreg.Op, wrong: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def suspicious_calls() -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...], str]
     boxes, targets = (torch.cat([c, c + normal(4, 2).abs()], 1) for c in (corner, other))
     reversed_box = boxes.clone()
     reversed_box[2] = boxes[2, [2, 1, 0, 3]]
-    for op in opreg.registered():
+    for op in of_namespace():
         if op.family == "box":
             calls[op.short] = ((boxes, targets), (targets, reversed_box), "boxes x1, y1, x2, y2 with x1 <= x2")
     scores, labels = normal(20, 2, 5), torch.tensor([[1, 2], [3, 3]])

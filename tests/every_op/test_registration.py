@@ -28,7 +28,7 @@ from opreg.testing import Maker
 
 @pytest.fixture(autouse=True)
 def _withdrawn() -> Iterator[None]:
-    """Other tests count the ops."""
+    """Other tests' programs would be searched for the ops."""
     yield
     for op in opreg.registered():
         if op.qualname.startswith("registration::"):

@@ -43,8 +43,8 @@ DRIVER = Path(__file__).with_name("gpu_driver.py")
 
 # Where the package was found, and which ops have a CUDA kernel.
 IMPORT = """
-import json, opreg, opreg.catalogue
-has = {op.short: opreg.catalogue.coverage(op)["CUDA"] for op in opreg.registered()}
+import json, opreg, opreg.catalogue, opreg.registry
+has = {op.short: opreg.catalogue.coverage(op)["CUDA"] for op in opreg.registry.of_namespace()}
 print(json.dumps([opreg.__file__, str(opreg.library_path()), has]))
 """
 

@@ -13,9 +13,10 @@ import torch
 
 import opreg
 from opreg import bench
+from opreg.registry import of_namespace
 from opreg.testing import Maker
 
-OPS = [op.short for op in opreg.registered() if op.qualname.startswith("lossreg::")]
+OPS = [op.short for op in of_namespace()]
 SCRIPT = Path(gpu_check.__file__)
 NVCC = shutil.which("nvcc")
 

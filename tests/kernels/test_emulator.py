@@ -14,6 +14,7 @@ import row_losses
 from conftest import DEVICE, ROOT, run_raw, samples_of
 from opreg._private import names_in
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import tensors_with_grad
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
@@ -33,7 +34,7 @@ def test_every_cuda_kernel_is_emulated(emulated):
     kernels = re.findall(KERNEL, text)
     assert len(kernels) == text.count("__global__")  # in a form that KERNEL knows
     emulated.forget()
-    for op in opreg.registered():
+    for op in of_namespace():
         for sample in samples_of(op, dtype=torch.float32, requires_grad=not op.mutated):
             if not op.mutated:
                 run_raw(torch.ops.lossreg_emulated, op, sample)

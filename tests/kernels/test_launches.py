@@ -14,6 +14,7 @@ import gpu_cases
 import opreg
 from conftest import DEVICE
 from emulated import Emulator, Pass, passes
+from opreg.registry import of_namespace
 
 assert_expected_inline = pytest.importorskip("expecttest").assert_expected_inline
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the emulator runs there")
@@ -33,8 +34,8 @@ def row(emulator: Emulator, case: gpu_cases.GpuCase) -> str:
 
 def table(emulator: Emulator, dtype: str) -> dict[str, str]:
     rows = {}
-    for op in opreg.registered():
-        if op.qualname.startswith("lossreg::") and hasattr(torch.ops.lossreg_emulated, op.short):
+    for op in of_namespace():
+        if hasattr(torch.ops.lossreg_emulated, op.short):
             for case in gpu_cases.cases(op, dtype):
                 rows[case.title.removesuffix(f" {dtype}")] = row(emulator, case)
     return rows

@@ -14,7 +14,7 @@ _names = itertools.count()
 
 @pytest.fixture(autouse=True)
 def registry_of_its_own(monkeypatch):
-    monkeypatch.setattr(registry, "_ops", dict(registry._ops))  # other tests count the ops
+    monkeypatch.setattr(registry, "_ops", dict(registry._ops))  # each test finds no other's ops
 
 
 def register(reference, shape=None, least=0.0):

@@ -23,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 import opreg
 from opreg.eager import _exchange, _use
 from opreg.meta.schema import bind
+from opreg.registry import of_namespace
 from opreg.testing import Maker
 
 # Of those that torch has in Python.
 NATIVE, FUNCTIONS = [], {}
-for declared in opreg.registered():
+for declared in of_namespace():
     for spelling in declared.spellings:
         found = getattr(F, spelling.rsplit(".", 1)[1], None) if spelling.startswith("torch.nn.functional.") else None
         if isinstance(found, FunctionType):

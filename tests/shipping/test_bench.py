@@ -14,9 +14,10 @@ from opreg import bench
 from opreg.bench import providers, runner, text, timing, training
 from opreg.bench.files import bench_load, json_text
 from opreg.bench.targets import LIGHT, targets
+from opreg.registry import of_namespace
 from opreg.testing import Maker
 
-NAMES = [op.name for op in opreg.registered() if not op.mutated]
+NAMES = [op.name for op in of_namespace() if not op.mutated]
 PEERS = Path(__file__).parents[2] / "benchmarks" / "peers.py"
 QUICK = {"sizes": ["small"], "dtypes": ["float32"], "providers": ["ours", "eager", "floor", "call"], "rounds": 2}
 

@@ -13,8 +13,9 @@ import torch
 import opreg
 from opreg import __main__ as cli
 from opreg import catalogue, doctor, meta
+from opreg.registry import of_namespace
 
-NAMES = [op.name for op in opreg.registered()]
+NAMES = [op.name for op in of_namespace()]
 
 
 def test_ops_lists_every_registered_op(capsys):
@@ -22,8 +23,8 @@ def test_ops_lists_every_registered_op(capsys):
     header, rule, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["op", "CPU", "CUDA", "fake", "autograd", "second", "derivative", "vmap"]
     assert set(rule) == {"-", " "}
-    assert [row.split()[0] for row in rows] == NAMES
-    for row in rows:
+    assert [row.split()[0] for row in rows] == [op.name for op in opreg.registered()]
+    for row in rows[: len(NAMES)]:
         name, cpu, _, fake, autograd, second, vmap = row.split()
         assert [cpu, fake, autograd, vmap] == ["yes"] * 4
         assert second == ("no" if name in ("ctc_loss", "ema_update_") else "yes")
@@ -47,7 +48,7 @@ def test_ops_json_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "opreg", "ops", "--json"], capture_output=True, text=True, check=True)
     table = json.loads(done.stdout)
     assert [row.pop("op") for row in table] == NAMES
-    assert table == [catalogue.coverage(op) for op in opreg.registered()]
+    assert table == [catalogue.coverage(op) for op in of_namespace()]
 
 
 def test_coverage_follows_the_dispatcher():
@@ -123,7 +124,7 @@ def test_doctor_of_this_installation(capsys):
     assert status == int(any(doctor.problems(facts)))
     for line in (torch.__version__, opreg.__version__, str(opreg.library_path()), facts.capability):
         assert line in out
-    assert f"ops             {len(NAMES)}, of which with CPU {len(NAMES)}, CUDA " in out
+    assert f"ops             {len(there := opreg.registered())}, of which with CPU {len(there)}, CUDA " in out
 
 
 HEALTHY = doctor.Facts(
