@@ -143,7 +143,7 @@ struct LinearCrossEntropy {
   }
 
  private:
-  static Tensor normaliser_in(const Tensor& state) { return linear::rows_of(state, state.numel() - 1, 1); }
+  static Tensor normaliser_in(const Tensor& state) { return rows_of(state, state.numel() - 1, 1); }
   // torch.nn.functional.linear_cross_entropy refuses any ignore_index there; the default is no different from none.
   void check(const linear::Call<LinearCrossEntropy>& call) const {
     if (call.probabilities && ignore_index != -100)

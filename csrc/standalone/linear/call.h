@@ -2,7 +2,7 @@
 // The tensors of a call of linear_cross_entropy, and the places of its gradients.
 #include "../../formulas/shared/cross_entropy.h"
 #include "../../skeletons/rowwise/kernel.h"
-#include "../../skeletons/standalone.h"
+#include "../shared/products.h"
 
 namespace lossreg {
 
@@ -13,13 +13,6 @@ struct ScoreLoss : CrossEntropy {
 };
 
 namespace linear {
-
-inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
-  return narrow(t, 0, first, count);
-}
-inline Tensor ones(const Tensor& like, const Shape& shape, DType dtype) {
-  return torch::stable::fill_(new_empty(like, shape, dtype), 1.0);
-}
 
 // The tensor arguments in the schema's order.
 enum Argument { kInputAt, kLinearWeightAt, kTargetAt, kLinearBiasAt, kWeightAt, kArguments };

@@ -1,0 +1,67 @@
+#pragma once
+// Matrix products whose result is too large to be held: it is made some rows at a time, in one matrix.
+#include "../../skeletons/standalone.h"
+
+namespace lossreg {
+
+inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
+  return narrow(t, 0, first, count);
+}
+inline Tensor ones(const Tensor& like, const Shape& shape, DType dtype) {
+  return torch::stable::fill_(new_empty(like, shape, dtype), 1.0);
+}
+
+// out = a b
+template <class Backend>
+void product(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (out.scalar_type() == a.scalar_type()) call_aten("aten::mm", "out", a, b, out);
+  else Backend::wide_product(out, a, b);
+}
+
+// sum += left^T right, of matrices with so many rows; the first term sets it. What is summed in a wider dtype than the
+// matrices have is made and added some rows of the sum at a time.
+template <class Backend>
+void add_over_rows(const char* op, const Tensor& sum, bool first, const Tensor& left, const Tensor& right) {
+  Tensor by_column = transposed(left);
+  if (sum.scalar_type() == right.scalar_type()) {
+    if (first) product<Backend>(sum, by_column, right);
+    else Backend::add_product(sum, sum, 1.0, by_column, right);
+    return;
+  }
+  DType wide = *known_dtype(sum.scalar_type());
+  int64_t row_bytes = std::max<int64_t>(1, right.size(1)) * size_of(wide);
+  int64_t most = std::max<int64_t>(1, Backend::Products::chunk_bytes(0) / 8 / row_bytes);
+  for (int64_t at = 0; at < sum.size(0); at += most) {
+    int64_t count = std::min(most, sum.size(0) - at);
+    Tensor part = new_empty(right, {count, right.size(1)}, wide), to = rows_of(sum, at, count);
+    product<Backend>(first ? to : part, rows_of(by_column, at, count), right);
+    if (!first) map_tensors<Backend, Add>(op, wide, {to, part}, to);
+  }
+}
+
+// A matrix of so many rows and columns as chunks of about one size; row_step is how far a row lies from the next.
+struct RowChunks {
+  int64_t total, columns, row_step, count, rows;
+
+  // An entry takes so many bytes in all the matrices that there are of a chunk; `beside`: the bytes of the right
+  // factor.
+  template <class Products>
+  static RowChunks of(int64_t total, int64_t columns, int64_t entry_bytes, int64_t beside) {
+    constexpr int64_t whole = Products::whole_rows, step = Products::row_step;
+    int64_t row_step = (columns + step - 1) / step * step;
+    int64_t most = row_step ? std::max<int64_t>(1, Products::chunk_bytes(beside) / entry_bytes / row_step) : 1;
+    if (most > whole) most -= most % whole;
+    int64_t count = row_step ? (total + most - 1) / most : 0;  // nothing to do for no columns
+    int64_t rows = count ? (total + count - 1) / count : 0;
+    return {total, columns, row_step, count, std::min((rows + whole - 1) / whole * whole, std::min(most, total))};
+  }
+  // The first row of a chunk, and how many it has: the last may have fewer.
+  int64_t first(int64_t chunk) const { return chunk * rows; }
+  int64_t size(int64_t chunk) const { return std::min(rows, total - first(chunk)); }
+  // Of one chunk, on the device of `like`.
+  Tensor matrix(const Tensor& like, DType dtype) const {
+    return empty_strided(like, {rows, columns}, {std::max<int64_t>(1, row_step), 1}, dtype);
+  }
+};
+
+}  // namespace lossreg
