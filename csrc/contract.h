@@ -52,7 +52,7 @@ struct Options<F, F (*)(Option...)> {
   static constexpr bool reduction = (std::is_same_v<std::decay_t<Option>, Reduction> || ...);
 };
 
-template <class F, bool Reduces>
+template <class F, bool Reduces, bool Written>
 struct Contract {
   using O = Options<F, decltype(&F::make)>;
   static constexpr int tensors = Schema(F::args).size() - Schema(F::args).options();
@@ -67,6 +67,8 @@ struct Contract {
       !O::as_many || O::in_order,
       "make() takes the options of args in their order: `str reduction` as Reduction, float as double, int as "
       "int64_t, bool as bool, another str as std::string, int[] as std::vector<int64_t>");
+  static_assert(Written || !has<declared::results, F>, "an op with several results is one of WrittenOps");
+  static_assert(result_count<F>() > 1 || !has<declared::results, F>, "results names several of them");
   static_assert(!Reduces || O::reduction, "a loss of rows, groups or boxes is reduced: make() takes a Reduction");
   static constexpr bool holds = true;
 };
@@ -80,18 +82,18 @@ constexpr bool names_differ() {
   return true;
 }
 
-template <bool Reduces, class... F>
+template <bool Reduces, bool Written, class... F>
 constexpr bool check_list() {
   static_assert(names_differ<F...>(), "each op of a family has a name of its own");
-  return (Contract<F, Reduces>::holds && ...);
+  return (Contract<F, Reduces, Written>::holds && ...);
 }
 template <class... F>
 constexpr bool check_contract(PointwiseOps<F...>) {
-  return check_list<false, F...>();
+  return check_list<false, false, F...>();
 }
 template <class... F>
 constexpr bool check_contract(WrittenOps<F...>) {
-  return check_list<false, F...>();
+  return check_list<false, true, F...>();
 }
 template <class... F>
 constexpr bool check_contract(OwnSchemaOps<F...>) {
@@ -99,7 +101,7 @@ constexpr bool check_contract(OwnSchemaOps<F...>) {
 }
 template <template <class...> class List, class... F>
 constexpr bool check_contract(List<F...>) {
-  return check_list<true, F...>();
+  return check_list<true, false, F...>();
 }
 template <class... Lists>
 constexpr bool check_contract(Family<Lists...>) {

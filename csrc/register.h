@@ -83,13 +83,24 @@ struct Argument<F, Options, Position, std::enable_if_t<Schema(F::args).at(int(Po
   using type = std::conditional_t<optional, std::optional<Tensor>, Tensor>;
 };
 
+// What NAME_backward calls the gradients of the results, its first arguments.
+template <class F>
+std::vector<std::string> gradient_names() {
+  std::vector<std::string> names;
+  if constexpr (has<declared::results, F>)
+    for (const char* result : F::results) names.push_back(std::string("grad_") + result);
+  else names.push_back("grad_output");
+  return names;
+}
+
 // The kernels of one op with the signatures of its schemas. Kernel is a skeleton's: value(f, tensors, reduction, dtype)
 // and grad(f, grad_output, tensors, reduction, mask), and where state is kept forward() and the state in grad.
-template <class Kernel, class F, class Positions, class Tensors, class Options, class Make>
+template <class Kernel, class F, class Positions, class Tensors, class Options, class Results, class Make>
 struct Entry;
-template <class Kernel, class F, std::size_t... P, std::size_t... K, std::size_t... O, class... Option>
+template <class Kernel, class F, std::size_t... P, std::size_t... K, std::size_t... O, std::size_t... R,
+          class... Option>
 struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, std::index_sequence<O...>,
-             F (*)(Option...)> {
+             std::index_sequence<R...>, F (*)(Option...)> {
   // Has the option dtype. A formula without a reduction may say so of itself.
   static constexpr bool is_loss = (std::is_same_v<Option, Reduction> || ...) || has<declared::loss, F>;
 
@@ -100,6 +111,10 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   };
   template <std::size_t Position>
   using Argument = typename detail::Argument<F, std::tuple<Option...>, Position>::type;
+  // The gradient of a result as NAME_backward gets it.
+  static constexpr bool several = result_count<F>() > 1;
+  template <std::size_t>
+  using GradOutput = std::conditional_t<several, std::optional<Tensor>, Tensor>;
 
   static Call parse(const Argument<P>&... argument) {
     std::tuple<decltype(take(argument))...> all(take(argument)...);
@@ -112,30 +127,57 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
       if (t && !t->defined()) t.reset();
     return {std::apply(&F::make, options), std::move(tensors), reduction};
   }
-  // NAME_backward is an op like any other, which a program may call with whatever it has.
-  static void check_backward(const Call& call, const std::vector<bool>& mask, const Tensor& grad_output) {
-    if (!grad_output.defined()) fail(F::name, "grad_output to be a tensor, got None");
+  // NAME_backward is an op like any other, which a program may call with whatever it has. Returns the first gradient of
+  // a result that is there.
+  static const Tensor& check_backward(const Call& call, const std::vector<bool>& mask, Incoming<F>& incoming) {
+    const Tensor* first = first_of(incoming);
     check_gradient_mask(F::name, mask, F::gradients);
     for (int k = 0; k < F::gradients; k++)
       if (mask[k]) required(F::name, F::args, k, call.tensors[k]);
+    return *first;
+  }
+  static const Tensor* first_of(Incoming<F>& incoming) {
+    if constexpr (several) {
+      const Tensor* first = nullptr;
+      for (auto& grad : incoming) {
+        if (grad && !grad->defined()) grad.reset();
+        if (grad && !first) first = &*grad;
+      }
+      if (first) return first;
+    } else if (incoming.defined()) {
+      return &incoming;
+    }
+    std::string names;
+    for (const auto& name : gradient_names<F>()) names += (names.empty() ? "" : " or ") + name;
+    fail(F::name, names, " to be a tensor, got None");
+  }
+  // Results, and the state, as the schema returns them.
+  static auto returned(const Results<F>& results) {
+    if constexpr (several) return std::apply([](const auto&... r) { return std::make_tuple(r...); }, results);
+    else return results;
+  }
+  static auto returned(const std::tuple<Results<F>, Tensor>& with_state) {
+    const auto& [results, state] = with_state;
+    if constexpr (several) return std::tuple_cat(returned(results), std::make_tuple(state));
+    else return with_state;
   }
 
-  static Tensor activation(Argument<P>... a) {
+  static auto activation(Argument<P>... a) {
     Call call = parse(a...);
-    return Kernel::value(call.f, call.tensors, call.reduction, std::optional<ScalarType>{});
+    return returned(Kernel::value(call.f, call.tensors, call.reduction, std::optional<ScalarType>{}));
   }
-  static Tensor loss(Argument<P>... a, DTypeCode dtype) {
+  static auto loss(Argument<P>... a, DTypeCode dtype) {
     Call call = parse(a...);
-    return Kernel::value(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype));
+    return returned(Kernel::value(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype)));
   }
-  static std::tuple<Tensor, Tensor> forward(Argument<P>... a, DTypeCode dtype) {
+  static auto forward(Argument<P>... a, DTypeCode dtype) {
     Call call = parse(a...);
-    return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype));
+    return returned(Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype)));
   }
-  static std::tuple<Tensor, Tensor> forward_with_mask(Argument<P>... a, DTypeCode dtype, std::vector<bool> mask) {
+  static auto forward_with_mask(Argument<P>... a, DTypeCode dtype, std::vector<bool> mask) {
     Call call = parse(a...);
     check_gradient_mask(F::name, mask, F::gradients);
-    return Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), mask);
+    return returned(Kernel::forward(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), mask));
   }
   // The gradients as the schema returns them.
   static auto returned(const Grads<F::gradients>& grads, const Tensor& grad_output) {
@@ -145,17 +187,18 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
     if constexpr (F::gradients == 1) return place(grads[0]);
     else return std::apply([&](const auto&... grad) { return std::make_tuple(place(grad)...); }, grads);
   }
-  static auto grad(Tensor grad_output, Argument<P>... a, std::vector<bool> needs_input_grad) {
+  static auto grad(GradOutput<R>... g, Argument<P>... a, std::vector<bool> needs_input_grad) {
     Call call = parse(a...);
-    check_backward(call, needs_input_grad, grad_output);
-    return returned(Kernel::grad(call.f, grad_output, call.tensors, call.reduction, needs_input_grad), grad_output);
+    Incoming<F> incoming{g...};
+    const Tensor& first = check_backward(call, needs_input_grad, incoming);
+    return returned(Kernel::grad(call.f, incoming, call.tensors, call.reduction, needs_input_grad), first);
   }
-  static auto grad_with_state(Tensor grad_output, Tensor state, Argument<P>... a, std::vector<bool> needs_input_grad) {
+  static auto grad_with_state(GradOutput<R>... g, Tensor state, Argument<P>... a, std::vector<bool> needs_input_grad) {
     Call call = parse(a...);
-    check_backward(call, needs_input_grad, grad_output);
+    Incoming<F> incoming{g...};
+    const Tensor& first = check_backward(call, needs_input_grad, incoming);
     if (!state.defined()) fail(F::name, "the state of the forward pass, got None");
-    return returned(Kernel::grad(call.f, grad_output, state, call.tensors, call.reduction, needs_input_grad),
-                    grad_output);
+    return returned(Kernel::grad(call.f, incoming, state, call.tensors, call.reduction, needs_input_grad), first);
   }
 };
 template <class Make>
@@ -164,7 +207,8 @@ template <class F, class... Option>
 struct CountOptions<F (*)(Option...)> : std::integral_constant<std::size_t, sizeof...(Option)> {};
 template <class Kernel, class F, std::size_t Options = CountOptions<decltype(&F::make)>::value>
 using EntryOf = Entry<Kernel, F, std::make_index_sequence<F::inputs + Options>, std::make_index_sequence<F::inputs>,
-                      std::make_index_sequence<Options>, decltype(&F::make)>;
+                      std::make_index_sequence<Options>, std::make_index_sequence<std::size_t(result_count<F>())>,
+                      decltype(&F::make)>;
 
 // The skeleton of each list of formula.h.
 template <class List>
@@ -201,11 +245,18 @@ void define(Library& m, bool loss, bool keeps_state) {
   std::string name = F::name, args = F::args, separator = ", *, ";
   std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] needs_input_grad";
   std::string dtype = loss ? separator + "ScalarType? dtype=None" : "";
-  m.def((name + "(" + args + dtype + ") -> Tensor").c_str());
+  std::string results, incoming;
+  for (const std::string& grad : gradient_names<F>())
+    incoming += (result_count<F>() > 1 ? "Tensor? " : "Tensor ") + grad + ", ";
+  if constexpr (has<declared::results, F>)
+    for (const char* result : F::results) results += std::string(results.empty() ? "" : ", ") + "Tensor " + result;
+  bool several = !results.empty();
+  m.def((name + "(" + args + dtype + ") -> " + (several ? "(" + results + ")" : "Tensor")).c_str());
   if (keeps_state) {
     std::string forward_mask =
         has<declared::forward_mask, F> ? (loss ? ", " + mask.substr(separator.size()) : mask) : "";
-    m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (Tensor, Tensor)").c_str());
+    std::string kept = several ? results + ", Tensor state" : "Tensor, Tensor";
+    m.def((name + "_forward(" + args + dtype + forward_mask + ") -> (" + kept + ")").c_str());
   }
   std::string state = keeps_state ? "Tensor state, " : "";
   // One Tensor for each differentiable argument, whatever the mask says: DTensor's sharding rules take the number of an
@@ -217,7 +268,7 @@ void define(Library& m, bool loss, bool keeps_state) {
   // then would take a wrong one of the results without a word; as it is, the dispatcher refuses its call.
   std::string returns = "Tensor";
   for (int k = 1; k < F::gradients; k++) returns += ", Tensor";
-  m.def((name + "_backward(Tensor grad_output, " + state + args + mask + ") -> (" + returns + ")").c_str());
+  m.def((name + "_backward(" + incoming + state + args + mask + ") -> (" + returns + ")").c_str());
 }
 
 template <class Library, template <class...> class List, class... F>

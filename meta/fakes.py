@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._private import register_fake
 from .rules import Arguments, ShapeRule
-from .schema import bind, require_tensors, returned
+from .schema import bind, gradient_names, require_tensors, result_names, results_of, returned
 from .sizes import dtype_text, fail, is_size, same_shape, shape_text
 from .states import State
 
@@ -55,34 +55,52 @@ def reduces(op: str, args: Arguments) -> bool:
     return bool(reduction != "none")
 
 
-def value_fake(op: str, rule: ShapeRule, args: Arguments) -> Tensor:
+def shapes_of_results(shape: Any, count: int) -> list[tuple[int, ...]]:
+    """The shape of each result before reduction, of what a rule gives: one shape for all, or a list of one for each."""
+    several = len(shape) > 0 and isinstance(shape[0], Sequence)
+    return [tuple(one) for one in shape] if several else [tuple(shape)] * count
+
+
+def value_fake(op: str, rule: ShapeRule, args: Arguments, results: int) -> Any:
     tensors = check_tensors(op, args, rule.on_host)
-    shape = rule(op, args)
+    shapes = shapes_of_results(rule(op, args), results)
     dtype = result_dtype(args, rule.typed_by)
     if reduces(op, args):
-        return tensors[0].new_empty((), dtype=dtype)
-    return like(tensors[0], shape, dtype)
+        return returned([tensors[0].new_empty((), dtype=dtype) for _ in shapes])
+    return returned([like(tensors[0], shape, dtype) for shape in shapes])
 
 
-def check_backward(op: str, rule: ShapeRule, state: State | None, args: Arguments, operands: Arguments) -> None:
-    """What ``NAME_backward`` is given beside the op's own arguments: the gradient of the result, the state, the mask.
+def given_gradients(op: str, names: Sequence[str], args: Arguments) -> dict[str, Tensor]:
+    """The gradients of an op's results that ``NAME_backward`` is given: of some of several, perhaps, but of one."""
+    given = {n: args[n] for n in names if args[n] is not None}
+    if not given:
+        raise fail(op, f"{' or '.join(names)} to be a tensor", None)
+    return given
+
+
+def check_backward(
+    op: str, rule: ShapeRule, state: State | None, args: Arguments, operands: Arguments, results: Sequence[str]
+) -> None:
+    """What ``NAME_backward`` is given beside the op's own arguments: gradients of results, the state, the mask.
 
     Where a tensor on the meta device comes beside others, this runs in the place of their kernel.
     """
     first = check_tensors(op, operands, rule.on_host)[0]
     shape = rule(op, operands)
-    given = {n: args[n] for n in ("grad_output", "state") if n in args}
-    for t in given.values():
+    shapes = dict(zip(results, shapes_of_results(shape, len(results)), strict=True))
+    given = given_gradients(op, results, args)
+    for t in (*given.values(), *(args[n] for n in ("state",) if n in args)):
         if t.device != first.device:
             raise fail(op, "all tensors on one device", first.device, t.device)
-    grad_output, expected = given["grad_output"], () if reduces(op, operands) else tuple(shape)
-    if not same_shape(grad_output.shape, expected):
-        raise fail(op, f"grad_output of shape {shape_text(expected)}", shape_text(grad_output))
-    if grad_output.dtype not in _FLOATING:
-        got = dtype_text(grad_output.dtype)
-        raise fail(op, "grad_output of dtype float64, float32, bfloat16 or float16", got)
+    for name, grad in given.items():
+        expected = () if reduces(op, operands) else shapes[name]
+        if not same_shape(grad.shape, expected):
+            raise fail(op, f"{name} of shape {shape_text(expected)}", shape_text(grad))
+        if grad.dtype not in _FLOATING:
+            got = dtype_text(grad.dtype)
+            raise fail(op, f"{name} of dtype float64, float32, bfloat16 or float16", got)
     if state is not None:
-        kept, wanted = given["state"], state(shape, args)
+        kept, wanted = args["state"], state(shape, args)
         # which dtype it has may depend on the option dtype, which only the forward pass knows
         if not same_shape(kept.shape, wanted.shape) or kept.dtype not in (wanted.dtype, torch.float64):
             text = f"the {dtype_text(wanted.dtype)} state of the forward pass, of shape {shape_text(wanted)}"
@@ -112,13 +130,15 @@ def check_mask(op: str, gradients: int, inputs: Sequence[str], args: Arguments) 
             raise fail(op, f"{name} to be a tensor", args[name])
 
 
-def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str]) -> list[Tensor]:
+def backward_fake(
+    args: Arguments, full_shape: Sequence[int] | None, inputs: Sequence[str], grad_output: Tensor
+) -> list[Tensor]:
     """Gradients are laid out as their tensors; but an operand's that was expanded comes from a sum: contiguous. Where
     none is asked for, a tensor without elements stands in its place."""
     grads = []
     for name, wanted in zip(inputs, args["needs_input_grad"], strict=False):
         if not wanted:
-            grads.append(no_gradient(args["grad_output"]))
+            grads.append(no_gradient(grad_output))
             continue
         t: Tensor = args[name]
         expanded = full_shape is not None and not (
@@ -129,7 +149,8 @@ def backward_fake(args: Arguments, full_shape: Sequence[int] | None, inputs: Seq
 
 
 def no_gradient(grad_output: Tensor) -> Tensor:
-    """What ``NAME_backward`` returns in the place of a gradient that needs_input_grad leaves out."""
+    """What ``NAME_backward`` returns in the place of a gradient that needs_input_grad leaves out; ``grad_output`` is
+    the first gradient of a result that it was given."""
     return grad_output.new_empty(0)
 
 
@@ -147,22 +168,25 @@ def register_fakes(name: str, rule: ShapeRule, lib: torch.library.Library, *, st
         require_tensors(overload, bound)
         return bound
 
-    def value(*args: Any, **kwargs: Any) -> Tensor:
-        return value_fake(short, rule, bound_to("", args, kwargs))
+    def value(*args: Any, **kwargs: Any) -> Any:
+        return value_fake(short, rule, bound_to("", args, kwargs), len(result_names(overload_of(""))))
 
-    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         bound = bound_to("_forward", args, kwargs)
         assert state is not None
-        return value_fake(short, rule, bound), state(rule(short, bound), bound)
+        results = value_fake(short, rule, bound, len(result_names(overload_of(""))))
+        return (*results_of(results), state(rule(short, bound), bound))
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         bound = bound_to("_backward", args, kwargs)
-        inputs = [n for n in bound if n not in ("grad_output", "state", "needs_input_grad")]
+        results = gradient_names(overload_of(""))
+        inputs = [n for n in bound if n not in (*results, "state", "needs_input_grad")]
         operands = {n: bound[n] for n in inputs}
         check_mask(short, overload_of("_backward")._schema.arguments[-1].N, inputs, bound)
-        check_backward(short, rule, state, bound, operands)
+        check_backward(short, rule, state, bound, operands, results)
         full = rule.elements(short, operands) if rule.elements else None
-        return returned(backward_fake(bound, full, inputs))
+        first = next(iter(given_gradients(short, results, bound).values()))
+        return returned(backward_fake(bound, full, inputs, first))
 
     register_fake(name, value, lib)
     register_fake(name + "_backward", backward, lib)

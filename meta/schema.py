@@ -26,6 +26,19 @@ def call(overload: Any, bound: Mapping[str, Any]) -> Any:
     return overload(*positional, **{a.name: bound[a.name] for a in arguments if a.kwarg_only})
 
 
+@cache
+def result_names(overload: Any) -> tuple[str, ...]:
+    """What the results of an op are called, as its schema has it. One alone is the ``output``."""
+    returns = overload._schema.returns
+    return ("output",) if len(returns) == 1 else tuple(r.name for r in returns)
+
+
+@cache
+def gradient_names(overload: Any) -> tuple[str, ...]:
+    """What ``NAME_backward`` calls the gradients of these results, its first arguments."""
+    return tuple(f"grad_{name}" for name in result_names(overload))
+
+
 def results_of(returned: Any) -> tuple[Tensor, ...]:
     """What a call returned, as a tuple: the dispatcher hands out one Tensor by itself."""
     return (returned,) if isinstance(returned, Tensor) else tuple(returned)

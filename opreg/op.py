@@ -18,7 +18,7 @@ from ._native_calls import NativeCalls
 from .meta import ShapeRule, State
 from .meta.fakes import result_dtype
 from .meta.rules import ShapeFunction, shape_rule
-from .meta.schema import bind
+from .meta.schema import bind, gradient_names, result_names, results_of, returned
 
 # Counts the floating-point operations of a call, from its arguments by name and its result.
 Flops = Callable[[Mapping[str, Any], Any], int]
@@ -66,9 +66,11 @@ class Op:
         name: ``focal_loss`` (in opreg's own namespace), or ``mylib::my_loss``.
         reference: the definition in plain torch, of the schema's arguments without ``dtype``: the tests' oracle, the
             decomposition, the second derivative, what vmap and forward mode run, and the pattern of ``Rule.of(op)``.
-            Of an op that writes to its arguments: what it writes, one tensor for each that is written to.
+            Of an op with several results: a tuple of them. Of an op that writes to its arguments: what it writes, one
+            tensor for each that is written to.
         shape: the rule of ``opreg.meta``, or a function of the op's name and its arguments by name, that checks these
-            and gives the shape of the result before reduction.
+            and gives the shape of the result before reduction. Of several results: the shape of each of them, in a
+            list where they differ.
         samples: ``samples(make)`` yields calls; ``make`` draws tensors (``opreg.testing.Maker``).
         errors: ``errors(make)`` yields calls that must fail, with the message.
         source: the paper or the native op that defines it; the public docstring gets it from here.
@@ -112,10 +114,12 @@ class Op:
             arguments by name and the result; for ops that multiply matrices.
 
     Kernels, for an op without a library:
-        schema: ``"(Tensor input, ...) -> Tensor"``.
+        schema: ``"(Tensor input, ...) -> Tensor"``; of an op with several results ``"(...) -> (Tensor mean, Tensor
+            variance)"``, each with its name.
         kernels: dispatch key to Python function.
         backward_kernels: the same for ``NAME_backward(grad_output, ..., needs_input_grad)``, which returns a tuple with
-            a gradient for each tensor argument, None where the mask says False; by default the reference's.
+            a gradient for each tensor argument, None where the mask says False; by default the reference's. Of an op
+            with several results it begins with ``grad_mean, grad_variance``: of those one or more may be None.
     """
 
     # the mathematics
@@ -156,7 +160,7 @@ class Op:
 
     # kernels, for an op without a library
     schema: str = ""
-    kernels: Mapping[str, Callable[..., Tensor]] | None = None
+    kernels: Mapping[str, Callable[..., Any]] | None = None
     backward_kernels: Mapping[str, Callable[..., Any]] | None = None
 
     @cached_property
@@ -201,8 +205,8 @@ class Op:
 
     @cached_property
     def backward(self) -> Any:
-        """``NAME_backward``: grad_output, state if any, the arguments. A gradient for each entry of the mask; where
-        that is False a tensor without elements.
+        """``NAME_backward``: the gradients of the results, state if any, the arguments. A gradient for each entry of
+        the mask; where that is False a tensor without elements.
 
         None where the op writes to its arguments.
         """
@@ -210,7 +214,7 @@ class Op:
 
     @cached_property
     def forward(self) -> Any:
-        """``NAME_forward``: result and state; None where the op keeps no state."""
+        """``NAME_forward``: results and state; None where the op keeps no state."""
         return None if self.state is None else self._overload("_forward")
 
     # For calls inside a call, which is looked at when it has failed (attach/messages.py); once is enough.
@@ -237,6 +241,16 @@ class Op:
     @cached_property
     def tensor_arguments(self) -> list[str]:
         return [a.name for a in self.value._schema.arguments if "Tensor" in str(a.type)]
+
+    @cached_property
+    def results(self) -> tuple[str, ...]:
+        """The names of what a call returns: ``("output",)`` where that is one tensor."""
+        return result_names(self.value)
+
+    @cached_property
+    def gradients_of_results(self) -> tuple[str, ...]:
+        """The first arguments of ``NAME_backward``. Where there are several, some may be None."""
+        return gradient_names(self.value)
 
     @cached_property
     def mutated(self) -> list[str]:
@@ -302,8 +316,8 @@ class Op:
             bound["dtype"] = torch.float32
         return bound
 
-    def call_reference(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The reference with the op's own conventions: arithmetic in float32 (float64), result in the op's dtype, and
+    def call_reference(self, *args: Any, **kwargs: Any) -> Any:
+        """The reference with the op's own conventions: arithmetic in float32 (float64), results in the op's dtype, and
         under autocast what the op does there."""
         bound = bind(self.value, args, kwargs)
         autocast = _autocast.active(bound)
@@ -311,7 +325,7 @@ class Op:
             bound = self.under_autocast(bound, autocast)
         return self.evaluate_reference(bound, autocast)
 
-    def evaluate_reference(self, bound: Mapping[str, Any], autocast: str) -> Tensor:
+    def evaluate_reference(self, bound: Mapping[str, Any], autocast: str) -> Any:
         """The same of arguments that are converted already; ``autocast``: the type of device on which that is on."""
         bound = dict(bound)
         dtype = result_dtype(bound, self.rule.typed_by)
@@ -325,8 +339,7 @@ class Op:
             if t is not None and (t.is_floating_point() or name not in self.indices):
                 bound[name] = t.to(compute)
         with _autocast.suspended(autocast), NativeCalls():
-            result: Tensor = self.reference(**bound).to(dtype)
-        return result
+            return returned([t.to(dtype) for t in results_of(self.reference(**bound))])
 
     def write_reference(self, *args: Any, **kwargs: Any) -> None:
         """Writes what the reference gives, where the op writes to its arguments."""

@@ -18,6 +18,9 @@
 //   says_broadcast   pointwise: a target of another shape broadcasts, but is mostly a mistake: warn as torch does
 //   loss             standalone: it has the option dtype although it has no reduction
 //   forward_mask     standalone: its state depends on which gradients will be asked for, so NAME_forward is told
+//   results          standalone: the names of its results, where it has several: {"mean", "variance"}
+#include <iterator>
+
 #include "../base/check.h"
 #include "../base/has.h"
 #include "../base/math.h"
@@ -43,7 +46,15 @@ template <class F>
 using loss = decltype(F::loss);
 template <class F>
 using forward_mask = decltype(F::forward_mask);
+template <class F>
+using results = decltype(F::results);
 }  // namespace declared
+
+template <class F>
+constexpr int result_count() {
+  if constexpr (has<declared::results, F>) return int(std::size(F::results));
+  else return 1;
+}
 
 // An option as a formula keeps it: T(option) costs nothing, where a GPU would convert a double once an element.
 struct Parameter {

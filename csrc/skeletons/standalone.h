@@ -8,7 +8,9 @@
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> Grads: a Tensor for each true entry of mask
 // as members that are const. `tensors` are the op's tensors in the order of its schema, those that are None empty;
 // `reduction` is empty if make() has none, `dtype` if none was asked for. With forward_mask, forward<Backend> gets the
-// needs_input_grad of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor).
+// needs_input_grad of NAME_forward as its last argument. A gradient is laid out as empty_like(its tensor). Where the op
+// has several results, value and forward return Results<F> in the place of a Tensor, and grad gets Incoming<F>: the
+// gradient of each result, empty where nobody differentiates it, but never all of them.
 //
 // Each of them first checks its arguments (checks.h), which may have any shape, strides and dtype. Then it sets a
 // Backend::Guard, so that all that follows is on the tensors' device, makes the results (new_empty, empty_like), and
@@ -19,10 +21,19 @@
 //   - map_tensors below: one pass over the elements of a few tensors; and call_aten: an operator of torch.
 // No result may depend on the order of threads. Where Backend::checks_values is false, the host must not wait for the
 // device: it reads no value there, and an argument with a bad value makes NaN instead of an error.
+#include <array>
+
 #include "checks.h"
 #include "formula.h"
 
 namespace lossreg {
+
+// An op's results, and their gradients.
+template <class F>
+using Results = std::conditional_t<result_count<F>() == 1, Tensor, std::array<Tensor, size_t(result_count<F>())>>;
+template <class F>
+using Incoming =
+    std::conditional_t<result_count<F>() == 1, Tensor, std::array<std::optional<Tensor>, size_t(result_count<F>())>>;
 
 template <class F, class Backend>
 struct WrittenKernel {
@@ -33,12 +44,12 @@ struct WrittenKernel {
                                                                              std::optional<ScalarType>{}));
 
   template <class... Rest>
-  static Tensor value(const F& f, const Rest&... rest) {
+  static Results<F> value(const F& f, const Rest&... rest) {
     if constexpr (has<own_value, F>) return f.template value<Backend>(rest...);
     else return std::get<0>(f.template forward<Backend>(rest...));
   }
   template <class... Rest>
-  static std::tuple<Tensor, Tensor> forward(const F& f, const Rest&... rest) {
+  static std::tuple<Results<F>, Tensor> forward(const F& f, const Rest&... rest) {
     return f.template forward<Backend>(rest...);
   }
   template <class... Rest>

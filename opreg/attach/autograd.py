@@ -22,7 +22,7 @@ from .._private import (
     inductor_compiles,
     transform_active,
 )
-from ..meta.fakes import no_gradient
+from ..meta.fakes import given_gradients, no_gradient
 from ..meta.schema import bind, defaults, results_of, returned
 from ..op import Op, no_constants
 from . import sharding
@@ -33,11 +33,16 @@ def attach(op: Op, lib: torch.library.Library) -> None:
     schema = op.value._schema
     if any(a.kwarg_only != (a.name == "dtype") for a in schema.arguments):
         raise ValueError(f"{op.qualname}: expected a schema whose one argument behind * is dtype, if any, got {schema}")
+    if not all(op.results):
+        raise ValueError(f"{op.qualname}: expected a schema with a name for each of several results, got {schema}")
     count, gradients = len(op.differentiable), str(op.backward._schema)
     results = f"({', '.join(['Tensor'] * count)})" if count > 1 else "Tensor"
+    optional = "?" if len(op.results) > 1 else ""
+    beginning = ", ".join(f"Tensor{optional} {name}" for name in op.gradients_of_results)
     ending = f"*, bool[{count}] needs_input_grad) -> {results}"
-    if not gradients.endswith(ending):
-        raise ValueError(f"{op.qualname}: expected a schema {op.short}_backward(..., {ending}, got {gradients}")
+    if not gradients.startswith(f"{op.qualname}_backward({beginning}, ") or not gradients.endswith(ending):
+        expected = f"{op.short}_backward({beginning}, ..., {ending}"
+        raise ValueError(f"{op.qualname}: expected a schema {expected}, got {gradients}")
     # what a call may leave out, by position
     tail = tuple(default for name, default in defaults(op.value).items() if name != "dtype")
     # never a constant: without `constants` any that the schema says, else the first
@@ -123,21 +128,25 @@ class Value(torch.autograd.Function):
         with below_autograd():
             if op.forward is None:
                 result = op.value_entry(*positional, **dtype)
-            elif op.forward_takes_mask:
-                result, state = op.forward_entry(*positional, **dtype, needs_input_grad=mask)
             else:
-                result, state = op.forward_entry(*positional, **dtype)
+                with_mask = {"needs_input_grad": mask} if op.forward_takes_mask else {}
+                *results, state = op.forward_entry(*positional, **dtype, **with_mask)
+                result = returned(results)
         save(ctx, op, state, positional)
         ctx.mask = mask if op.forward_takes_mask else None
+        # a result that nobody differentiates has no gradient, and not one of zeros
+        ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
         op, state, positional = saved(ctx)
         needed = ctx.needs_input_grad
+        if all(g is None for g in grad_outputs):
+            return (None,) * len(needed)
         # where the state is made for a mask, that one: now less may be asked for
         mask = ctx.mask or [needed[1 + k] for k in op.differentiable_positions]
-        leading = (grad_output,) if state is None else (grad_output, state)
+        leading = grad_outputs if state is None else (*grad_outputs, state)
         if torch.is_grad_enabled() or transform_active():
             given = op.backward(*leading, *positional, needs_input_grad=mask)
         else:
@@ -178,11 +187,11 @@ class Backward(torch.autograd.Function):
                 t = bound[name]
                 bound[name] = t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
             sources = {n: bound[n] for n, need in needed.items() if need}
-            grad_output = bound.pop("grad_output")
+            grad_outputs = [bound.pop(n) for n in op.gradients_of_results]
             bound.pop("state", None)
-            result = op.call_reference(**bound).to(grad_output.dtype)
+            results, grad_outputs = with_gradients(op.call_reference(**bound), grad_outputs)
             inputs = [bound[n] for n in wanted]
-            first = torch.autograd.grad(result, inputs, grad_output, create_graph=True, allow_unused=True)
+            first = torch.autograd.grad(results, inputs, grad_outputs, create_graph=True, allow_unused=True)
             pairs = [
                 (g, gg)
                 for g, gg in zip(first, wanted.values(), strict=True)
@@ -201,6 +210,12 @@ class Backward(torch.autograd.Function):
         return (None, *(by_name.get(n) for n in needed), None)
 
 
+def with_gradients(results: Any, grad_outputs: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those of an op's results that have a gradient, in its dtype, and the gradients."""
+    pairs = [(r, g) for r, g in zip(results_of(results), grad_outputs, strict=True) if g is not None]
+    return [r.to(g.dtype) for r, g in pairs], [g for _, g in pairs]
+
+
 def save(ctx: Any, op: Op, state: Tensor | None, values: Sequence[Any]) -> None:
     """Tensors through save_for_backward, so that in-place changes are noticed; the rest on ctx."""
     ctx.op = op
@@ -216,18 +231,20 @@ def saved(ctx: Any) -> tuple[Op, Tensor | None, list[Any]]:
 def reference_backward(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``NAME_backward`` by the reference: under transforms, and for ops that come without a backward kernel."""
     bound = bind(op.backward, args, kwargs)
-    mask, grad_output = bound.pop("needs_input_grad"), bound.pop("grad_output")
+    given_gradients(op.short, op.gradients_of_results, bound)
+    mask, grad_outputs = bound.pop("needs_input_grad"), [bound.pop(n) for n in op.gradients_of_results]
     bound.pop("state", None)
     wanted = [n for n, m in zip(op.differentiable, mask, strict=True) if m]
 
     # the arguments are those that the kernel got: nothing is left for autocast to do
     autocast = _autocast.active(bound)
 
-    def of_wanted(*tensors: Tensor) -> Tensor:
+    def of_wanted(*tensors: Tensor) -> list[Tensor]:
         given = {**bound, **dict(zip(wanted, tensors, strict=True))}
-        return op.evaluate_reference(given, autocast).to(grad_output.dtype)
+        return with_gradients(op.evaluate_reference(given, autocast), grad_outputs)[0]
 
     with _autocast.suspended(autocast):
         pullback = torch.func.vjp(of_wanted, *(bound[n] for n in wanted))[1]
-        made = dict(zip(wanted, pullback(grad_output), strict=True))
-        return returned([made[n] if n in made else no_gradient(grad_output) for n in op.differentiable])
+        there = [g for g in grad_outputs if g is not None]
+        made = dict(zip(wanted, pullback(there), strict=True))
+        return returned([made[n] if n in made else no_gradient(there[0]) for n in op.differentiable])

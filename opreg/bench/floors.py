@@ -15,18 +15,19 @@ It computes nothing, allocates nothing but tensor headers and takes one tensor; 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from ..meta.schema import results_of
 from .cases import Case
 from .timing import Call
 
 
-def bytes_moved(case: Case, result: Tensor, *, backward: bool) -> list[int]:
+def bytes_moved(case: Case, result: Any, *, backward: bool) -> list[int]:
     """What the copy floor counts: for the forward pass, and for the backward pass where it is wanted."""
     inputs = sum(t.nbytes for t in case.tensors)
-    written = 0 if case.op.reduces else result.nbytes
+    written = 0 if case.op.reduces else sum(t.nbytes for t in results_of(result))
     gradient = case.args[case.op.differentiable[0]].nbytes
     return [inputs + written, *([inputs + written + gradient] if backward else [])]
 

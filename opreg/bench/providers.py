@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..op import Op
+from ..testing import joined
 from .cases import Case, in_float64
 
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 NATIVE = "torch.nn.functional."
 
-Function = Callable[..., Tensor]
+Function = Callable[..., Any]
 
 
 class Disagreement(RuntimeError):
@@ -47,7 +48,7 @@ def check_agreement(
 
 def value_and_gradient(case: Case, function: Function) -> tuple[Tensor, Tensor]:
     args, x = case.with_gradient()
-    y = function(**args)
+    y = joined(function(**args))
     return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
 
@@ -98,7 +99,7 @@ def as_a_user(case: Case, args: Mapping[str, Any]) -> tuple[Function, list[Any],
         places, options = as_called(case, args)
         try:
             with torch.no_grad():
-                ours, result = case.op.value(**case.args), function(*places, **options)
+                ours, result = joined(case.op.value(**case.args)), joined(function(*places, **options))
             # a function that reduces otherwise, or takes fewer dtypes, is called through the wrapper
             if torch.allclose(result.double(), ours.double(), rtol=TOLERANCE[result.dtype], atol=1e-6):
                 return function, places, options
@@ -118,7 +119,7 @@ def compiled(case: Case, args: Mapping[str, Any]) -> tuple[str, Function]:
         if text is not None:
             torch.compiler.reset()
 
-            def eager(text: Function = text, **args: Any) -> Tensor:
+            def eager(text: Function = text, **args: Any) -> Any:
                 return text(**args)
 
             function: Function = torch.compile(eager, fullgraph="breaks" not in name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..meta.schema import results_of
 from ..op import Op
 from ..registry import get, registered
 from .cases import DTYPES, Case, cases, sweep
@@ -83,13 +84,13 @@ def calls_of(case: Case, which: str, wanted: Sequence[str], peers: Peers) -> tup
     device = case.tensors[0].device
     function = case.op.value.overloadpacket
     places, options = as_called(case, args)
-    result = function(*places, **options).detach()
-    grad_output = torch.ones_like(result)
+    result = function(*places, **options)
+    grad_outputs = [torch.ones_like(t) for t in results_of(result)]
     notes: dict[str, Any] = {"eager": "native" if is_native(case) else "composition"}
 
     def call(function: Any, places: Sequence[Any], options: Mapping[str, Any]) -> Call:
         if gradient:
-            return lambda: torch.autograd.grad(function(*places, **options), x, grad_output)
+            return lambda: torch.autograd.grad(function(*places, **options), x, grad_outputs)
         return lambda: function(*places, **options)
 
     moved = bytes_moved(case, result, backward=gradient)

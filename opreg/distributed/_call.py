@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from ..attach.autograd import require_constants
+from ..attach.autograd import require_constants, with_gradients
 from ..messages.checks import check_call
 from ..meta.dims import CLASSES, VALUES, Dims, Labels
-from ..meta.fakes import no_gradient, reduces, result_dtype
-from ..meta.schema import bind, call, returned
+from ..meta.fakes import given_gradients, no_gradient, reduces, result_dtype, shapes_of_results
+from ..meta.schema import bind, call, results_of, returned
 from ..op import Op
 from . import _classes, _samples
 from ._collectives import Groups, summed
@@ -85,30 +85,36 @@ def value(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     check_call(op, shapes)
     if torch.is_grad_enabled():
         require_constants(op, bound)
-    shape, reduced = op.rule(op.short, shapes), reduces(op.short, bound)
+    rule_shapes = shapes_of_results(op.rule(op.short, shapes), len(op.results))
+    reduced, dtype = reduces(op.short, bound), result_dtype(bound, op.rule.typed_by)
     split = split_of(op, bound, tensors, mesh)
     if mesh.get_coordinate() is None:  # a process beside the mesh has nothing to compute
-        return outside(split, tensors, shape, reduced, result_dtype(bound, op.rule.typed_by))
+        return returned([outside(split, tensors, shape, reduced, dtype) for shape in rule_shapes])
     local = bound | {n: local_of(split, n, t) for n, t in tensors.items()}
-    placements = split.of_values()
     if not any(k is not None for k in split.labels):
-        result = call(op.value, local)
+        results = results_of(call(op.value, local))
     elif reduced or (not op.reduces and op.count is not None):
-        result = reduction(op, split, bound, local, math.prod(shape))
+        results = reduction(op, split, bound, local, math.prod(rule_shapes[0]))
         reduced = True
     else:
-        result = values(op, split, local)[0].to(result_dtype(bound, op.rule.typed_by))
-    if reduced:
-        shape, placements = (), (Replicate(),) * mesh.ndim
+        results = tuple(t.to(dtype) for t in values(op, split, local)[0])
+    placements = (Replicate(),) * mesh.ndim if reduced else split.of_values()
+    return returned(
+        [whole(t, mesh, placements, () if reduced else shape) for t, shape in zip(results, rule_shapes, strict=True)]
+    )
+
+
+def whole(local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
+    """The DTensor of this shape of which a process has this part."""
     return DTensor.from_local(
-        result, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides(result, shape)
+        local, mesh, placements, run_check=False, shape=torch.Size(shape), stride=strides(local, shape)
     )
 
 
 def outside(
     split: Split, tensors: Mapping[str, DTensor], shape: Sequence[int], reduced: bool, dtype: torch.dtype
 ) -> DTensor:
-    """The result as a process that is not on the mesh has it: without elements."""
+    """A result as a process that is not on the mesh has it: without elements."""
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
     nothing = torch.empty(
         () if reduced else shape, dtype=dtype, device=split.mesh.device_type, requires_grad=needs_grad
@@ -119,17 +125,18 @@ def outside(
     )
 
 
-def values(op: Op, split: Split, local: Arguments) -> tuple[Tensor, Tensor | None]:
+def values(op: Op, split: Split, local: Arguments) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """What the op gives before reduction, and its weights in the mean where only classes of all processes give them."""
     if CLASSES in split.labels:
         rows, weights = _classes.ROWS[op.short](shard_of_classes(split), local)
-        return rows, weights
+        return results_of(rows), weights
     options = {"reduction": "none"} if op.reduces else {}
-    return call(op.value, {**local, **options}), None
+    return results_of(call(op.value, {**local, **options})), None
 
 
-def reduction(op: Op, split: Split, bound: Arguments, local: Arguments, number: int) -> Tensor:
-    """The sum or the mean over the values of all processes; ``number`` says how many values those are."""
+def reduction(op: Op, split: Split, bound: Arguments, local: Arguments, number: int) -> tuple[Tensor, ...]:
+    """The sum or the mean over the values of all processes, of each result; ``number`` says how many values those
+    are."""
     kind = bound["reduction"] if op.reduces else "mean"
     dtype = result_dtype(bound, op.rule.typed_by)
     # each process's part is not rounded to less than float32
@@ -137,12 +144,13 @@ def reduction(op: Op, split: Split, bound: Arguments, local: Arguments, number: 
     weights: Tensor | None = None
     if CLASSES in split.labels or (kind == "mean" and op.averaged is not None):
         rows, weights = values(op, split, wide)
-        total = (op.averaged(rows, local) if kind == "mean" and op.averaged is not None else rows).sum()
+        averaged = op.averaged if kind == "mean" and op.averaged is not None else lambda rows, _: rows
+        totals = [averaged(of_one, local).sum() for of_one in rows]
     elif op.reduces:
-        total = call(op.value, {**wide, "reduction": "sum"})
+        totals = [*results_of(call(op.value, {**wide, "reduction": "sum"}))]
     else:
         assert op.count is not None
-        total = call(op.value, wide) * op.count(local)
+        totals = [t * op.count(local) for t in results_of(call(op.value, wide))]
     count: Any = number
     if kind == "batchmean":
         first = bound[op.tensor_arguments[0]]
@@ -150,15 +158,17 @@ def reduction(op: Op, split: Split, bound: Arguments, local: Arguments, number: 
     elif kind == "mean" and op.count is not None:
         count = op.count(local) if weights is None else weights.sum()
         count = number if count is None else count if isinstance(count, Tensor) else op.count(bound)
-    both = torch.stack([total.double(), count.double()] if isinstance(count, Tensor) else [total.double()])
-    total, *counted = summed(both, split.groups_of_values).unbind()
+    counted = [count] if isinstance(count, Tensor) else []
+    sums = summed(torch.stack([t.double() for t in (*totals, *counted)]), split.groups_of_values).unbind()
+    totals = list(sums[: len(totals)])
     if kind == "sum":
-        return total.to(dtype)
-    count = counted[0] if counted else count
+        return tuple(t.to(dtype) for t in totals)
+    count = sums[-1] if counted else count
     if not op.reduces:  # the one value of nothing is 0
         count = count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1)
     # in Python 0 / 0 is an error
-    return (total / count if isinstance(count, Tensor) else total / torch.full_like(total, count)).to(dtype)
+    divisor = count if isinstance(count, Tensor) else torch.full_like(totals[0], count)
+    return tuple((t / divisor).to(dtype) for t in totals)
 
 
 def mesh_of(op: str, tensors: Mapping[str, Tensor]) -> DeviceMesh:
@@ -300,14 +310,15 @@ def strides(t: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
 def backward(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """``NAME_backward`` of sharded tensors: the gradient of what ``value`` gives. Its state is not looked at."""
     bound = bind(op.backward, args, kwargs)
-    mask, grad_output = bound.pop("needs_input_grad"), bound.pop("grad_output")
+    given_gradients(op.short, op.gradients_of_results, bound)
+    mask, grad_outputs = bound.pop("needs_input_grad"), [bound.pop(n) for n in op.gradients_of_results]
     bound.pop("state", None)
     wanted = [n for n, m in zip(op.differentiable, mask, strict=True) if m]
     with torch.enable_grad():
         bound |= {n: bound[n].detach().requires_grad_() for n in wanted}
-        result = value(op, list(bound.values()), {})
-        made = dict(zip(wanted, torch.autograd.grad(result, [bound[n] for n in wanted], grad_output), strict=True))
-    return returned([made[n] if n in made else no_gradient(grad_output) for n in op.differentiable])
+        results, there = with_gradients(value(op, list(bound.values()), {}), grad_outputs)
+        made = dict(zip(wanted, torch.autograd.grad(results, [bound[n] for n in wanted], there), strict=True))
+    return returned([made[n] if n in made else no_gradient(there[0]) for n in op.differentiable])
 
 
 def in_place(op: Op, bound: Arguments) -> None:

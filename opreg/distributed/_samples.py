@@ -4,7 +4,7 @@ A rule says which element of which tensor a value belongs to. It does not say th
 nor what a mean divides by. For opreg's own ops tests hold that; for others it is tried once, before a call is split.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..meta.dims import VALUES
-from ..meta.schema import bind
+from ..meta.schema import bind, results_of
 from ..op import Op
 from ..testing import Maker
 
@@ -34,24 +34,30 @@ def _objection(op: Op, label: Hashable) -> str:
         dims = op.rule.dims(bound)
         if label not in dims[VALUES]:
             continue
-        whole = values(op, bound)
+        wholes = values(op, bound)
         place = dims[VALUES].index(label)
-        size = whole.shape[place]
+        if any(t.shape != wholes[0].shape for t in wholes):
+            return "its results have several shapes, and its shape rule speaks of one"
+        size = wholes[0].shape[place]
         if size < 2:
             continue
         tried = True
-        halves = [values(op, part(bound, dims, label, size, first)) for first in (True, False)]
-        if not close(torch.cat(halves, place), whole):
+        halves = zip(*(values(op, part(bound, dims, label, size, first)) for first in (True, False)), strict=True)
+        if not all(close(torch.cat(both, place), whole) for both, whole in zip(halves, wholes, strict=True)):
             return "one of its samples gives other values in parts than as a whole"
-        if op.reduces and not close(op.call_reference(**{**bound, "reduction": "sum"}), whole.sum()):
+        if op.reduces and not close_all(reduced(op, bound, "sum"), [t.sum() for t in wholes]):
             return "its sum is not that of its values"
-        if op.reduces and not close(op.call_reference(**{**bound, "reduction": "mean"}), mean(op, bound, whole)):
+        if op.reduces and not close_all(reduced(op, bound, "mean"), [mean(op, bound, t) for t in wholes]):
             return "its mean is not that of its values: declare what it divides by, count= of opreg.Op"
     return "" if tried else "none of its samples has two elements there, which would show that it can be split"
 
 
-def values(op: Op, bound: Mapping[str, Any]) -> Tensor:
-    return op.call_reference(**{**bound, **({"reduction": "none"} if op.reduces else {})})
+def values(op: Op, bound: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return reduced(op, bound, "none") if op.reduces else results_of(op.call_reference(**bound))
+
+
+def reduced(op: Op, bound: Mapping[str, Any], reduction: str) -> tuple[Tensor, ...]:
+    return results_of(op.call_reference(**{**bound, "reduction": reduction}))
 
 
 def mean(op: Op, bound: Mapping[str, Any], whole: Tensor) -> Tensor:
@@ -69,6 +75,10 @@ def part(bound: Mapping[str, Any], dims: Mapping[str, Any], label: Hashable, siz
             dim = of_tensor.index(label)
             made[name] = bound[name].narrow(dim, *((0, half) if first else (half, size - half)))
     return made
+
+
+def close_all(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return all(close(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def close(a: Tensor, b: Tensor) -> bool:

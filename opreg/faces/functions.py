@@ -43,6 +43,12 @@ def parameters(op: Op) -> list[Parameter]:
     return result
 
 
+def result_type(op: Op) -> Any:
+    """What a call returns, as Python has it."""
+    count = len(op.value._schema.returns)
+    return None if count == 0 else Tensor if count == 1 else tuple[(Tensor,) * count]  # type: ignore[misc]
+
+
 def function(op: Op, module: str) -> Callable[..., Any]:
     """The op as a function of this module, with signature and documentation."""
     call = converting(op)
@@ -50,7 +56,7 @@ def function(op: Op, module: str) -> Callable[..., Any]:
     def face(*args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
-    returns = Tensor if op.value._schema.returns else None
+    returns = result_type(op)
     signature = inspect.Signature(parameters(op), return_annotation=returns)
     # code of its own: Dynamo counts recompilations, and learns which sizes change, for each code object
     face.__code__ = face.__code__.replace(co_name=op.short)

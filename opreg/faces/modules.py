@@ -6,13 +6,12 @@ from inspect import Parameter
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..messages.checks import check_options
 from ..messages.words import wrong_names
 from ..op import Op
 from .docstrings import module_docstring
-from .functions import converting, parameters
+from .functions import converting, parameters, result_type
 
 
 class OpModule(torch.nn.Module):
@@ -76,14 +75,15 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     call, in_call = converting(op), [p.name for p in tensors]
     by_name = ["dtype"] if op.is_loss else []
 
-    def forward(self: OpModule, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: OpModule, *args: Any, **kwargs: Any) -> Any:
         if len(args) > len(in_call) or any(n in kwargs for n in names):
             raise RuntimeError(f"{name}: {wrong_names(in_call, by_name, args, kwargs)}; options go to the constructor")
-        result: Tensor = call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
-        return result
+        return call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
 
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = inspect.Signature([this, *tensors], return_annotation=Tensor)  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [this, *tensors], return_annotation=result_type(op)
+    )
     forward.__qualname__ = f"{name}.forward"
     # code of its own, as in functions.py
     forward.__code__ = forward.__code__.replace(co_name=name)

@@ -12,7 +12,7 @@ import opreg
 
 from .. import nn
 from ..registry import of_namespace
-from .functions import function, parameters
+from .functions import function, parameters, result_type
 from .modules import OpModule, native_class, options_of
 
 PACKAGE = Path(__file__).parents[1]
@@ -50,8 +50,7 @@ def functional_stub() -> str:
     functions = []
     for op in of_namespace():
         face = function(op, "opreg.functional")
-        returns = "Tensor" if op.value._schema.returns else "None"
-        functions.append(definition(op.short, parameters(op), returns, face.__doc__))
+        functions.append(definition(op.short, parameters(op), type_text(result_type(op)), face.__doc__))
     return stub(*functions)
 
 
@@ -73,7 +72,7 @@ def class_stub(cls: type[OpModule]) -> str:
         body += [f"{p.name}: {annotation(p)}" for p in options]
         body.append(definition("__init__", [this, *options], "None"))
     tensors = list(inspect.signature(cls.forward).parameters.values())
-    body.append(definition("forward", tensors, "Tensor"))
+    body.append(definition("forward", tensors, type_text(result_type(op))))
     base = f"torch.nn.{name}" if native is not None else "torch.nn.Module"
     text = quoted(cls.__doc__) + "\n\n" + "\n".join(body)
     return f"class {name}({base}):\n" + textwrap.indent(text, "    ") + "\n"
@@ -110,7 +109,11 @@ def argument_texts(arguments: Iterable[Parameter]) -> Iterator[str]:
 
 
 def annotation(p: Parameter) -> str:
-    text = inspect.formatannotation(p.annotation)
+    return type_text(p.annotation)
+
+
+def type_text(annotation: Any) -> str:
+    text = inspect.formatannotation(annotation)
     return text.replace("torch.Tensor", "Tensor").replace("collections.abc.", "")
 
 

@@ -14,7 +14,7 @@ def complaint(op: Op, bound: Mapping[str, Any]) -> str | None:
     """What the shape rule says of a call: no value is looked at."""
     bare = {n: _bare(a) if isinstance(a, Tensor) else a for n, a in bound.items()}
     try:
-        op.rule(op.short, bare) if op.mutated else value_fake(op.short, op.rule, bare)
+        op.rule(op.short, bare) if op.mutated else value_fake(op.short, op.rule, bare, len(op.results))
     except RuntimeError as error:
         return str(error) if str(error).startswith(f"{op.short}: expected ") else None
     except Exception:  # a rule that presumes what is not so

@@ -7,6 +7,7 @@ from .samples import (
     as_function,
     batched,
     differentiable_function,
+    joined,
     repeated,
     tensors_with_grad,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "batched",
     "check",
     "differentiable_function",
+    "joined",
     "repeated",
     "tensors_with_grad",
 ]

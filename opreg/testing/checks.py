@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from ..meta.fakes import result_dtype
-from ..meta.schema import bind
+from ..meta.schema import bind, results_of
 from ..op import Op, Sample
 from .report import Report
-from .samples import Maker, as_function, differentiable_function, tensors_with_grad
+from .samples import Maker, as_function, differentiable_function, joined, tensors_with_grad
 
 # Finite differences cost a call for each element.
 _LARGEST_FOR_DIFFERENCES = 80
@@ -119,7 +119,7 @@ class Checks:
             return wide[..., 0]
 
         args, kwargs = [spread(a) for a in sample.args], {n: spread(a) for n, a in sample.kwargs.items()}
-        torch.testing.assert_close(self.op.value(*args, **kwargs), result.detach())
+        torch.testing.assert_close(joined(self.op.value(*args, **kwargs)), result.detach())
 
     def transforms(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         first, *rest = (t.detach() for t in inputs)
@@ -134,8 +134,9 @@ class Checks:
         inputs = list(tensors_with_grad(self.op, sample).values())
         name = str(dtype).removeprefix("torch.")
         with self.trying(f"dtype of the result for {name}", index, sample):
-            got, wanted = self.op.value(**bound).dtype, result_dtype(bound, self.op.rule.typed_by)
-            assert got == wanted, f"expected {wanted}, got {got}"
+            wanted = result_dtype(bound, self.op.rule.typed_by)
+            for result in results_of(self.op.value(**bound)):
+                assert result.dtype == wanted, f"expected {wanted}, got {result.dtype}"
         if not inputs or not sample.smooth:
             return self.skip(f"{name} against float64", "the sample is not smooth, or nothing requires a gradient")
         # a reduced result hides what single elements lose
@@ -162,9 +163,9 @@ class Checks:
 
     def autocast(self, index: int, sample: Sample) -> None:
         with self.trying("autocast", index, sample), torch.autocast(self.device, dtype=torch.bfloat16):
-            dtype = self.op.value(*sample.args, **sample.kwargs).dtype
             wanted = torch.float32 if self.op.is_loss else torch.bfloat16
-            assert dtype == wanted, f"expected {wanted} under autocast, got {dtype}"
+            for result in results_of(self.op.value(*sample.args, **sample.kwargs)):
+                assert result.dtype == wanted, f"expected {wanted} under autocast, got {result.dtype}"
 
     def update(self) -> None:
         """Of an op that writes to its arguments: what it writes, against the reference."""

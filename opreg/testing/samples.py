@@ -1,11 +1,12 @@
 """Drawing samples, and calls of them as functions of what they are differentiated in."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..meta.schema import bind
+from ..meta.schema import bind, results_of
 from ..op import Op, Sample
 
 
@@ -76,13 +77,19 @@ def repeated(op: Op, sample: Sample, n: int) -> list[object]:
     return batched(op, sample, repeat)
 
 
-def as_function(op: Op, sample: Sample, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The call as a function of the arguments that ask for a gradient."""
+def joined(result: Any) -> Tensor:
+    """What a call returned, as one tensor: several results flat, one behind the other."""
+    results = results_of(result)
+    return results[0] if len(results) == 1 else torch.cat([t.flatten() for t in results])
+
+
+def as_function(op: Op, sample: Sample, call: Callable[..., Any]) -> Callable[..., Tensor]:
+    """The call as a function of the arguments that ask for a gradient, its results joined."""
     bound = bind(op.value, sample.args, sample.kwargs)
     names = list(tensors_with_grad(op, sample))
 
     def function(*tensors: Tensor) -> Tensor:
-        return call(**{**bound, **dict(zip(names, tensors, strict=True))})
+        return joined(call(**{**bound, **dict(zip(names, tensors, strict=True))}))
 
     return function
 

@@ -29,7 +29,7 @@ def rules_of_others() -> tuple[Rule, ...]:
 
 
 def _rule_of(op: Op) -> Rule | None:
-    if op.mutated or op.reference is op.native:
+    if op.mutated or len(op.results) > 1 or op.reference is op.native:
         return None
     options: dict[str, Any] = {n: None for n in op.tensor_arguments if n in op.defaults}
     if op.reduces:
