@@ -535,3 +535,40 @@ def partial_fc() -> None:
     assert set(here.tolist()) <= set(places.tolist())
     head(leaf(features.chunk(4)[dist.get_rank()]), target.chunk(4)[dist.get_rank()]).backward()
     assert int((head.weight.grad.abs().sum(1) > 0).sum()) == 10
+
+
+# --- an op of somebody else, with several results
+
+
+def sine_and_cosine(input: Tensor, reduction: str = "mean", *, dtype: torch.dtype | None = None) -> Any:
+    each = input.sin(), input.cos()
+    reduced = each if reduction == "none" else tuple(getattr(t, reduction)() for t in each)
+    return tuple(t.to(dtype or input.dtype) for t in reduced)
+
+
+def several_results() -> None:
+    """Each is split, or reduced over the processes, and each has a gradient of its own."""
+
+    def samples(make: Any) -> Any:
+        yield opreg.Sample((make.normal(3, 4),))
+
+    op = opreg.register(
+        opreg.Op(
+            "distributed::sine_and_cosine", sine_and_cosine, opreg.meta.same("input"), samples,
+            lambda make: iter(()), "a test",
+            schema='(Tensor input, str reduction="mean", *, ScalarType? dtype=None) -> (Tensor sine, Tensor cosine)',
+            kernels={"CPU": sine_and_cosine},
+        )
+    )  # fmt: skip
+    mesh = meshes()["4"]
+    for reduction in ("none", "mean", "sum"):
+        x = leaf(draw(5, 3))
+        sharded = distribute_tensor(x.detach(), mesh, [Shard(0)] * mesh.ndim).requires_grad_()
+        want, got = op.value(x, reduction), op.value(sharded, reduction)
+        for k in range(2):
+            same(full(got[k]), want[k])
+            weights = torch.linspace(0.5, 1.5, want[k].numel(), dtype=x.dtype).reshape(want[k].shape)
+            of_one = torch.autograd.grad(want[k], x, weights, retain_graph=True)[0]
+            (full(got[k]) * weights).sum().backward(retain_graph=True)
+            same(full(sharded.grad), of_one)
+            sharded.grad = None

@@ -70,6 +70,7 @@ def test_vocab_parallel(classes: int, smoothing: float, weighted: bool, soft: bo
         cases.tensor_parallel,
         cases.checkpointed_and_compiled,
         cases.partial_fc,
+        cases.several_results,
     ],
     ids=lambda case: case.__name__,
 )
