@@ -1,4 +1,4 @@
-# make demo · make test · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
+# make demo · make test · make docs · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test check fuzz format bench predict wheel compat gpu-check clean
+.PHONY: install demo test docs check fuzz format bench predict wheel compat gpu-check clean
 
 # Another nvcc than that on PATH, as in NVCC=/usr/local/cuda-12.8/bin/nvcc, for drivers of CUDA 12: PyPI's packages of
 # CUDA 12 have no compiler, only ptxas. And other GPUs than csrc/CMakeLists.txt says, as in ARCHITECTURES=90-real: sm_90
@@ -52,6 +52,14 @@ demo: install
 
 test: install $(BIN)/tests-installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+$(BIN)/docs-installed: $(BIN)/opreg-installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
+# The site, in build/docs/index.html; a warning is an error.
+docs: $(BIN)/docs-installed
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 check: install
 	$(BIN)/ruff check .

@@ -98,7 +98,7 @@ class Op:
             the op's own of them; the annotation of ``value`` says which forms.
         advice: what to do about an error, by a regular expression that its message matches.
 
-    Compilers, autocast and rewrites:
+    Compilers and rewrites:
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites and
             ``opreg.use``: torch's first, and those of other libraries.
@@ -113,7 +113,7 @@ class Op:
         flops: what torch.utils.flop_counter counts, ``{"": formula, "_forward": …, "_backward": …}``, each from the
             arguments by name and the result; for ops that multiply matrices.
 
-    Kernels, for an op without a library:
+    Kernels of an op without a library:
         schema: ``"(Tensor input, ...) -> Tensor"``; of an op with several results ``"(...) -> (Tensor mean, Tensor
             variance)"``, each with its name.
         kernels: dispatch key to Python function.
