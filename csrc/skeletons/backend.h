@@ -212,13 +212,14 @@ struct NullBackend {
     // device.
     template <class T, bool WithSoftmax, bool Soft, int Mode, class Close>
     static void sums(const char* /*op*/, const Tensor& /*like*/, const RegionPass<T>&, Close) {}
-    // The gradient in the scores, and of soft targets in these, for d loss / d q = a y + b d(q^p)/dq, where a and b are
-    // the two coefficients of a region and slot. coefficients(factor, i) is the i-th of all, of a region that
+    // The gradient in the scores, and of soft targets in these, for a loss with the derivatives OverlapSlopes in the
+    // three sums, which are the coefficients of a region. coefficients(factor, i) is the i-th of all, of a region that
     // coefficients.factor(region) belongs to.
     template <class T, bool Soft, int Mode, class Coefficients>
     static void grad_sigmoid(const RegionPass<T>&, const Coefficients&) {}
-    // The gradient in the scores through a softmax. d loss / d q is as above with p = 1; or with Planes, a coefficient
-    // of the region times planes, which hold a number for each region, class and pixel.
+    // The gradient in the scores through a softmax. d loss / d q is a y + b, with two coefficients a and b of a region
+    // and slot; or with Planes, a coefficient of the region times planes, which hold a number for each region, class
+    // and pixel.
     template <class T, bool Planes, class Coefficients>
     static void grad_softmax(const RegionPass<T>&, const Coefficients&, const T* /*planes*/) {}
     // Each pixel's label and, for a softmax, its greatest score and 1 / the sum of exp(score - greatest).

@@ -1,7 +1,7 @@
 #pragma once
-// Losses of the overlap of predicted and true regions. Both are 1 - (2 A + s) / (B + s), with A the weighted sum of q y
-// and B that of q^p + y^p over the pixels and classes of a region: one pass adds them up, and the gradient in q is
-// a y + b p q^(p-1) with two numbers a and b a region (and class), which are the state.
+// Losses of the overlap of predicted and true regions. All are functions of three weighted sums over the pixels and
+// classes of a region, of q y, q^p and y^p (Tversky in regionwise/formula.h): one pass adds them up, and the gradient
+// in q is a y + b p q^(p-1), where a and b, of a region or of a class of it, are the state.
 #include "../skeletons/regionwise/call.h"
 #include "../skeletons/standalone.h"
 
@@ -27,8 +27,12 @@ struct RegionLosses {
     if (team.rank() == 0) put(result, 0, sum * scale);
   }
 };
-struct CloseDice : RegionLosses {
-  double smooth;
+// Dice's coefficient (2 A + s) / (Q + Y + s), as an index.
+HD Tversky dice_index(double smooth) {
+  return {0.5, 0.5, 0.5 * smooth};
+}
+struct CloseOverlap : RegionLosses {
+  Tversky index;
   double* state;
   template <class Team>
   HD void operator()(int64_t region, double* partial, int64_t chunks, const Team& team) const {
@@ -37,10 +41,12 @@ struct CloseDice : RegionLosses {
       for (int k = 0; k < 3; k++) sums[k] += partial[i * 3 + k];
     for (int k = 0; k < 3; k++) sums[k] = team.sum(sums[k]);
     if (team.rank() != 0) return;
-    auto o = Overlap<double>::of(sums[0], sums[1] + sums[2], smooth);
+    auto o = Overlap<double>::of(sums[0], sums[1], sums[2], index);
     put_loss(region, o.loss);
-    state[2 * region] = o.a;
-    state[2 * region + 1] = o.b;
+    double* slopes = state + region * OverlapSlopes<double>::count;
+    slopes[0] = o.slopes.a;
+    slopes[1] = o.slopes.q;
+    slopes[2] = o.slopes.y;
   }
 };
 // A class's weight is one over the square of its pixels' number; an absent class takes the largest one.
@@ -67,11 +73,12 @@ struct CloseGeneralizedDice : RegionLosses {
     }
     largest = team.max(largest);
     if (largest == 0) largest = 1;
-    auto o = Overlap<double>::of(team.sum(shared), team.sum(whole) + largest * team.sum(absent), eps);
+    // Q and Y count alike, so that their sum is all that is asked for
+    auto o = Overlap<double>::of(team.sum(shared), team.sum(whole) + largest * team.sum(absent), 0.0, dice_index(eps));
     for (int64_t c = team.rank(); c < classes; c += team.size()) {
       double w = of_class[2 * c] == 0 ? largest : of_class[2 * c];
-      of_class[2 * c] = w * o.a;
-      of_class[2 * c + 1] = w * o.b;
+      of_class[2 * c] = w * o.slopes.a;
+      of_class[2 * c + 1] = w * o.slopes.q;
     }
     if (team.rank() == 0) put_loss(region, o.loss);
   }
@@ -102,7 +109,7 @@ struct StateCoefficients {
   HD T operator()(double factor, int64_t i) const { return finite<T>(state[i] * factor); }
 };
 
-// What both ops share. Op has name, args, softmax, soft_targets; batch, power(), close().
+// What all ops share. Op has name, args, softmax, soft_targets; batch, power(), close().
 template <class Op>
 struct OverlapLoss {
   static constexpr bool keeps_state = true;
@@ -110,12 +117,16 @@ struct OverlapLoss {
   Reduction reduction;
 
   const Op& op() const { return static_cast<const Op&>(*this); }
+  Power power() const { return {}; }  // 1, where Op has no other
   RegionCall call(const Inputs& inputs) const { return {Op::name, Op::args, inputs, true, Op::soft_targets}; }
   Shape result_shape(const RegionCall& call) const {
     return op().batch || reduction != Reduction::none ? Shape{} : Shape{call.samples()};
   }
   int64_t slots(const RegionCall& call) const { return Op::softmax ? call.classes() : 1; }
-  Shape state_shape(const RegionCall& call) const { return {(op().batch ? 1 : call.samples()) * slots(call) * 2}; }
+  Shape state_shape(const RegionCall& call) const {
+    constexpr int numbers = Op::softmax ? 2 : OverlapSlopes<double>::count;
+    return {(op().batch ? 1 : call.samples()) * slots(call) * numbers};
+  }
   // A batch that is one region has one loss, and there is nothing to take the mean of.
   double scale(const RegionCall& call) const {
     return reduction == Reduction::mean && !op().batch ? 1.0 / double(call.samples()) : 1.0;
@@ -203,25 +214,65 @@ struct OverlapLoss {
   }
 };
 
-struct DiceLoss : OverlapLoss<DiceLoss> {
+inline double checked_smooth(const char* name, double smooth) {
+  expect(smooth >= 0 && smooth < INFINITY, name, "smooth >= 0", smooth);
+  return smooth;
+}
+
+// What the losses of a sigmoid share: Op has the index, and unless that is 1, the power p.
+template <class Op>
+struct SigmoidOverlap : OverlapLoss<Op> {
+  static constexpr int inputs = 3, gradients = 2;
+  static constexpr bool softmax = false, soft_targets = true;
+  Tversky index;
+  bool batch;
+
+  template <class T>
+  CloseOverlap close(const RegionLosses& losses, const RegionPass<T>&, double* state) const {
+    return {losses, index, state};
+  }
+};
+
+struct DiceLoss : SigmoidOverlap<DiceLoss> {
   static constexpr auto name = "dice_loss";
   static constexpr auto args =
       "Tensor input, Tensor target, float p=1.0, float smooth=1.0, Tensor? weight=None, int ignore_index=-100, "
       "bool batch=False, str reduction=\"mean\"";
-  static constexpr int inputs = 3, gradients = 2;
-  static constexpr bool softmax = false, soft_targets = true;
-  double p, smooth;
-  bool batch;
+  double p;
 
   static DiceLoss make(double p, double smooth, int64_t ignore_index, bool batch, Reduction reduction) {
     expect(p >= 1 && p < INFINITY, name, "p >= 1", p);
-    expect(smooth >= 0 && smooth < INFINITY, name, "smooth >= 0", smooth);
-    return {{ignore_index, reduction}, p, smooth, batch};
+    return {{{ignore_index, reduction}, dice_index(checked_smooth(name, smooth)), batch}, p};
   }
   Power power() const { return {p}; }
-  template <class T>
-  CloseDice close(const RegionLosses& losses, const RegionPass<T>&, double* state) const {
-    return {losses, smooth, state};
+};
+
+// Salehi et al., Tversky loss function for image segmentation, arXiv 1706.05721; with gamma, Abraham and Khan's focal
+// Tversky loss, arXiv 1810.07842.
+struct TverskyLoss : SigmoidOverlap<TverskyLoss> {
+  static constexpr auto name = "tversky_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float alpha=0.5, float beta=0.5, float gamma=1.0, float smooth=1.0, "
+      "Tensor? weight=None, int ignore_index=-100, bool batch=False, str reduction=\"mean\"";
+
+  static TverskyLoss make(double alpha, double beta, double gamma, double smooth, int64_t ignore_index, bool batch,
+                          Reduction reduction) {
+    expect(alpha >= 0 && alpha < INFINITY, name, "alpha >= 0", alpha);
+    expect(beta >= 0 && beta < INFINITY, name, "beta >= 0", beta);
+    expect(gamma >= 0 && gamma < INFINITY, name, "gamma >= 0", gamma);
+    return {{{ignore_index, reduction}, {alpha, beta, checked_smooth(name, smooth), gamma}, batch}};
+  }
+};
+
+// 1 - (A + s) / (Q + Y - A + s): of the intersection and the union.
+struct JaccardLoss : SigmoidOverlap<JaccardLoss> {
+  static constexpr auto name = "jaccard_loss";
+  static constexpr auto args =
+      "Tensor input, Tensor target, float smooth=1.0, Tensor? weight=None, int ignore_index=-100, bool batch=False, "
+      "str reduction=\"mean\"";
+
+  static JaccardLoss make(double smooth, int64_t ignore_index, bool batch, Reduction reduction) {
+    return {{{ignore_index, reduction}, {1, 1, checked_smooth(name, smooth)}, batch}};
   }
 };
 
@@ -237,13 +288,12 @@ struct GeneralizedDiceLoss : OverlapLoss<GeneralizedDiceLoss> {
     expect(eps >= 0 && eps < INFINITY, name, "eps >= 0", eps);
     return {{ignore_index, reduction}, eps};
   }
-  Power power() const { return {}; }
   template <class T>
   CloseGeneralizedDice close(const RegionLosses& losses, const RegionPass<T>& pass, double* state) const {
     return {losses, eps, pass.regions.classes, state};
   }
 };
 
-using Ops = WrittenOps<DiceLoss, GeneralizedDiceLoss>;
+using Ops = WrittenOps<DiceLoss, TverskyLoss, JaccardLoss, GeneralizedDiceLoss>;
 
 }  // namespace lossreg

@@ -51,8 +51,8 @@ CATALOGUE = {
     "multilabel_soft_margin_loss", "distillation_loss", "linear_cross_entropy",
     "iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "focal_eiou_loss", "alpha_iou_loss", "siou_loss",
     "wiou_loss",
-    "dice_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss", "affinity_loss",
-    "affinity_field_loss",
+    "dice_loss", "tversky_loss", "jaccard_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss",
+    "affinity_loss", "affinity_field_loss",
     "triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss", "ctc_loss",
     "ema_update_", "coord_conv2d", "dynamic_conv2d",
 }  # fmt: skip

@@ -122,6 +122,8 @@ FEW_ROWS = (1, 11)
 SLOW = [
     "linear_cross_entropy",
     "dice_loss",
+    "tversky_loss",
+    "jaccard_loss",
     "generalized_dice_loss",
     "lovasz_softmax_loss",
     "lovasz_hinge_loss",

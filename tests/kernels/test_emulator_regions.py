@@ -65,12 +65,11 @@ def test_layouts(emulated, name, shape, dtype):
 @pytest.mark.parametrize("target", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 8, 16), (2, 5, 7, 9), (2, 300)], ids=str)
 def test_soft_targets_of_any_dtype(emulated, shape, target, dtype):
-    for p in (1.0, 2.0, 1.5):
+    uneven = ("tversky_loss", {"alpha": 0.2, "beta": 1.5, "gamma": 0.75})
+    for name, own in (*(("dice_loss", {"p": p}) for p in (1.0, 2.0, 1.5)), uneven):
         x, y = torch.randn(shape).to(dtype).requires_grad_(), torch.rand(shape).to(target).requires_grad_()
-        options = {"p": p, "reduction": "none", "weight": torch.rand(shape[1]).to(dtype)}
-        compare(
-            emulated, opreg.get("dice_loss"), opreg.Sample((x, y), options), max(TOLERANCE[dtype], TOLERANCE[target])
-        )
+        sample = opreg.Sample((x, y), {**own, "reduction": "none", "weight": torch.rand(shape[1]).to(dtype)})
+        compare(emulated, opreg.get(name), sample, max(TOLERANCE[dtype], TOLERANCE[target]))
 
 
 @pytest.mark.parametrize("label", [torch.int64, torch.int32, torch.uint8], ids=str)

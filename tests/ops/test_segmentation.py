@@ -1,4 +1,4 @@
-"""Dice losses against explicit loops over samples, classes and pixels in Python's floats."""
+"""Losses of overlap against explicit loops over samples, classes and pixels in Python's floats."""
 
 import math
 
@@ -22,25 +22,40 @@ def pixels_of(x, t):
     return x.tolist(), t.tolist()
 
 
-def dice(x, t, p=1.0, smooth=1.0, weight=None, ignore_index=-100, batch=False):
-    """One value a sample, or one."""
+def sums_of(terms, x, t, weight, ignore_index, batch):
+    """The sums of terms(s, y), one tuple a sample or one for all."""
     soft = t.is_floating_point()
     x, t = pixels_of(x, t)
     sums = []
     for scores, labels in zip(x, t, strict=True):
-        shared = size = 0.0
+        each = []
         for c, plane in enumerate(scores):
             w = 1.0 if weight is None else weight[c].item()
             for i, score in enumerate(plane):
                 if not soft and labels[i] == ignore_index:
                     continue
                 s, y = 1 / (1 + math.exp(-score)), labels[c][i] if soft else float(labels[i] == c)
-                shared += w * s * y
-                size += w * (s**p + y**p)
-        sums.append((shared, size))
-    if batch:
-        return [ratio_loss(sum(a for a, _ in sums), sum(b for _, b in sums), smooth)]
-    return [ratio_loss(a, b, smooth) for a, b in sums]
+                each.append([w * term for term in terms(s, y)])
+        sums.append(each)
+    regions = [[pixel for each in sums for pixel in each]] if batch else sums
+    nothing = [0.0 for _ in terms(0.5, 0.5)]
+    return [[math.fsum(of_one) for of_one in zip(nothing, *region, strict=True)] for region in regions]
+
+
+def dice(x, t, p=1.0, smooth=1.0, weight=None, ignore_index=-100, batch=False):
+    """One value a sample, or one."""
+    sums = sums_of(lambda s, y: (s * y, s**p + y**p), x, t, weight, ignore_index, batch)
+    return [ratio_loss(shared, size, smooth) for shared, size in sums]
+
+
+def tversky(x, t, alpha=0.5, beta=0.5, gamma=1.0, smooth=1.0, weight=None, ignore_index=-100, batch=False):
+    sums = sums_of(lambda s, y: (s * y, s * (1 - y), (1 - s) * y), x, t, weight, ignore_index, batch)
+    return [(1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)) ** gamma for tp, fp, fn in sums]
+
+
+def jaccard(x, t, smooth=1.0, weight=None, ignore_index=-100, batch=False):
+    sums = sums_of(lambda s, y: (s * y, s, y), x, t, weight, ignore_index, batch)
+    return [1 - (both + smooth) / (of_s + of_y - both + smooth) for both, of_s, of_y in sums]
 
 
 def generalized_dice(x, t, eps=1e-5, ignore_index=-100):
@@ -75,19 +90,51 @@ SHAPES = [(3, 4, 17), (2, 19, 9, 13), (2, 2, 3, 5, 4), (5, 7), (1, 1, 600), (3, 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("p", [1.0, 1.7, 2.0])
+@pytest.mark.parametrize(
+    ("name", "definition", "options"),
+    [
+        ("dice_loss", dice, (1.0,)),
+        ("dice_loss", dice, (1.7,)),
+        ("dice_loss", dice, (2.0,)),
+        ("tversky_loss", tversky, (0.3, 0.7, 1.0)),
+        ("tversky_loss", tversky, (2.0, 0.0, 0.75)),
+        ("jaccard_loss", jaccard, ()),
+    ],
+)
 @pytest.mark.parametrize("batch", [False, True])
-def test_dice_against_loops(shape, p, batch):
+def test_overlaps_against_loops(shape, name, definition, options, batch):
+    op = getattr(lossreg, name)
     x, t = random_case(shape)
     w = torch.rand(shape[1], dtype=torch.float64, device=DEVICE) + 0.1
     for target, weight in ((t, None), (t, w), (torch.rand_like(x), w)):
-        got = lossreg.dice_loss(x, target, p, 0.3, weight, batch=batch, reduction="none")
-        want = torch.tensor(dice(x, target, p, 0.3, weight, batch=batch), dtype=torch.float64, device=DEVICE)
+        got = op(x, target, *options, 0.3, weight, batch=batch, reduction="none")
+        want = definition(x, target, *options, 0.3, weight, batch=batch)
+        want = torch.tensor(want, dtype=torch.float64, device=DEVICE)
         torch.testing.assert_close(got.reshape(-1), want)
         assert got.shape == (() if batch else shape[:1])
         for reduction in ("mean", "sum"):
-            reduced = lossreg.dice_loss(x, target, p, 0.3, weight, batch=batch, reduction=reduction)
+            reduced = op(x, target, *options, 0.3, weight, batch=batch, reduction=reduction)
             torch.testing.assert_close(reduced, getattr(want, reduction)())
+
+
+def test_indices_that_are_each_other():
+    """Tversky's index with α = β = ½ is Dice's, with twice the smoothing; with α = β = 1 it is Jaccard's."""
+    x, t = random_case((3, 4, 17))
+    for batch in (False, True):
+        half, whole = (lossreg.tversky_loss(x, t, k, k, smooth=0.4, batch=batch) for k in (0.5, 1.0))
+        torch.testing.assert_close(half, lossreg.dice_loss(x, t, smooth=0.8, batch=batch))
+        torch.testing.assert_close(whole, lossreg.jaccard_loss(x, t, smooth=0.4, batch=batch))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.75, 1.0, 2.0])
+def test_a_power_of_no_loss_has_no_slope(gamma):
+    """(1 − index)^γ is rounded below 0 before it is 0: no NaN, and no infinite gradient."""
+    x = torch.full((4, 3, 50), -60.0, device=DEVICE)
+    t = torch.randint(0, 3, (4, 50), device=DEVICE)
+    x = x.scatter(1, t[:, None], 60.0).requires_grad_()
+    loss = lossreg.tversky_loss(x, t, 0.3, 0.7, gamma, reduction="none")
+    torch.testing.assert_close(loss, torch.full_like(loss, gamma == 0), rtol=0, atol=1e-3)
+    assert torch.autograd.grad(loss.sum(), x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -101,7 +148,7 @@ def test_generalized_dice_against_loops(shape, eps):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("name", ["dice_loss", "generalized_dice_loss"])
+@pytest.mark.parametrize("name", ["dice_loss", "tversky_loss", "generalized_dice_loss"])
 def test_gradient_of_float32_over_many_tiles(name):
     """Every tile, in every layout, against the reference in float64."""
     op = opreg.get(name)
@@ -125,6 +172,10 @@ def test_values_by_hand():
     assert lossreg.dice_loss(x, t, smooth=0.0).item() == 0.5
     assert lossreg.dice_loss(x, t, p=2.0, smooth=0.0).item() == pytest.approx(1 - 2 / 3)
     assert lossreg.dice_loss(x, t).item() == pytest.approx(1 - 3 / 5)
+    # 1 of 3 pixels of the union; one false positive, one false negative
+    assert lossreg.jaccard_loss(x, t, smooth=0.0).item() == pytest.approx(2 / 3)
+    assert lossreg.tversky_loss(x, t, 0.2, 0.6, smooth=0.0).item() == pytest.approx(1 - 1 / 1.8)
+    assert lossreg.tversky_loss(x, t, 0.2, 0.6, 2.0, 0.0).item() == pytest.approx((1 - 1 / 1.8) ** 2)
     assert lossreg.generalized_dice_loss(x, t, eps=0.0).item() == 0.5
 
 
@@ -157,7 +208,10 @@ def test_nothing_to_overlap_with():
     """0/0 is the limit of smooth to 0: no loss, no gradient; and an empty batch's one value is the empty sum's."""
     x = torch.randn(2, 3, 4, device=DEVICE, requires_grad=True)
     ignored = torch.full((2, 4), -100, device=DEVICE)
-    for loss in (lossreg.dice_loss(x, ignored, smooth=0.0), lossreg.generalized_dice_loss(x, ignored, eps=0.0)):
+    overlaps = [
+        getattr(lossreg, name)(x, ignored, smooth=0.0) for name in ("dice_loss", "tversky_loss", "jaccard_loss")
+    ]
+    for loss in (*overlaps, lossreg.generalized_dice_loss(x, ignored, eps=0.0)):
         assert loss.item() == 0
         assert (torch.autograd.grad(loss, x)[0] == 0).all()
     assert lossreg.dice_loss(x[:0], ignored[:0], batch=True).item() == 0
@@ -179,14 +233,18 @@ def test_an_absent_class_takes_the_largest_weight():
     torch.testing.assert_close(lossreg.generalized_dice_loss(x, t, eps=0.0), 1 - 2 * shared / size)
 
 
-def test_target_that_requires_grad():
+@pytest.mark.parametrize(
+    ("name", "options"), [("dice_loss", {"p": 2.0}), ("tversky_loss", {"alpha": 0.1, "beta": 0.9})]
+)
+def test_target_that_requires_grad(name, options):
+    op = getattr(lossreg, name)
     x, y = (torch.rand(2, 3, 4, device=DEVICE, requires_grad=True) for _ in range(2))
-    both = torch.autograd.grad(lossreg.dice_loss(x, y, p=2.0), (x, y))
-    (alone,) = torch.autograd.grad(lossreg.dice_loss(x.detach(), y, p=2.0), y)
+    both = torch.autograd.grad(op(x, y, **options), (x, y))
+    (alone,) = torch.autograd.grad(op(x.detach(), y, **options), y)
     assert torch.equal(both[1], alone)
     weight = torch.rand(3, device=DEVICE, requires_grad=True)
-    with pytest.raises(RuntimeError, match="dice_loss: expected weight that does not require grad"):
-        lossreg.dice_loss(x, y, weight=weight)
+    with pytest.raises(RuntimeError, match=f"{name}: expected weight that does not require grad"):
+        op(x, y, weight=weight)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")

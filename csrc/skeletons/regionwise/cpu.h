@@ -35,19 +35,19 @@ class RegionWorker {
       }
     });
   }
-  // coefficients: a and b a slot.
   template <bool Soft, int Mode>
-  void grad_sigmoid(const RegionPass<T>& pass, const T* coefficients, int64_t region, int64_t begin, int64_t end) {
+  void grad_sigmoid(const RegionPass<T>& pass, const OverlapSlopes<T>& slopes, int64_t region, int64_t begin,
+                    int64_t end) {
     each_run(region, begin, end, [&](int64_t n, const int64_t* offset) {
       read_labels<Soft>(n, offset);
-      if (along_classes(pass)) return grad_of_rows<Soft, Mode>(pass.power, coefficients, n, offset);
+      if (along_classes(pass)) return grad_of_rows<Soft, Mode>(pass.power, slopes, n, offset);
       for (int64_t c = 0; c < r_.classes; c++) {
         const T* x = read(Regions::kInput, c, offset, n, x_);
         const T* y = Soft ? read(Regions::kTarget, c, offset, n, y_) : nullptr;
         T* grad_x = place(Regions::kGradInput, c, offset, out_);
         T* grad_y = place(Regions::kGradTarget, c, offset, out_y_);
-        T w = pass.weight_of(c), a = w * coefficients[2 * pass.slot(c)], b = w * coefficients[2 * pass.slot(c) + 1];
-        grad_sigmoid_plane<T, Soft, Mode>(pass.power, a, b, grad_x, grad_y, x, y, label_, int32_t(c), n);
+        const OverlapSlopes<T> of_class = slopes.times(pass.weight_of(c));
+        grad_sigmoid_plane<T, Soft, Mode>(pass.power, of_class, grad_x, grad_y, x, y, label_, int32_t(c), n);
         write(Regions::kGradInput, c, offset, n, grad_x);
         if constexpr (Soft) write(Regions::kGradTarget, c, offset, n, grad_y);
       }
@@ -186,14 +186,13 @@ class RegionWorker {
     }
   }
   template <bool Soft, int Mode>
-  void grad_of_rows(const Power& power, const T* coefficients, int64_t n, const int64_t* offset) {
+  void grad_of_rows(const Power& power, const OverlapSlopes<T>& slopes, int64_t n, const int64_t* offset) {
     std::fill(known_, known_ + kMost, 0);
     for (int64_t i = 0; i < n; i++) {
       bool ignored = label_[i] == kIgnored;
-      T a = ignored ? T(0) : coefficients[0], b = ignored ? T(0) : coefficients[1];
       each_piece<Soft>(i, offset, [&](const int64_t* at, const T* y, int64_t m) {
         const T* x = read_row(Regions::kInput, at, m, x_);
-        grad_sigmoid_plane<T, true, Mode>(power, a, b, out_, out_y_, x, y, known_, 0, m);
+        grad_sigmoid_plane<T, true, Mode>(power, slopes, out_, out_y_, x, y, known_, 0, m);
         if (ignored) std::fill(out_, out_ + m, T(0));  // whatever it holds
         write_row(Regions::kGradInput, at, m, out_);
         if constexpr (Soft) write_row(Regions::kGradTarget, at, m, out_y_);
@@ -276,10 +275,12 @@ struct RegionKernels {
   }
   template <class T, bool Soft, int Mode, class Coefficients>
   static void grad_sigmoid(RegionPass<T> pass, const Coefficients& of) {
-    const std::vector<T> all = every(pass, pass.slots * 2, of);
-    const T* coefficients = all.data();
+    constexpr int64_t each = OverlapSlopes<T>::count;
+    const std::vector<T> all = every(pass, each, of);
+    const T* slopes = all.data();
     each_chunk(pass, [&](RegionWorker<T>& worker, int64_t, int64_t region, int64_t begin, int64_t end) {
-      worker.template grad_sigmoid<Soft, Mode>(pass, coefficients + region * pass.slots * 2, region, begin, end);
+      const T* own = slopes + region * each;
+      worker.template grad_sigmoid<Soft, Mode>(pass, {own[0], own[1], own[2]}, region, begin, end);
     });
   }
   template <class T, bool Planes, class Coefficients>

@@ -59,14 +59,14 @@ LOSSREG_CLONES void sum_plane(Power power, const T* q, const T* y, const int32_t
   sums[1] += weight * double(of_q);
   sums[2] += weight * double(of_y);
 }
-// The gradients of a q y + b (q^p + y^p), q the sigmoid of x.
+// The gradients in x, of which q is the sigmoid, and in y.
 template <class T, bool Soft, int Mode>
-LOSSREG_CLONES void grad_sigmoid_plane(Power power, T a, T b, T* grad_x, T* grad_y, const T* x, const T* y,
-                                       const int32_t* label, int32_t c, int64_t n) {
+LOSSREG_CLONES void grad_sigmoid_plane(Power power, OverlapSlopes<T> of_region, T* grad_x, T* grad_y, const T* x,
+                                       const T* y, const int32_t* label, int32_t c, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     const T t = Soft ? y[i] : label[i] == c ? T(1) : T(0);
-    const OverlapSlopes<T> slopes = sigmoid_overlap_slopes<Mode>(power, a, b, x[i], t);
+    const PixelSlopes<T> slopes = sigmoid_overlap_slopes<Mode>(power, of_region, x[i], t);
     grad_x[i] = !Soft && label[i] == kIgnored ? T(0) : slopes.in_score;
     if constexpr (Soft) grad_y[i] = slopes.in_target;
   }

@@ -153,9 +153,10 @@ __global__ void __launch_bounds__(kThreads)
   using Reader = Pixels<T, S, Packed>;
   constexpr int P = Reader::P, K = Reader::K;
   each_chunk(pass, [&](unsigned, int64_t region, int64_t begin, int64_t end) {
-    // one slot a region
     const double factor = coefficients.factor(region);
-    const T of_overlap = coefficients(factor, 2 * region), of_size = coefficients(factor, 2 * region + 1);
+    const int64_t first_one = region * OverlapSlopes<T>::count;
+    const OverlapSlopes<T> of_region = {coefficients(factor, first_one), coefficients(factor, first_one + 1),
+                                        coefficients(factor, first_one + 2)};
     each_share<Reader>(pass, region, begin, end, [&](Reader& pixels, int first, int step) {
       pixels.template each_group<Soft>(first, step, [&](int group, const auto& scores) {
         T y[K][P];
@@ -164,12 +165,12 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = 0; k < K; k++) {
           const int c = group + k * step;
           if (c >= pixels.classes) break;
-          const T w = pass.weight_of(c), a = w * of_overlap, b = w * of_size;
+          const OverlapSlopes<T> of_class = of_region.times(pass.weight_of(c));
           T in_score[P], in_target[P];
           LOSSREG_UNROLL
           for (int j = 0; j < P; j++) {
             const T of = Soft ? y[k][j] : pixels.label[j] == c ? T(1) : T(0);
-            OverlapSlopes<T> slopes = sigmoid_overlap_slopes<Mode>(pass.power, a, b, widen<T>(scores[k].at[j]), of);
+            PixelSlopes<T> slopes = sigmoid_overlap_slopes<Mode>(pass.power, of_class, widen<T>(scores[k].at[j]), of);
             in_score[j] = slopes.in_score;
             in_target[j] = slopes.in_target;
           }

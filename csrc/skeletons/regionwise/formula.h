@@ -32,16 +32,36 @@ struct Power {
   }
 };
 
-// The overlap of predicted and true regions, 1 - (2 A + s) / (B + s) with A the sum of q y and B that of q^p + y^p over
-// pixels and classes; and its derivatives in A and B.
+// Tversky's index of predicted and true regions, (A + s) / (A + alpha (Q - A) + beta (Y - A) + s) with A, Q and Y the
+// sums of q y, q^p and y^p over pixels and classes: what is predicted and not there counts alpha, what is there and not
+// predicted beta. The loss is (1 - index)^gamma. Dice's and Jaccard's are indices with an alpha and a beta of their
+// own.
+struct Tversky {
+  double alpha, beta, smooth, gamma = 1;
+};
+// The derivatives in A, Q and Y of a region's loss.
+template <class T>
+struct OverlapSlopes {
+  static constexpr int count = 3;
+  T a, q, y;
+  HD OverlapSlopes times(T w) const { return {w * a, w * q, w * y}; }
+};
 template <class T>
 struct Overlap {
-  T loss, a, b;
-  HD static Overlap of(T shared, T whole, T s) {
-    T size = whole + s, ratio = (T(2) * shared + s) / size;
+  T loss;
+  OverlapSlopes<T> slopes;
+  HD static Overlap of(T shared, T of_q, T of_y, const Tversky& k) {
+    const T alpha = T(k.alpha), beta = T(k.beta), s = T(k.smooth);
+    const T wrong = alpha * (of_q - shared) + beta * (of_y - shared), size = shared + wrong + s;
     // both regions are empty, and s = 0: the limit for s to 0
-    if (size == T(0)) return {T(0), T(0), T(0)};
-    return {T(1) - ratio, T(-2) / size, ratio / size};
+    if (size == T(0)) return {T(0), {T(0), T(0), T(0)}};
+    const T loss = wrong / size, index = (shared + s) / size;
+    const OverlapSlopes<T> slopes = {(index * (T(1) - alpha - beta) - T(1)) / size, alpha * index / size,
+                                     beta * index / size};
+    if (k.gamma == 1) return {loss, slopes};
+    // below 0 by a rounding error; at 0 the power has no slope, where it would be infinite or 0
+    const T base = relu(loss), raised = pow_unit(base, T(k.gamma));
+    return {raised, slopes.times(base == T(0) ? T(0) : T(k.gamma) * raised / base)};
   }
 };
 // What one pixel and class, of probability q and target y, adds to the sums. Soft: y is a probability, else 0 or 1.
@@ -53,22 +73,22 @@ template <bool Soft, int Mode, class T>
 HD OverlapTerms<T> overlap_terms(const Power& power, T q, T y) {
   return {q * y, power.template value<Mode>(q), Soft ? power.template value<Mode>(y) : y};
 }
-// The derivative in q of a q y + b (q^p + y^p); with q and y exchanged, that in y.
+// The derivative in q of a q y + b q^p; with q and y exchanged, that in y.
 template <int Mode, class T>
 HD T overlap_slope(const Power& power, T a, T b, T q, T y) {
   return a * y + b * power.template slope<Mode>(q);
 }
-// The derivatives of the same with q = sigmoid(x), in x and in y.
+// The derivatives in x, of which q is the sigmoid, and in y of what a pixel and class add to a region's loss.
 template <class T>
-struct OverlapSlopes {
+struct PixelSlopes {
   T in_score, in_target;
 };
 template <int Mode, class T>
-HD OverlapSlopes<T> sigmoid_overlap_slopes(const Power& power, T a, T b, T x, T y) {
+HD PixelSlopes<T> sigmoid_overlap_slopes(const Power& power, const OverlapSlopes<T>& k, T x, T y) {
   // 1 - q without cancellation
   const T e = exp_negative(-abs(x)), inverse = inverse_1p_unit(e);
   const T q = x < T(0) ? e * inverse : inverse, rest = x < T(0) ? inverse : e * inverse;
-  return {q * rest * overlap_slope<Mode>(power, a, b, q, y), overlap_slope<Mode>(power, a, b, y, q)};
+  return {q * rest * overlap_slope<Mode>(power, k.a, k.q, q, y), overlap_slope<Mode>(power, k.a, k.y, y, q)};
 }
 
 // The derivative in the probability of a class, hit: is the pixel of that class? Its target is then 1, else 0.

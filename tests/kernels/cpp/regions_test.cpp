@@ -49,10 +49,10 @@ void softmax(const T (&x)[kClasses], T (&q)[kClasses]) {
   for (int c = 0; c < kClasses; c++) q[c] = exp_negative(x[c] - lse.max) * inverse_of_sum(lse.sum, lse.max);
 }
 
-// With weights, over all classes together, as dice_loss has it.
+// With weights, over all classes together, as tversky_loss has it.
 template <bool Softmax, bool Soft, int Mode, class T>
-Overlap<T> overlap_of(const Power& power, const Region<T>& r, double smooth) {
-  T shared(0), whole(0);
+Overlap<T> overlap_of(const Power& power, const Region<T>& r, const Tversky& index) {
+  T shared(0), of_q(0), of_y(0);
   for (int i = 0; i < kPixels; i++) {
     T q[kClasses];
     if constexpr (Softmax) softmax(r.x[i], q);
@@ -61,31 +61,31 @@ Overlap<T> overlap_of(const Power& power, const Region<T>& r, double smooth) {
     for (int c = 0; c < kClasses; c++) {
       OverlapTerms<T> terms = overlap_terms<Soft, Mode>(power, q[c], r.y[i][c]);
       shared += T(kWeight[c]) * terms.overlap;
-      whole += T(kWeight[c]) * (terms.of_q + terms.of_y);
+      of_q += T(kWeight[c]) * terms.of_q;
+      of_y += T(kWeight[c]) * terms.of_y;
     }
   }
-  return Overlap<T>::of(shared, whole, T(smooth));
+  return Overlap<T>::of(shared, of_q, of_y, index);
 }
 template <bool Softmax, bool Soft, int Mode>
-void check(const Power& power, const Region<double>& r, double smooth) {
-  auto o = overlap_of<Softmax, Soft, Mode>(power, r, smooth);
+void check(const Power& power, const Region<double>& r, const Tversky& index) {
+  auto o = overlap_of<Softmax, Soft, Mode>(power, r, index);
   for (int i = 0; i < kPixels; i++) {
     double q[kClasses], dot = 0;
     softmax(r.x[i], q);
-    auto slope = [&](int c) { return class_slope(kWeight[c] * o.a, kWeight[c] * o.b, r.label[i] == c); };
+    auto slope = [&](int c) { return class_slope(kWeight[c] * o.slopes.a, kWeight[c] * o.slopes.q, r.label[i] == c); };
     for (int c = 0; c < kClasses; c++) dot += q[c] * slope(c);
     for (int c = 0; c < kClasses; c++) {
       auto expected = [&](auto at) {
         auto dual = cast<Dual<double>>(r);
         at(dual)[i][c].slope = 1;
-        return overlap_of<Softmax, Soft, Mode>(power, dual, smooth).loss.slope;
+        return overlap_of<Softmax, Soft, Mode>(power, dual, index).loss.slope;
       };
       double in_score = expected([](auto& p) -> auto& { return p.x; });
       if constexpr (Softmax) {
         expect_near("gradient through softmax", i, c, softmax_slope(q[c], slope(c), dot), in_score);
       } else {
-        double a = kWeight[c] * o.a, b = kWeight[c] * o.b;
-        auto found = sigmoid_overlap_slopes<Mode>(power, a, b, r.x[i][c], r.y[i][c]);
+        auto found = sigmoid_overlap_slopes<Mode>(power, o.slopes.times(kWeight[c]), r.x[i][c], r.y[i][c]);
         expect_near("gradient in score", i, c, found.in_score, in_score);
         if (Soft)
           expect_near("gradient in target", i, c, found.in_target, expected([](auto& p) -> auto& { return p.y; }));
@@ -129,11 +129,17 @@ int main() {
             hard.y[i][c] = hard.label[i] == c;
           }
         }
+        const Tversky dice = {0.5, 0.5, 0.5 * smooth};
         with_mode(Power{p}, [&](auto mode) {
-          check<false, false, mode>({p}, hard, smooth);
-          check<false, true, mode>({p}, soft, smooth);
+          check<false, false, mode>({p}, hard, dice);
+          check<false, true, mode>({p}, soft, dice);
         });
-        check<true, false, 0>({}, hard, smooth);
+        check<true, false, 0>({}, hard, dice);
+        for (double gamma : {1., 0.75, 2.}) {
+          const Tversky index = {uniform(0, 2), uniform(0, 2), smooth, gamma};
+          check<false, false, 0>({}, hard, index);
+          check<false, true, 0>({}, soft, index);
+        }
       }
   check_keys<float>();
   check_keys<double>();
