@@ -52,7 +52,8 @@ def mathml(writer: Any, node: Any) -> None:
     from latex2mathml.converter import convert
 
     display = "block" if isinstance(node, nodes.Element) and node.tagname == "math_block" else "inline"
-    writer.body.append(convert(node.astext(), display=display))
+    # fractions and sums as large as in a formula of its own, smaller in exponents alone
+    writer.body.append(convert(node.astext(), display=display).replace("<math ", "<math displaystyle='true' ", 1))
     raise nodes.SkipNode
 
 

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from opreg import Op, Sample
+from opreg.meta.dims import CLASSES
 from opreg.meta.schema import bind
 from opreg.testing import Maker
+
+from . import facts
 
 POINTS = 241
 MOST_OPTIONS = 4
@@ -185,10 +188,10 @@ def _typical(values: Tensor) -> list[float]:
     """The values that stand for those of a tensor: both of two, the ends of [0, 1], 1 of what is positive, else 0."""
     values = values.double()
     kinds = values.unique().tolist()
-    if kinds == [-1.0, 0.0, 1.0]:
-        return [-1.0, 1.0]
     if len(kinds) == 2:
         return kinds
+    if values.min() < 0 and float((values.abs() == 1).double().mean()) > 0.5:
+        return [-1.0, 1.0]
     if values.min() >= 0:
         return [0.0, 1.0] if values.max() <= 1 else [1.0]
     return [0.0]
@@ -196,11 +199,13 @@ def _typical(values: Tensor) -> list[float]:
 
 def _along(op: Op, sample: Sample) -> Drawing:
     first = op.differentiable[0]
-    bound = bind(op.value, sample.args, sample.kwargs)
+    bound = bind(op.value, sample.args, sample.kwargs) | op.defaults
     if op.reduces:
         bound["reduction"] = "none"
     base = bound[first].detach().double()
     boxes = op.rule.pointwise and base.dim() > 0 and base.shape[-1] >= BOX
+    # what slides is where the op takes it already
+    allowed = op.domain if op.domain is not None and not boxes else _as_it_is
     if boxes:
         start, moved, says, x = _sliding(op, bound, base, first)
     else:
@@ -209,11 +214,11 @@ def _along(op: Op, sample: Sample) -> Drawing:
     def curve(options: Mapping[str, Any]) -> Curve | None:
         def at(point: Tensor) -> Tensor:
             line = start + point * moved
-            return result_of(op, **{**bound, **options, first: op.domain(line) if op.domain else line}).sum()
+            return result_of(op, **{**bound, **options, first: allowed(line)}).sum()
 
         parts = [_curve(at, p) for p in x]
         value, grad = (torch.stack(t) for t in zip(*parts, strict=True))
-        value -= _untouched(op, {**bound, **options}, first, start, moved, x)
+        value -= _untouched(op, {**bound, **options}, first, [allowed(start + p * moved) for p in x[:: POINTS // 3]])
         return Curve(x, value, grad, dict(options))
 
     def tried(options: Mapping[str, Any]) -> Curve | None:
@@ -227,15 +232,17 @@ def _along(op: Op, sample: Sample) -> Drawing:
     return Drawing("shift" if boxes else first, says, _different(map(tried, choices(op)), MOST_OPTIONS))
 
 
-def _untouched(op: Op, bound: Mapping[str, Any], first: str, start: Tensor, moved: Tensor, x: Tensor) -> Tensor:
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
+def _untouched(op: Op, bound: Mapping[str, Any], first: str, inputs: list[Tensor]) -> Tensor:
     """The sum of the values that stay what they are all along the line: those of other rows."""
-    ends = [
-        result_of(op, **{**bound, first: op.domain(t) if op.domain else t})
-        for t in (start + x[0] * moved, start + x[-1] * moved)
-    ]
-    middle = result_of(op, **{**bound, first: start + x[x.numel() // 3] * moved}) if op.domain is None else ends[0]
-    stay = (ends[0] == ends[1]) & (middle == ends[0])
-    return torch.where(stay, ends[0], 0.0).sum() if ends[0].dim() else torch.zeros((), dtype=torch.float64)
+    values = [result_of(op, **{**bound, first: t}) for t in inputs]
+    if values[0].dim() == 0:
+        return torch.zeros((), dtype=torch.float64)
+    stay = torch.stack([v == values[0] for v in values]).all(0)
+    return torch.where(stay, values[0], 0.0).sum()
 
 
 def _sliding(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> tuple[Tensor, Tensor, str, Tensor]:
@@ -257,14 +264,15 @@ def _sliding(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> tuple[T
 def _one_element(op: Op, bound: Mapping[str, Any], base: Tensor, first: str) -> tuple[Tensor, Tensor, str, Tensor]:
     """The element of the target's class where the target is a class, else the first one."""
     place = [0] * base.dim()
-    target = next((bound[n] for n in op.indices if isinstance(bound.get(n), Tensor)), None)
-    says = f"The first element of ``{first}`` runs along the axis, the others stay."
-    if target is not None and target.dim() == base.dim() - 1 and base.dim() > 0 and not target.is_floating_point():
-        classes = base.shape[min(1, base.dim() - 1)]
-        valid = ((target >= 0) & (target < classes)).nonzero().tolist()
-        if valid and int(target.max()) < classes:
-            spot = valid[0]
-            place = [*spot[:1], int(target[tuple(spot)]), *spot[1:]] if spot else [int(target)]
+    made = "" if op.domain is None else ", before they are made into what the op takes"
+    says = f"The first element of ``{first}`` runs along the axis, the others stay{made}."
+    labels = list(op.rule.dims(bound)[first]) if op.rule.dims else []
+    targets = [bound[n] for n in op.indices if isinstance(bound.get(n), Tensor)]
+    if CLASSES in labels and targets and not targets[0].is_floating_point() and facts.of_classes(op, op.indices[0]):
+        axis, target = labels.index(CLASSES), targets[0]
+        valid = ((target >= 0) & (target < base.shape[axis])).nonzero().tolist()
+        if valid and target.shape == base.shape[:axis] + base.shape[axis + 1 :]:
+            place = [*valid[0][:axis], int(target[tuple(valid[0])]), *valid[0][axis:]]
             says = f"The score of the target's class runs along the axis, the other elements of ``{first}`` stay."
     start, moved = base.clone(), torch.zeros_like(base)
     start[tuple(place)], moved[tuple(place)] = 0.0, 1.0

@@ -98,6 +98,11 @@ def arguments(op: Op) -> dict[str, str]:
     return {n: " ".join(e.split(":", 1)[1].split()) for n, e in entries(text).items()}
 
 
+def of_classes(op: Op, name: str) -> bool:
+    """Are the integers of this argument numbers of classes, by its documentation? Else they are labels of any kind."""
+    return "class" in arguments(op).get(name, "")
+
+
 @functools.cache
 def families() -> dict[str, str]:
     """Each op's family in the README's table of ops; an op that is not there yet is of its file's."""

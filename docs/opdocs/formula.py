@@ -204,6 +204,8 @@ class _Writer:
             latex = self.bracket()
         elif token.kind == "word":
             latex = name_latex(token.text)
+            if token.text in FUNCTIONS and self.at().kind == "space":
+                return rf"{latex}{self.scripts()}\,"
             if token.text in self.names and self.at().text == "(":
                 latex += self.scripts() + self.bracket()
         elif token.kind == "number":

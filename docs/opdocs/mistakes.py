@@ -11,6 +11,7 @@ from torch import Tensor
 from opreg import Op, Sample
 from opreg.meta.schema import bind
 
+from . import facts
 from .curves import result_of, small_samples, tensors
 
 
@@ -23,7 +24,8 @@ class Mistake:
     error: bool
 
 
-INDEX, LISTED, BOX, NUMBER, COUNT = "class index", "class indices, listed", "box", "number", "count"
+INDEX, LISTED, LABEL = "class index", "class indices, listed", "label, any integer"
+BOX, NUMBER, COUNT = "box", "number", "count"
 UNIT = "in [0, 1]: one-hot, probability, quality"
 SIGN_OR_MASK = ("0 or 1", "−1 or 1")
 
@@ -45,6 +47,8 @@ def form(op: Op, name: str) -> str:
     if name in op.indices and whole:
         if all(t.shape == x.shape for t, x in pairs):
             return SIGN_OR_MASK[0] if _zeros_and_ones(op, name) else LISTED
+        if not facts.of_classes(op, name):
+            return LABEL
         return INDEX if len(whole) == len(pairs) else f"{INDEX}, or probabilities"
     if op.rule.pointwise and all(t.dim() > 0 and t.shape[-1] in (4, 5) for pair in pairs for t in pair):
         return BOX
@@ -86,8 +90,8 @@ def _floats(t: Tensor, x: Tensor) -> Tensor | None:
 
 # How a target is often given, and to ops of which forms that is a mistake.
 MISTAKES: tuple[tuple[str, tuple[str, ...], Changed], ...] = (
-    ("one-hot rows of floats", (INDEX,), _one_hot),
-    ("the indices as floats", (INDEX, LISTED), _floats),
+    ("one-hot rows of floats", (INDEX, LABEL), _one_hot),
+    ("the indices as floats", (INDEX, LISTED, LABEL), _floats),
     ("indices that begin at 1", (INDEX, LISTED), lambda t, x: t + 1),
     ("class indices, one a row", (UNIT, SIGN_OR_MASK[0]), _class),
     ("0 and 1", (SIGN_OR_MASK[1],), lambda t, x: (t > 0).to(t.dtype)),

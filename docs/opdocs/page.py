@@ -117,13 +117,21 @@ def arguments(op: Op) -> str:
     return table(["argument", "type", "default", ""], rows)
 
 
+def example(op: Op) -> str:
+    """The docstring's example as it is typed, with what is printed as a comment."""
+    lines = []
+    for line in inspect.cleandoc(facts.titled(op).get("Example", "")).split("\n"):
+        typed = re.match(r"(>>>|\.\.\.) ?(.*)", line)
+        lines.append(typed[2] if typed else f"# {line}")
+    return "\n".join(lines)
+
+
 def target(op: Op) -> str:
     said = facts.arguments(op)
     names = target_names(op) if op.is_loss else []
     lines = [f"`{n}`, {escaped(form(op, n))}: {linked(said.get(n, ''))}" for n in names]
-    example = inspect.cleandoc(facts.titled(op).get("Example", ""))
     found = [m for n in names for m in mistakes(op, n)]
-    lines.append(block("python", "\n".join(re.sub(r"^(>>>|\.\.\.) ?", "", line) for line in example.split("\n"))))
+    lines.append(block("python", example(op)))
     if found:
         lines.append("What happens to a target of another form:\n\n" + mistakes_table(found))
     return "\n\n".join(lines)
@@ -313,9 +321,9 @@ def tasks_text(ops: Sequence[Op]) -> str:
         for op in chosen:
             sense = facts.sense(op)
             targets = ", ".join(form(op, n) for n in target_names(op)) if op.is_loss else ""
-            rows.append([link(op), linked(sense[0]), linked(" ".join(sense[1:])), targets])
+            rows.append([link(op), targets, linked(" ".join(sense))])
         parts.append(
-            f"## {task.capitalize()}\n\n{what}\n\n" + table(["op", "what it is", "what it is for", "target"], rows)
+            f"## {task.capitalize()}\n\n{what}\n\n" + table(["op", "target", "what it is, and what for"], rows)
         )
     return "\n\n".join(parts) + "\n"
 
