@@ -1,4 +1,4 @@
-"""Text in columns."""
+"""Tables: text in columns, and HTML for notebooks."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from html import escape  # a program that shows nothing needs none
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        cells = [f"<{tag} style='text-align: left'>{escape(c)}</{tag}>" for c in cells]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    return "\n".join(["<table>", line(header, "th"), *(line(row, "td") for row in rows), "</table>"])
 
 
 def yes_no(value: bool) -> str:

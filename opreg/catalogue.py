@@ -51,9 +51,13 @@ def kernels(op: Op) -> dict[str, bool]:
     }
 
 
+def ops_rows(ops: Sequence[Op]) -> tuple[list[str], list[list[str]]]:
+    """The head of a table of ops, and its rows."""
+    return ["op", *COVERED], [[op.name, *(yes_no(v) for v in coverage(op).values())] for op in ops]
+
+
 def ops_table() -> str:
-    rows = [[op.name, *(yes_no(v) for v in coverage(op).values())] for op in registered()]
-    return table(["op", *COVERED], rows)
+    return table(*ops_rows(registered()))
 
 
 def show(op: Op) -> str:

@@ -15,6 +15,7 @@ import torch
 from . import _private
 from ._fingerprint import fingerprint
 from ._library import NAMESPACE, PARTIAL
+from ._tables import html_table
 from .attach import autocast, autograd, cache_keys, flops, in_place, inductor, messages, python_kernels, sharding
 from .meta import register_fakes
 from .op import Op
@@ -117,14 +118,23 @@ def _destroy(qualname: str) -> None:
         _private.destroy_library(lib)
 
 
-def registered() -> list[Op]:
+class Ops(list[Op]):
+    """Ops as a list, which a notebook shows as a table of what each has."""
+
+    def _repr_html_(self) -> str:
+        from . import catalogue  # which asks the registry
+
+        return html_table(*catalogue.ops_rows(self))
+
+
+def registered() -> Ops:
     """Every registered op, in the order of registration."""
-    return list(_ops.values())
+    return Ops(_ops.values())
 
 
-def of_namespace(namespace: str = NAMESPACE) -> list[Op]:
+def of_namespace(namespace: str = NAMESPACE) -> Ops:
     """The registered ops of a namespace; by default of opreg itself, those of ``torch.ops.lossreg``."""
-    return [op for op in registered() if op.qualname.startswith(f"{namespace}::")]
+    return Ops(op for op in registered() if op.qualname.startswith(f"{namespace}::"))
 
 
 def get(name: str) -> Op:

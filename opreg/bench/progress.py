@@ -6,10 +6,9 @@ from typing import Any
 
 
 class Plain:
-    """The progress without tqdm: one line a call."""
+    """The progress in lines, one a call: where there is no tqdm, and where nobody looks at a terminal."""
 
     def __init__(self, total: int) -> None:
-        print("tqdm is not installed (pip install 'opreg[bench]'): no progress bar", file=sys.stderr)
         self.total, self.done, self.start = total, 0, time.monotonic()
 
     def update(self, n: int = 1) -> None:
@@ -25,9 +24,12 @@ class Plain:
 
 
 def progress_bar(total: int) -> Any:
-    """tqdm's, or the plain one."""
+    """tqdm's on a terminal; lines where stderr is a file or a pipe, which a bar would fill with copies of itself."""
+    if not sys.stderr.isatty():
+        return Plain(total)
     try:
         from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:
+        print("tqdm is not installed (pip install 'opreg[bench]'): no progress bar", file=sys.stderr)
         return Plain(total)
     return tqdm(total=total, unit="part", smoothing=0)

@@ -2,11 +2,13 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import fx
+
+from .._tables import html_table, table
 
 
 @dataclass(frozen=True)
@@ -32,26 +34,31 @@ class Left:
 
 @dataclass
 class Report:
-    """What was ``swapped`` and what was ``left``. Printed, it is two tables."""
+    """What was ``swapped`` and what was ``left``. Printed, and shown by a notebook, it is two tables."""
 
     swapped: list[Swapped] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = [f"{len(self.swapped)} swapped, {len(self.left)} left"]
-        for head, entries in (("op", "rule"), self.swapped), (("left", "why"), self.left):
-            if entries:
-                parts.append(table((*head, "where", "times"), list(map(astuple, entries))))
-        return "\n\n".join(parts)
+        return "\n\n".join([self._counts(), *(table(head, rows, left=len(head)) for head, rows in self._tables())])
 
+    def _repr_html_(self) -> str:
+        return "\n".join([f"<p>{self._counts()}</p>", *(html_table(head, rows) for head, rows in self._tables())])
 
-def table(head: Sequence[str], entries: Sequence[Sequence[str | int | None]]) -> str:
-    """Columns of text; one that no row has anything for is left out."""
-    kept = [i for i in range(len(head)) if any(row[i] is not None for row in entries)]
-    head, rows = [head[i] for i in kept], [["" if row[i] is None else str(row[i]) for i in kept] for row in entries]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * w for w in widths], *rows]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in lines)
+    def _counts(self) -> str:
+        return f"{len(self.swapped)} swapped, {len(self.left)} left"
+
+    def _tables(self) -> Iterator[tuple[list[str], list[list[str]]]]:
+        """The heads and rows of what there is to tell; a column that no row has anything for is left out."""
+        named: list[tuple[tuple[str, str], Sequence[Swapped | Left]]] = [
+            (("op", "rule"), self.swapped),
+            (("left", "why"), self.left),
+        ]
+        for head, entries in named:
+            rows, heads = [astuple(e) for e in entries], (*head, "where", "times")
+            kept = [i for i in range(len(heads)) if any(row[i] is not None for row in rows)]
+            if rows:
+                yield [heads[i] for i in kept], [["" if row[i] is None else str(row[i]) for i in kept] for row in rows]
 
 
 # The folders of torch and of opreg.

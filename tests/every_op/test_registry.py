@@ -7,7 +7,7 @@ import torch
 import torch.utils.checkpoint
 
 import opreg
-from opreg import registry
+from opreg import catalogue, registry
 from opreg._library import NAMESPACE, PARTIAL
 from opreg._private import (
     CACHE_KEY_READERS,
@@ -382,3 +382,12 @@ def test_private_entries():
         assert len(calls) == count
         assert entry_of(packet.default)(torch.ones(2)).tolist() == [1, 1]
         assert len(calls) == count
+
+
+def test_ops_in_a_notebook():
+    """A list as any other, which is shown as a table: a row an op, with what the command line says of it."""
+    ops = opreg.registered()
+    shown = ops._repr_html_()
+    assert shown.count("<tr>") == len(ops) + 1
+    row = next(line for line in shown.split("\n") if ">huber_loss<" in line)
+    assert row.count(">yes<") == sum(catalogue.coverage(opreg.get("huber_loss")).values())

@@ -99,3 +99,17 @@ def test_logs(setting: str) -> None:
     assert "1 swapped, 0 left" in done.stderr
     assert ("torch's silu" in done.stderr) == (setting == "+opreg")
     assert ("torch.nn.functional.mish" in done.stderr) == (setting == "+opreg")
+
+
+def test_a_report_in_a_notebook() -> None:
+    report = opreg.passes.Report(
+        [opreg.passes.Swapped("mse_loss", "mse_loss, written out", "a.py:3")],
+        [opreg.passes.Left("F.gelu", "1 < 2", "a.py:4 in <lambda>")],
+    )
+    shown = report._repr_html_()
+    assert shown.startswith("<p>1 swapped, 1 left</p>\n<table>")
+    assert shown.count("<tr>") == 4
+    assert "times" not in shown  # nothing was counted
+    assert "1 &lt; 2" in shown
+    assert "in &lt;lambda&gt;" in shown
+    assert opreg.passes.Report()._repr_html_() == "<p>0 swapped, 0 left</p>"

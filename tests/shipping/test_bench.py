@@ -13,6 +13,7 @@ from opreg import __main__ as cli
 from opreg import bench
 from opreg.bench import providers, runner, text, timing, training
 from opreg.bench.files import bench_load, json_text
+from opreg.bench.progress import progress_bar
 from opreg.bench.targets import LIGHT, targets
 from opreg.registry import of_namespace
 from opreg.testing import Maker
@@ -486,3 +487,12 @@ def test_a_step_with_another_loss_is_not_timed():
     wrong = dataclasses.replace(step, other=lambda x, y: 2 * step.other(x, y))
     with pytest.raises(bench.Disagreement, match="box regression, giou_loss: expected a loss of"):
         training.run_step(wrong, 2)
+
+
+def test_progress_in_a_pipe_is_lines(capsys):
+    bar = progress_bar(2)
+    bar.set_description("mish")
+    bar.update()
+    bar.set_description("swish")
+    bar.close()
+    assert capsys.readouterr().err.splitlines() == ["0/2 mish", "1/2 swish, about 0 min left"]
