@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from opreg import Op
-from opreg.faces.docstrings import blocks, entries, function_docstring
 from opreg._library import PARTIAL
+from opreg.faces.docstrings import blocks, entries, function_docstring
 from opreg.registry import of_namespace
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ TASKS: dict[str, tuple[str, str]] = {
     ),
     "images": (
         "The target is an image.",
-        r"image restoration|super-resolution|structural similarity|total variation|\bdenois",
+        r"image restoration|super-resolution|structural similarity|\bdenois",
     ),
     "activation": ("What stands between two layers.", r"^(activations|gated units)\b"),
 }

@@ -4,10 +4,11 @@ A docstring says ``d²/(2·beta) where d = |x − t| < beta, else d − beta/2``
 the words between stay words, so that the line breaks where a line of text would.
 """
 
+import itertools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from unicodedata import name
+from unicodedata import decomposition, name
 
 FUNCTIONS = {"log", "exp", "sin", "cos", "tan", "sinh", "cosh", "tanh", "max", "min"}
 UPRIGHT = {"softmax", "sigmoid", "onehot", "erf", "gelu", "atan2", "clamp", "bce", "sort", "sign", "logsumexp"}
@@ -52,6 +53,7 @@ SIGNS = {
     "→": r"\to ",
     "∞": r"\infty ",
     "∈": r"\in ",
+    "∅": r"\emptyset ",
     "∉": r"\notin ",
     "∪": r"\cup ",
     "∩": r"\cap ",
@@ -73,8 +75,8 @@ SIGNS = {
     "#": r"\# ",
     "@": r"\mathbin{@}",
 }
-SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ˣᵗⁿᵀ", "0123456789-+xtnT", strict=True))
-SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢⱼ", "0123456789+-nij", strict=True))
+# marks over the letter before them
+OVER = {"\u0302": "hat", "\u0303": "tilde", "\u0304": "bar"}
 OPENING = {"(": ")", "[": "]", "{": "}"}
 
 TOKEN = re.compile(
@@ -126,6 +128,21 @@ def _names(found: list[Token], arguments: Collection[str]) -> set[str]:
     return names
 
 
+def script(sign: str, kind: str) -> str:
+    """The letter that a sign is as an exponent (``super``) or an index (``sub``); nothing where it is none."""
+    form = decomposition(sign) if len(sign) == 1 else ""
+    return chr(int(form.split()[1], 16)).replace("−", "-") if form.startswith(f"<{kind}>") else ""
+
+
+def _fraction(sign: str) -> str:
+    """½ and its like as LaTeX; nothing where it is none."""
+    form = decomposition(sign) if len(sign) == 1 else ""
+    if not form.startswith("<fraction>"):
+        return ""
+    top, bottom = "".join(chr(int(code, 16)) for code in form.split()[1:]).split("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
 def _joined(found: list[Token], arguments: Collection[str]) -> list[Token]:
     """Tokens with identifiers that have underscores, ``kernel_size``, as one: those of the op, and of functions."""
     result: list[Token] = []
@@ -136,7 +153,7 @@ def _joined(found: list[Token], arguments: Collection[str]) -> list[Token]:
             found[i].kind == "word" and j + 2 < len(found) and found[j + 1].text == "_" and found[j + 2].kind == "word"
         ):
             text, j = f"{text}_{found[j + 2].text}", j + 2
-        if j > i and (text in arguments or len(text.split("_")[0]) > 1):
+        if j > i and (text in arguments or min(map(len, text.split("_"))) > 1):
             result.append(Token("word", text))
             i = j + 1
         else:
@@ -158,6 +175,9 @@ class _Writer:
 
     def __init__(self, found: list[Token], names: set[str]) -> None:
         self.found, self.names, self.place = found, names, 0
+        texts = [token.text for token in found]
+        # a sum has a range, and what is numbered is a matrix
+        self.matrix = any(a == "Σ" and script(b, "sub").isdigit() for a, b in itertools.pairwise(texts))
 
     def at(self, ahead: int = 0) -> Token:
         place = self.place + ahead
@@ -175,7 +195,8 @@ class _Writer:
             return not (token.text in "aA" and article and self.at(2).text not in self.names)
         if token.kind == "sign" and token.text in OPENING:
             return self._closes_as_math()
-        return token.kind == "sign" and token.text not in ",;:.!?)]}"
+        possessive = token.text == "'" and self.place > 0 and len(self.at(-1).text) > 1
+        return token.kind == "sign" and token.text not in ",;:.!?)]}" and not possessive
 
     def _closes_as_math(self) -> bool:
         """Are there no words in the bracket that opens here?"""
@@ -216,19 +237,26 @@ class _Writer:
         elif token.kind in ("quoted", "code"):
             latex = rf"\text{{{token.text.strip('`')}}}".replace("_", r"\_")
         else:
-            latex = rf"\{GREEK[token.text]} " if token.text in GREEK else SIGNS.get(token.text, token.text)
+            latex = _fraction(token.text) or self.sign(token.text)
+        while over := OVER.get(self.at().text):
+            latex, self.place = rf"\{over}{{{latex}}}", self.place + 1
         return latex + self.scripts()
+
+    def sign(self, text: str) -> str:
+        if text == "Σ" and self.matrix:
+            return r"\Sigma "
+        return rf"\{GREEK[text]} " if text in GREEK else SIGNS.get(text, text)
 
     def scripts(self) -> str:
         """Exponents and indices that stand here."""
         upper, lower = "", ""
         while True:
             text = self.at().text
-            if text in SUPERSCRIPTS and text:
-                upper += SUPERSCRIPTS[text]
+            if letter := script(text, "super"):
+                upper += letter
                 self.place += 1
-            elif text in SUBSCRIPTS and text:
-                lower += SUBSCRIPTS[text]
+            elif letter := script(text, "sub"):
+                lower += letter
                 self.place += 1
             elif text in ("^", "_") and self.at(1).kind not in ("space", "end"):
                 self.place += 1
@@ -244,7 +272,7 @@ class _Writer:
         self.place += 1
         if token.kind == "word":
             return token.text if len(token.text) <= 2 else rf"\mathrm{{{token.text}}}"
-        return rf"\{GREEK[token.text]} " if token.text in GREEK else SIGNS.get(token.text, token.text)
+        return self.sign(token.text)
 
     def exponent(self) -> str:
         """A name or number; a sign before it, and an index of its own, belong to it."""
@@ -253,10 +281,10 @@ class _Writer:
             sign, self.place = "-", self.place + 1
         token = self.at()
         self.place += 1
-        latex = rf"\{GREEK[token.text]} " if token.text in GREEK else name_latex(token.text)
+        latex = self.sign(token.text) if token.kind == "sign" else name_latex(token.text)
         lower = ""
-        while self.at().text in SUBSCRIPTS and self.at().text:
-            lower += SUBSCRIPTS[self.at().text]
+        while letter := script(self.at().text, "sub"):
+            lower += letter
             self.place += 1
         return sign + latex + (f"_{{{lower}}}" if lower else "")
 
@@ -287,6 +315,10 @@ class _Writer:
             items.append(self.factor())
 
 
+# what is no factor of its own: a sum goes on, a bar has another one
+OPEN = (r"\sum", r"\prod", r"\vert", r"\Vert", r"\langle")
+
+
 def fractions(items: list[str]) -> str:
     """The LaTeX of a term's parts, with a bar where all that stands before ``/`` is one factor."""
     result = [i for i in items if i != " "]
@@ -294,7 +326,8 @@ def fractions(items: list[str]) -> str:
     while place < len(result):
         before = result[place - 2] if place > 1 else ""
         first = before in ("", "+", "-", "=", ",", r"\lt ", r"\leq ")
-        if result[place] == "/" and 0 < place < len(result) - 1 and first:
+        whole = 0 < place < len(result) - 1 and not any(result[i].startswith(OPEN) for i in (place - 1, place + 1))
+        if result[place] == "/" and first and whole:
             top, bottom = (unwrapped(result[i]) for i in (place - 1, place + 1))
             result[place - 1 : place + 2] = [rf"\frac{{{top}}}{{{bottom}}}"]
         else:

@@ -89,6 +89,12 @@ def test_tasks_are_those_that_the_documentation_names() -> None:
     [
         ("x·σ(beta·x)", ["beta"], "⟦x \\cdot  \\sigma  \\left( \\beta  \\cdot  x\\right)⟧"),
         ("(x − t)²/v", [], "⟦\\frac{\\left( x - t\\right) ^{2}}{v}⟧"),
+        (
+            "½·|a|/Σ x̂ᵢ, p of Σ_c",
+            [],
+            "⟦\\frac{1}{2} \\cdot  \\vert  a \\vert  / \\sum  \\hat{x}_{i}⟧, ⟦p⟧ of ⟦\\sum _{c}⟧",
+        ),
+        ("Σ₁ + Σ₂, the boxes' Σ", [], "⟦\\Sigma _{1} + \\Sigma _{2}⟧, the boxes' ⟦\\Sigma⟧"),
         ("2·x/3", [], "⟦2 \\cdot  x / 3⟧"),
         ("d²/2 where d < delta, else the rest", ["delta"], "⟦\\frac{d^{2}}{2}⟧ where ⟦d \\lt  \\delta⟧, else the rest"),
         ("a class that is listed, q_c of a", [], "a class that is listed, ⟦q_{c}⟧ of ⟦a⟧"),
