@@ -8,6 +8,7 @@ from .rules import class_sums as class_sums
 from .rules import classes as classes
 from .rules import ctc as ctc
 from .rules import expanding as expanding
+from .rules import image_pairs as image_pairs
 from .rules import images as images
 from .rules import margin_rows as margin_rows
 from .rules import regions as regions

@@ -127,6 +127,12 @@ def region_rows(input: str, target: str, weight: str | None = None, whole: str =
     return dims
 
 
+def image_pairs(*names: str) -> DimsFunction:
+    """As ``meta.image_pairs``: one value an image."""
+    image: Labels = ("batch", "channels", "height", "width")
+    return lambda args: {**dict.fromkeys(names, image), VALUES: ("batch",)}
+
+
 def sequences(args: Mapping[str, Any]) -> Dims:
     """Of ``meta.ctc``. Targets that lie one after the other can't be split along the batch."""
     several, split = args["log_probs"].dim() == 3, args["targets"].dim() == 2

@@ -88,6 +88,14 @@ def require_entry_a_class(op: str, name: str | None, args: Arguments, classes: i
         raise fail(op, f"{name} of one entry a class, [{classes}]", shape_text(t))
 
 
+def require_odd_side(op: str, name: str, side: int, input: str, x: Tensor) -> None:
+    """Of a square window in images (N, C, H, W)."""
+    if side < 1 or side % 2 == 0:
+        raise fail(op, f"an odd {name} of at least 1", side)
+    if side > x.shape[2] or side > x.shape[3]:
+        raise fail(op, f"{name} of at most the height and the width of {input}, {shape_text(x.shape[2:])}", side)
+
+
 def same(*names: str, optional: Sequence[str] = ()) -> ShapeRule:
     """All of one shape; the optional ones expand to it."""
     first, *others = names
@@ -161,13 +169,13 @@ def variance(input: str, target: str, var: str) -> ShapeRule:
     return ShapeRule(rule, pointwise=True, dims=labels.variances(input, target, var))
 
 
-def boxes(input: str, target: str, *, number: str | None = None) -> ShapeRule:
-    """One value a pair of boxes, each four numbers along the last dimension; ``number`` is a 0-d tensor."""
+def boxes(input: str, target: str, *, number: str | None = None, numbers: int = 4) -> ShapeRule:
+    """One value a pair of boxes, each so many numbers along the last dimension; ``number`` is a 0-d tensor."""
 
     def rule(op: str, args: Arguments) -> Sequence[int]:
         x, t = args[input], args[target]
-        if x.dim() == 0 or not same_size(x.shape[-1], 4):
-            raise fail(op, f"{input} of shape (..., 4)", shape_text(x))
+        if x.dim() == 0 or not same_size(x.shape[-1], numbers):
+            raise fail(op, f"{input} of shape (..., {numbers})", shape_text(x))
         require_shape_of(op, target, t, input, x)
         n = None if number is None else args[number]
         if n is not None and n.dim() != 0:
@@ -327,15 +335,27 @@ def images(input: str, target: str, *, kernel_size: str | None = None) -> ShapeR
         require_shape(op, target, t, (x.shape[0], *x.shape[2:]), input, x)
         if kernel_size is None:
             return ()
-        k = args[kernel_size]
-        if k < 1 or k % 2 == 0:
-            raise fail(op, f"an odd {kernel_size} of at least 1", k)
-        if k > x.shape[2] or k > x.shape[3]:
-            size = shape_text(x.shape[2:])
-            raise fail(op, f"{kernel_size} of at most the height and the width of {input}, {size}", k)
+        require_odd_side(op, kernel_size, args[kernel_size], input, x)
         return ()
 
     return ShapeRule(rule, dims=labels.region_rows(input, target))
+
+
+def image_pairs(input: str, target: str, *, window_size: str) -> ShapeRule:
+    """One value an image: ``input`` and ``target`` of one shape (N, C, H, W), into which ``window_size`` fits."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x, size = args[input], args[window_size]
+        if x.dim() != 4:
+            raise fail(op, f"{input} of shape (N, C, H, W)", shape_text(x))
+        if is_size(x.shape[1], 0):
+            raise fail(op, f"{input} of at least one channel", shape_text(x))
+        require_shape_of(op, target, args[target], input, x)
+        require_odd_side(op, window_size, size, input, x)
+        images: Sequence[int] = x.shape[:1]
+        return images
+
+    return ShapeRule(rule, dims=labels.image_pairs(input, target))
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

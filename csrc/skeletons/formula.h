@@ -16,6 +16,7 @@
 //                    may give one a dimension of 1
 //   domains          pointwise: what an error says of each leading operand's domain; in_domain(x) is the test
 //   says_broadcast   pointwise: a target of another shape broadcasts, but is mostly a mistake: warn as torch does
+//   numbers          boxwise: how many numbers a box is, where these are not the 4 of two corners (boxwise/formula.h)
 //   loss             standalone: it has the option dtype although it has no reduction
 //   forward_mask     standalone: its state depends on which gradients will be asked for, so NAME_forward is told
 //   results          standalone: the names of its results, where it has several: {"mean", "variance"}
@@ -42,6 +43,8 @@ template <class F>
 using domains = decltype(F::domains);
 template <class F>
 using says_broadcast = decltype(F::says_broadcast);
+template <class F>
+using numbers = decltype(F::numbers);
 template <class F>
 using loss = decltype(F::loss);
 template <class F>

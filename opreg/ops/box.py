@@ -210,18 +210,23 @@ def wiou_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((boxes(make, 3), boxes(make, 3), wide), name="a mean of another dtype", smooth=False)
 
 
-def errors_of(op: str, *domains: tuple[str, str, tuple[float, ...]]) -> Callable[[Maker], Iterator[ErrorSample]]:
-    """``domains``: an option, what it must be, values that it may not have."""
+def errors_of(
+    op: str,
+    *domains: tuple[str, str, tuple[float, ...]],
+    draw: Callable[[Maker, int], Tensor] = boxes,
+    numbers: int = 4,
+) -> Callable[[Maker], Iterator[ErrorSample]]:
+    """``domains``: an option, what it must be, values that it may not have. A box has so many ``numbers``."""
 
     def errors(make: Maker) -> Iterator[ErrorSample]:
-        a, b = boxes(make, 2), boxes(make, 2)
+        a, b = draw(make, 2), draw(make, 2)
         yield ErrorSample((a, b), f'{op}: expected reduction .* got "avg"', {"reduction": "avg"})
         yield ErrorSample((a.long(), b), f"{op}: expected input of dtype float64, .* got int64")
         for other in (make.uniform(), make.uniform(2, 3), make.uniform(4, 0)):
-            message = f"{op}: expected input of shape (..., 4), got {list(other.shape)}"
+            message = f"{op}: expected input of shape (..., {numbers}), got {list(other.shape)}"
             yield ErrorSample((other, b), re.escape(message))
-        for other in (make.uniform(1, 4), make.uniform(4), make.uniform(2, 3)):
-            message = f"{op}: expected target of the shape of input, got [2, 4] and {list(other.shape)}"
+        for other in (make.uniform(1, numbers), make.uniform(numbers), make.uniform(2, 3)):
+            message = f"{op}: expected target of the shape of input, got [2, {numbers}] and {list(other.shape)}"
             yield ErrorSample((a, other), re.escape(message))
         for option, domain, refused in (("eps", "finite eps >= 0", (-1.0, math.inf)), *domains):
             for value in (*refused, math.nan):

@@ -50,7 +50,7 @@ CATALOGUE = {
     "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "multi_margin_loss", "multilabel_margin_loss",
     "multilabel_soft_margin_loss", "distillation_loss", "linear_cross_entropy",
     "iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "focal_eiou_loss", "alpha_iou_loss", "siou_loss",
-    "wiou_loss",
+    "wiou_loss", "prob_iou_loss",
     "dice_loss", "tversky_loss", "jaccard_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss",
     "affinity_loss", "affinity_field_loss",
     "triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss", "ctc_loss",

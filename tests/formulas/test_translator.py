@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,7 @@ def both_agree(function: Callable[..., Tensor], e: Expr, tensors: dict[str, Tens
 # Of the registry's own: those that are pointwise, and whose reference any tensors of one shape suit.
 POINTWISE = [
     op for op in opreg.registered()
-    if op.rule.pointwise and not op.mutated and "box" not in op.module_name and "averaging" not in op.module_name
+    if op.rule.pointwise and not op.mutated and not re.search("box|rotated|averaging", op.module_name)
     and op.short not in ("gaussian_nll_loss", "kl_div", "triplet_margin_loss", "cosine_embedding_loss")
     and op.short != "multilabel_soft_margin_loss"
 ]  # fmt: skip

@@ -31,6 +31,10 @@ USING = {
     r"__internal_accurate_pow ": (48, "of CUDA's own library, in float64"),
     r"\w+<float, void> ": (192, "operands of any dtype, each element through a call: not the fast path"),
     r"(map|sum)_tiles<float> ": (144, "the same, by way of shared memory; most on sm_80, in focal_loss"),
+    r"boxes_\w+<float> .*ProbIoU": (
+        32,
+        "CUDA's own sine, where an angle is so large that it takes its reduction there",
+    ),
     r"rows_\w+<float> ": (32, "a register or two, where classes have weights: more of them cost more than that"),
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the coordinates of a box next to
+// Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the N numbers of a box next to
 // each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied.
 #include <atomic>
 
@@ -12,34 +12,34 @@ namespace lossreg::cpu {
 constexpr int64_t kBoxTile = 256;  // pairs
 constexpr int64_t kBoxChunk = 1 << 12;
 
-template <class T, class S>
+template <int N, class T, class S>
 LOSSREG_CLONES void widen_boxes(const S* from, int64_t stride, int64_t coordinate, T* to, int64_t n) {
   for (int64_t i = 0; i < n; i++)
-    for (int c = 0; c < 4; c++) to[4 * i + c] = widen<T>(from[i * stride + c * coordinate]);
+    for (int c = 0; c < N; c++) to[N * i + c] = widen<T>(from[i * stride + c * coordinate]);
 }
-template <class T, class S>
+template <int N, class T, class S>
 LOSSREG_CLONES void narrow_boxes(const T* from, S* to, int64_t stride, int64_t coordinate, int64_t n) {
   for (int64_t i = 0; i < n; i++)
-    for (int c = 0; c < 4; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[4 * i + c]);
+    for (int c = 0; c < N; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[N * i + c]);
 }
 
 // Reads box i, which memory holds as S.
-template <class T, class S>
-HD void take_box(const Word<S>* from, int64_t i, T (&box)[4]) {
+template <class S, class T, int N>
+HD void take_box(const Word<S>* from, int64_t i, T (&box)[N]) {
   using L = Lane<S>;
-  constexpr int count = 4 / L::width;
-#pragma GCC unroll 4
+  constexpr int count = N / L::width;
+#pragma GCC unroll 8
   for (int k = 0; k < count; k++) {
     const Word<S> word = from[count * i + k];
 #pragma GCC unroll 2
     for (int l = 0; l < L::width; l++) box[k * L::width + l] = L::template get<T>(word, l);
   }
 }
-template <class T, class S>
-HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[4]) {
+template <class S, class T, int N>
+HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[N]) {
   using L = Lane<S>;
-  constexpr int count = 4 / L::width;
-#pragma GCC unroll 4
+  constexpr int count = N / L::width;
+#pragma GCC unroll 8
   for (int k = 0; k < count; k++) {
     T x[L::width];
     for (int l = 0; l < L::width; l++) x[l] = factor * box[k * L::width + l];
@@ -52,16 +52,22 @@ HD T least_size(const T (&a)[4], T low) {
   const T w = a[2] - a[0], h = a[3] - a[1], least = w < low ? w : low;
   return h < least ? h : least;
 }
+// A box of a centre and sizes has no ends.
+template <class T>
+HD T least_size(const T (&)[5], T low) {
+  return low;
+}
 // Writes the values of n pairs. Returns true if the ends of a box are in the wrong order.
 template <class T, class Body, class S>
 LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T third, T* out, int64_t n) {
+  constexpr int N = Body::numbers;
   const Word<S>*x = words(input), *y = words(target);
   T least = 0;
 #pragma omp simd reduction(min : least)
   for (int64_t i = 0; i < n; i++) {
-    T a[4], b[4];
-    take_box<T, S>(x, i, a);
-    take_box<T, S>(y, i, b);
+    T a[N], b[N];
+    take_box<S>(x, i, a);
+    take_box<S>(y, i, b);
     out[i] = body.value(a, b, third);
     least = least_size(a, least_size(b, least));
   }
@@ -70,13 +76,14 @@ LOSSREG_CLONES bool box_map_loop(Body body, const S* input, const S* target, T t
 // Returns the sum of the values; `found` is what box_map_loop returns.
 template <class T, class Body, class S>
 LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T third, int64_t n, bool& found) {
+  constexpr int N = Body::numbers;
   const Word<S>*x = words(input), *y = words(target);
   T sum = 0, least = 0;
 #pragma omp simd reduction(+ : sum) reduction(min : least)
   for (int64_t i = 0; i < n; i++) {
-    T a[4], b[4];
-    take_box<T, S>(x, i, a);
-    take_box<T, S>(y, i, b);
+    T a[N], b[N];
+    take_box<S>(x, i, a);
+    take_box<S>(y, i, b);
     sum += body.value(a, b, third);
     least = least_size(a, least_size(b, least));
   }
@@ -87,39 +94,40 @@ LOSSREG_CLONES T box_sum_loop(Body body, const S* input, const S* target, T thir
 template <class T, bool Input, bool Target, class Body, class S>
 LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T third, const T* grad_output, T scale,
                                   S* grad_input, S* grad_target, int64_t n) {
+  constexpr int N = Body::numbers;
   const Word<S>*x = words(input), *y = words(target);
   Word<S>*dx = words(grad_input), *dy = words(grad_target);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    T a[4], b[4], da[4], db[4];
-    take_box<T, S>(x, i, a);
-    take_box<T, S>(y, i, b);
+    T a[N], b[N], da[N], db[N];
+    take_box<S>(x, i, a);
+    take_box<S>(y, i, b);
     body.grad(a, b, third, da, db);
     T factor = grad_output[i] * scale;
-    if constexpr (Input) put_box<T, S>(dx, i, factor, da);
-    if constexpr (Target) put_box<T, S>(dy, i, factor, db);
+    if constexpr (Input) put_box<S>(dx, i, factor, da);
+    if constexpr (Target) put_box<S>(dy, i, factor, db);
   }
 }
 
-// The boxes of operand k from `begin` on, if memory holds them as a tile does: coordinates side by side, box after box,
-// as T. Else null.
-template <class T>
+// The boxes of operand k from `begin` on, if memory holds them as a tile does: numbers side by side, box after box, as
+// T. Else null.
+template <int N, class T>
 T* boxes_in_place(const Boxes& boxes, Boxes::Role k, int64_t begin) {
   const Operand& o = boxes.it.operand[k];
-  bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == 4));
-  return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + 4 * begin : nullptr;
+  bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == N));
+  return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + N * begin : nullptr;
 }
 // Does memory hold all boxes so, as S?
-template <class S>
+template <int N, class S>
 bool are_in_place(const Boxes& boxes) {
   for (int k = 0; k < Boxes::kRoles; k++)
-    if (Boxes::is_box(Boxes::Role(k)) && boxes.it.operand[k].data && !boxes_in_place<S>(boxes, Boxes::Role(k), 0))
+    if (Boxes::is_box(Boxes::Role(k)) && boxes.it.operand[k].data && !boxes_in_place<N, S>(boxes, Boxes::Role(k), 0))
       return false;
   return true;
 }
-template <class T>
+template <int N, class T>
 const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, T* buffer) {
-  if (const T* there = boxes_in_place<T>(boxes, k, begin)) return there;
+  if (const T* there = boxes_in_place<N, T>(boxes, k, begin)) return there;
   if constexpr (std::is_arithmetic_v<T>) {
     const Operand& o = boxes.it.operand[k];
     int64_t coordinate = boxes.coordinate[k];
@@ -127,8 +135,8 @@ const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n,
       with_storage(o.dtype, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
         const S* from = static_cast<const S*>(o.data) + offset;
-        if (coordinate == 1 && stride == 4) widen_all<T, S>(from, 1, buffer + 4 * done, 4 * length);
-        else widen_boxes<T, S>(from, stride, coordinate, buffer + 4 * done, length);
+        if (coordinate == 1 && stride == N) widen_all<T, S>(from, 1, buffer + N * done, N * length);
+        else widen_boxes<N, T, S>(from, stride, coordinate, buffer + N * done, length);
       });
     });
   }
@@ -136,12 +144,12 @@ const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n,
 }
 // Where a loop writes boxes: straight into memory, if that holds them as a tile does; else into the buffer, from which
 // write_boxes() takes them.
-template <class T>
+template <int N, class T>
 T* result_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, T* buffer) {
-  T* there = boxes.it.operand[k].data ? boxes_in_place<T>(boxes, k, begin) : nullptr;
+  T* there = boxes.it.operand[k].data ? boxes_in_place<N, T>(boxes, k, begin) : nullptr;
   return there ? there : buffer;
 }
-template <class T>
+template <int N, class T>
 void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, const T* tile, const T* buffer) {
   const Operand& o = boxes.it.operand[k];
   if (!o.data || tile != buffer) return;  // nobody asked for it, or it is there already
@@ -151,8 +159,8 @@ void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, co
       with_floating_storage(o.dtype, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
         S* to = static_cast<S*>(o.data) + offset;
-        if (coordinate == 1 && stride == 4) narrow_all<T, S>(buffer + 4 * done, to, 1, 4 * length);
-        else narrow_boxes<T, S>(buffer + 4 * done, to, stride, coordinate, length);
+        if (coordinate == 1 && stride == N) narrow_all<T, S>(buffer + N * done, to, 1, N * length);
+        else narrow_boxes<N, T, S>(buffer + N * done, to, stride, coordinate, length);
       });
     });
   }
@@ -168,7 +176,7 @@ struct BoxKernels {
       if (box_map_loop(body, a, b, third, out, n)) reversed = true;
       write_tile(boxes.it, Boxes::kValue, begin, n, out, buffer);
     };
-    each_tile<T, Sweep::backward>(boxes, values);
+    each_tile<T, Body::numbers, Sweep::backward>(boxes, values);
     warn_of_order<Body>(reversed);
   }
   template <class T, class Body>
@@ -180,7 +188,7 @@ struct BoxKernels {
       partial[size_t(chunk)] += double(box_sum_loop(body, a, b, third, n, found));
       if (found) reversed = true;
     };
-    each_tile<T, Sweep::forward>(boxes, values);
+    each_tile<T, Body::numbers, Sweep::forward>(boxes, values);
     warn_of_order<Body>(reversed);
     double total = 0;
     for (double p : partial) total += p;
@@ -188,6 +196,7 @@ struct BoxKernels {
   }
   template <class T, class Body>
   static void grad(const Boxes& boxes, Body body, double scale) {
+    constexpr int N = Body::numbers;
     const Operand& grad_output = boxes.it.operand[Boxes::kValue];
     bool for_input = boxes.it.operand[Boxes::kGradInput].data, for_target = boxes.it.operand[Boxes::kGradTarget].data;
     auto gradients = [&](int64_t, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
@@ -196,16 +205,16 @@ struct BoxKernels {
                   : !for_input ? box_grad_loop<T, false, true, Body, S>
                                : box_grad_loop<T, true, true, Body, S>;
       alignas(64) T factors[kBoxTile];
-      alignas(64) S buffers[2][4 * kBoxTile];
+      alignas(64) S buffers[2][N * kBoxTile];
       if (grad_output.uniform) std::fill(factors, factors + n, one_number<T>(grad_output));
       const T* g = read_tile(boxes.it, Boxes::kValue, begin, n, factors);
-      S* da = result_boxes(boxes, Boxes::kGradInput, begin, buffers[0]);
-      S* db = result_boxes(boxes, Boxes::kGradTarget, begin, buffers[1]);
+      S* da = result_boxes<N>(boxes, Boxes::kGradInput, begin, buffers[0]);
+      S* db = result_boxes<N>(boxes, Boxes::kGradTarget, begin, buffers[1]);
       loop(body, a, b, third, g, T(scale), da, db, n);
-      write_boxes(boxes, Boxes::kGradInput, begin, n, da, buffers[0]);
-      write_boxes(boxes, Boxes::kGradTarget, begin, n, db, buffers[1]);
+      write_boxes<N>(boxes, Boxes::kGradInput, begin, n, da, buffers[0]);
+      write_boxes<N>(boxes, Boxes::kGradTarget, begin, n, db, buffers[1]);
     };
-    each_tile<T, Sweep::backward>(boxes, gradients);
+    each_tile<T, N, Sweep::backward>(boxes, gradients);
   }
 
  private:
@@ -216,21 +225,22 @@ struct BoxKernels {
   }
   // Calls each(chunk, begin, n, input, target, third) for tiles of n pairs: with boxes of bfloat16, if memory holds all
   // of them so, else of T.
-  template <class T, Sweep sweep, class Each>
+  template <class T, int N, Sweep sweep, class Each>
   static void each_tile(const Boxes& boxes, Each each) {
-    if constexpr (std::is_same_v<T, float>)
-      if (are_in_place<BFloat16>(boxes)) return each_tile_of<T, BFloat16, sweep>(boxes, each);
-    each_tile_of<T, T, sweep>(boxes, each);
+    // whole words a box
+    if constexpr (std::is_same_v<T, float> && N % Lane<BFloat16>::width == 0)
+      if (are_in_place<N, BFloat16>(boxes)) return each_tile_of<T, BFloat16, N, sweep>(boxes, each);
+    each_tile_of<T, T, N, sweep>(boxes, each);
   }
-  template <class T, class S, Sweep sweep, class Each>
+  template <class T, class S, int N, Sweep sweep, class Each>
   static void each_tile_of(const Boxes& boxes, Each each) {
     T third = one_number<T>(boxes.it.operand[Boxes::kThird]);
     each_chunk<sweep>(boxes.it.numel, kBoxChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
-      alignas(64) S buffers[2][4 * kBoxTile];
+      alignas(64) S buffers[2][N * kBoxTile];
       for (int64_t b = begin; b < end; b += kBoxTile) {
         int64_t n = std::min(kBoxTile, end - b);
-        const S* input = read_boxes(boxes, Boxes::kInput, b, n, buffers[0]);
-        const S* target = read_boxes(boxes, Boxes::kTarget, b, n, buffers[1]);
+        const S* input = read_boxes<N>(boxes, Boxes::kInput, b, n, buffers[0]);
+        const S* target = read_boxes<N>(boxes, Boxes::kTarget, b, n, buffers[1]);
         each(chunk, b, n, input, target, third);
       }
     });

@@ -1,12 +1,12 @@
 #pragma once
-// The skeleton of the box losses: one value for each pair of boxes x1, y1, x2, y2 along the last dimension, then
+// The skeleton of the box losses: one value for each pair of boxes, whose numbers lie along the last dimension, then
 // reduced. Written once over a Backend.
 #include "../checks.h"
 #include "formula.h"
 
 namespace lossreg {
 
-// The operands of the iteration over pairs. Those that hold boxes step by coordinate[k] from a coordinate to the next.
+// The operands of the iteration over pairs. Those that hold boxes step by coordinate[k] from a number to the next.
 struct Boxes {
   enum Role { kInput, kTarget, kThird, kValue, kGradInput, kGradTarget, kRoles };
   Iteration<kRoles> it;
@@ -35,7 +35,9 @@ struct BoxCall {
     result = promotion.result();
 
     shape = shape_of(input());
-    if (shape.empty() || shape.back() != 4) fail(F::name, name(0), " of shape (..., 4), got ", shape_text(shape));
+    constexpr int numbers = numbers_of_box<F>();
+    if (shape.empty() || shape.back() != numbers)
+      fail(F::name, name(0), " of shape (..., ", numbers, "), got ", shape_text(shape));
     check_same_shape(F::name, name(1), shape_of(*tensors[1]), name(0), shape);
     if (F::inputs == 3 && tensors.back() && tensors.back()->dim() != 0)
       fail(F::name, name(2), " of one number, of shape [], got ", shape_text(shape_of(*tensors.back())));

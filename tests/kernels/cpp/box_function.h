@@ -1,5 +1,5 @@
 #pragma once
-// A box formula as a function of eight numbers, the coordinates of both boxes, or of nine: with the third tensor.
+// A box formula as a function of the numbers of both boxes, eight or ten, and of one more with the third tensor.
 #include <array>
 #include <utility>
 
@@ -12,7 +12,7 @@ struct BoxFunction;
 template <class F, bool Third, class... Option>
 struct BoxFunction<F, Third, F (*)(Option...)> {
   static constexpr auto name = F::name, args = F::args;
-  static constexpr int inputs = Third ? 9 : 8, gradients = 8;
+  static constexpr int numbers = numbers_of_box<F>(), gradients = 2 * numbers, inputs = gradients + Third;
   F f;
 
   static BoxFunction make(Option... option) {
@@ -30,14 +30,14 @@ struct BoxFunction<F, Third, F (*)(Option...)> {
 
   template <class T>
   struct Call {
-    T a[4], b[4], third = T(1);
+    T a[numbers], b[numbers], third = T(1);
   };
   template <class T, class... X>
   static Call<T> call(T first, X... x) {
     T all[] = {first, x...};
     Call<T> c;
-    for (int k = 0; k < 4; k++) c.a[k] = all[k], c.b[k] = all[4 + k];
-    if constexpr (Third) c.third = all[8];
+    for (int k = 0; k < numbers; k++) c.a[k] = all[k], c.b[k] = all[numbers + k];
+    if constexpr (Third) c.third = all[gradients];
     return c;
   }
   template <int Mode, class T, class... X>
@@ -46,18 +46,19 @@ struct BoxFunction<F, Third, F (*)(Option...)> {
     return body<Mode>().value(c.a, c.b, c.third);
   }
   template <int Mode, class T, class... X>
-  Gradients<T, 8> grad(T first, X... x) const {
+  Gradients<T, gradients> grad(T first, X... x) const {
     Call<T> c = call(first, x...);
-    T da[4], db[4];
+    T da[numbers], db[numbers];
     body<Mode>().grad(c.a, c.b, c.third, da, db);
-    Gradients<T, 8> g;
-    for (int k = 0; k < 4; k++) g.of[k] = da[k], g.of[4 + k] = db[k];
+    Gradients<T, gradients> g;
+    for (int k = 0; k < numbers; k++) g.of[k] = da[k], g.of[numbers + k] = db[k];
     return g;
   }
 
   // Puts the corners in order. False where edges coincide: there the slopes of minimum and maximum are a convention.
   template <class Point>
   static bool arrange(Point& x) {
+    if (numbers == 5) return true;  // a centre and sizes
     for (int low : {0, 1, 4, 5})
       if (x[low] > x[low + 2]) std::swap(x[low], x[low + 2]);
     for (int axis : {0, 1})

@@ -4,7 +4,7 @@
 // as a template over T (abs, relu, sigmoid, ...) needs none.
 #include <limits>
 
-#include "base/math.h"
+#include "base/special.h"
 
 namespace lossreg {
 
@@ -44,6 +44,14 @@ template <class T>
 Dual<T> exp(Dual<T> x) {
   T y = exp(x.value);
   return Dual<T>(y, y * x.slope);
+}
+template <class T>
+Dual<T> sin(Dual<T> x) {
+  return Dual<T>(sin(x.value), cos(x.value) * x.slope);
+}
+template <class T>
+Dual<T> cos(Dual<T> x) {
+  return Dual<T>(cos(x.value), -sin(x.value) * x.slope);
 }
 template <class T>
 Dual<T> log(Dual<T> x) {

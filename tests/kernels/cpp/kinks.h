@@ -96,6 +96,8 @@ inline bool excepted(const std::string& op, const Options& options, const double
   if (op == "focal_loss") return x[1] < 0 || x[1] > 1;
   // two losses that are about equal there
   if (op == "asymmetric_loss") return k == 1 && x[0] == 1;
+  // the size of a side is its absolute value
+  if (op == "prob_iou_loss") return (k % 5 == 2 || k % 5 == 3) && x[k] == 0;
   if (op == "gaussian_nll_loss") return k == 2 && x[2] <= options["eps"];
   return false;
 }
