@@ -18,6 +18,8 @@ from pathlib import Path
 # The libstdc++ of the oldest distribution with a glibc (auditwheel's policies): GLIBCXX_3.4.N needs glibc 2.M.
 LIBSTDCXX = {19: 17, 24: 27, 28: 31, 29: 34, 30: 35, 32: 38, 33: 39}
 OLDEST = 17  # manylinux2014
+# By the number that a library has of its processor (e_machine of ELF), the name that wheels have of it.
+PROCESSORS = {62: "x86_64", 183: "aarch64"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ def glibc_floor(symbols: list[Symbol]) -> int:
 
 
 def platform_tag(library: Path) -> str:
-    return f"manylinux_2_{glibc_floor(undefined(library))}_x86_64"
+    number = int.from_bytes(library.read_bytes()[18:20], "little")
+    if number not in PROCESSORS:
+        raise ValueError(
+            f"{library.name}: expected a library for {' or '.join(PROCESSORS.values())}, got ELF's {number}"
+        )
+    return f"manylinux_2_{glibc_floor(undefined(library))}_{PROCESSORS[number]}"
 
 
 def retag(wheel: Path) -> Path:
