@@ -12,6 +12,7 @@ OPTIONS = {
     "cross_entropy": {},
     "softmax_focal_loss": {},
     "pc_softmax_cross_entropy": {},
+    "poly1_cross_entropy": {"epsilon": 1.5},
     "arcface_loss": {"scale": 8.0},
     "amsoftmax_loss": {"scale": 8.0},
     "ohem_cross_entropy": {"thresh": 1.0},
@@ -56,4 +57,6 @@ def oracle(name: str, x: Tensor, t: Tensor) -> Tensor:
     if name == "pc_softmax_cross_entropy":
         return (own + others).log() - (hot * (x - top)).sum(1)
     odds = others / own  # (1 - p) / p
+    if name == "poly1_cross_entropy":
+        return odds.log1p() + 1.5 * odds / (1 + odds)
     return odds.log1p() * ((odds / (1 + odds)) ** 2 if name == "softmax_focal_loss" else 1)

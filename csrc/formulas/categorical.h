@@ -85,6 +85,35 @@ struct PCSoftmaxCrossEntropy : RowFormula {
   }
 };
 
-using Ops = RowOps<NLLLoss, CrossEntropy, SoftmaxFocalLoss, PCSoftmaxCrossEntropy>;
+// The cross entropy of class indices + epsilon w_y (1 - p_y), the first polynomial term of -log p_y weighed otherwise:
+// Leng et al., PolyLoss, arXiv 2204.12511. Label smoothing is the cross entropy's alone.
+struct Poly1CrossEntropy : CrossEntropy {
+  static constexpr auto name = "poly1_cross_entropy";
+  static constexpr auto args =
+      "Tensor input, Tensor target, Tensor? weight=None, float epsilon=1.0, int ignore_index=-100, "
+      "str reduction=\"mean\", float label_smoothing=0.0";
+  static constexpr int gradients = 1;
+  static constexpr int modes = 2, probability_mode = -1;
+  double epsilon;
+
+  static Poly1CrossEntropy make(double epsilon, int64_t ignore_index, Reduction, double label_smoothing) {
+    expect(std::isfinite(epsilon), name, "a finite epsilon", epsilon);
+    check_smoothing(name, label_smoothing);
+    return {{{ignore_index}, label_smoothing}, epsilon};
+  }
+
+  template <int Mode, class T>
+  HD T value(const Row<T>& row) const {
+    return CrossEntropy::value<Mode>(row) + row.weight * (T(epsilon) * one_minus_exp(row.nll));
+  }
+  static constexpr bool slopes_of_nll = true;
+  template <int Mode, class T>
+  HD Slopes<T> slopes(const Row<T>& row) const {
+    Slopes<T> s = CrossEntropy::slopes<Mode>(row);
+    return {s.nll + row.weight * (T(epsilon) * exp(-row.nll)), s.spread};
+  }
+};
+
+using Ops = RowOps<NLLLoss, CrossEntropy, SoftmaxFocalLoss, PCSoftmaxCrossEntropy, Poly1CrossEntropy>;
 
 }  // namespace lossreg

@@ -211,10 +211,9 @@ def smoothed(
     return torch.where(rows.valid, loss, 0.0), weights
 
 
-def cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
+def of_indices(shard: Shard, args: Arguments) -> tuple[Rows, Combined, Tensor | None]:
+    """What the cross entropy of class indices is made of, and the rows' weights."""
     x, target, weight = args["input"], args["target"], args["weight"]
-    if target.is_floating_point():
-        return probabilities(shard, x, args), None
     rows = Rows.of(shard, target.reshape(()) if x.dim() == 1 else target, args["ignore_index"])
 
     def others(top: Tensor) -> list[Tensor]:
@@ -222,7 +221,21 @@ def cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]
         return entries + ([weighted_sum(x, weight, rows, top)] if args["label_smoothing"] > 0 else [])
 
     combined = combine(shard, rows, *scores_of(x, rows), others)
-    return smoothed(shard, rows, args, combined, None if weight is None else combined.others[0])
+    return rows, combined, None if weight is None else combined.others[0]
+
+
+def cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
+    if args["target"].is_floating_point():
+        return probabilities(shard, args["input"], args), None
+    rows, combined, weights = of_indices(shard, args)
+    return smoothed(shard, rows, args, combined, weights)
+
+
+def poly1_cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
+    rows, combined, weights = of_indices(shard, args)
+    loss, weights = smoothed(shard, rows, args, combined, weights)
+    miss = -torch.expm1(-torch.where(rows.valid, combined.nll, 0.0))
+    return loss + args["epsilon"] * (miss if weights is None else weights * miss), weights
 
 
 def probabilities(shard: Shard, x: Tensor, args: Arguments) -> Tensor:
@@ -364,7 +377,7 @@ ROWS: Mapping[str, Callable[[Shard, Arguments], tuple[Tensor, Tensor | None]]] =
     function.__name__: function
     for function in (
         amsoftmax_loss, arcface_loss, cross_entropy, distillation_loss, linear_cross_entropy, nll_loss,
-        softmax_focal_loss,
+        poly1_cross_entropy, softmax_focal_loss,
     )
 }  # fmt: skip
 

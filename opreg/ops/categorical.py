@@ -104,12 +104,13 @@ def cross_entropy(
         target = target.reshape(nll.shape)
         spread = torch.where(target == ignore_index, 0.0, -weighted.sum(axis))
         nll = (1 - label_smoothing) * nll + label_smoothing / classes * spread
-    if reduction != "mean":
-        return reduce(nll, reduction)
+    return nll.sum() / entries(weight, target, ignore_index).sum() if reduction == "mean" else reduce(nll, reduction)
+
+
+def entries(weight: Tensor | None, target: Tensor, ignore_index: int) -> Tensor:
+    """The class weight of each position, 0 where it is ignored; without weights, is it not ignored?"""
     valid = target != ignore_index
-    if weight is None:
-        return nll.sum() / valid.sum()
-    return nll.sum() / torch.where(valid, weight[torch.where(valid, target, 0).long()], 0.0).sum()
+    return valid if weight is None else torch.where(valid, weight[torch.where(valid, target, 0).long()], 0.0)
 
 
 def class_axis(input: Tensor) -> int:
@@ -209,6 +210,53 @@ def pc_softmax_cross_entropy(
     return reduce_valid(torch.where(valid, lse - score, 0.0), target, ignore_index, reduction)
 
 
+def poly1_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """PolyLoss: cross entropy whose first polynomial term, 1 − p, counts more, or less.
+
+    Cross entropy is Σ_k (1 − p)^k / k. To change the weight of its first term is one number to tune; epsilon > 0 suits
+    balanced classes, a negative one those where the loss makes the model too sure.
+
+    Args:
+        input: logits (C), or (N, C, d1 … dk).
+        target: class indices in [0, C), int64, int32 or uint8; () or (N, d1 … dk).
+        weight: a factor for each class, (C); a constant.
+        epsilon: what the weight of 1 − p is raised by, any finite number; 0 is cross entropy.
+        label_smoothing: share of the target's mass that is spread over all classes, in [0, 1], in the cross entropy
+            alone.
+
+    Returns:
+        0-d, or of the shape of ``target`` with reduction ``"none"``. The mean divides by the sum of the valid targets'
+        weights: NaN where all are ignored.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not fit; an epsilon that is not finite, label_smoothing outside [0, 1];
+            a weight that requires grad; on the CPU a class index out of range (on a GPU it gives NaN at its place).
+
+    Formula:
+        cross_entropy(x, y) + ε·w_y·(1 − p_y), p = softmax(x)
+
+    Example:
+        >>> input = torch.randn(8, 5, requires_grad=True)
+        >>> target = torch.randint(0, 5, (8,))  # a class index a row
+        >>> opreg.functional.poly1_cross_entropy(input, target, epsilon=2.0).backward()
+    """
+    log_p = F.log_softmax(input, class_axis(input))
+    loss = cross_entropy(input, target, weight, ignore_index, "none", label_smoothing)
+    # 1 − p_y by expm1, which keeps its digits near 0
+    miss = -torch.expm1(-nll_loss(log_p, target, None, ignore_index, "none"))
+    counted = entries(weight, target.reshape(miss.shape), ignore_index)
+    loss = loss + epsilon * (counted * miss)
+    return loss.sum() / counted.sum() if reduction == "mean" else reduce(loss, reduction)
+
+
 def nll_samples(make: Maker) -> Iterator[Sample]:
     return row_samples(make, make.normal, weight=True)
 
@@ -236,6 +284,17 @@ def focal_samples(make: Maker) -> Iterator[Sample]:
         yield Sample(
             (extreme_rows(make), make.index(3, 4)), {"gamma": gamma, "reduction": "none"}, "extremes", smooth=False
         )
+
+
+def poly1_samples(make: Maker) -> Iterator[Sample]:
+    yield from row_samples(make, make.normal, weight=True)
+    for epsilon, smoothing in ((-1.0, 0.1), (2.5, 1.0), (0.0, 0.0)):
+        weight = make.constant(make.uniform(7, low=0.1))
+        x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
+        options = {"epsilon": epsilon, "label_smoothing": smoothing}
+        yield Sample((x, t, weight), options, "weight, ignored")
+        yield Sample((make.normal(3, 130), make.index(130, 3)), {**options, "reduction": "none"}, "many classes")
+    yield Sample((extreme_rows(make), make.index(3, 4)), {"reduction": "none"}, name="extremes", smooth=False)
 
 
 def pc_samples(make: Maker) -> Iterator[Sample]:
@@ -285,6 +344,16 @@ def focal_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from class_errors("softmax_focal_loss", "weight", make)
     call = make.normal(4, 3), make.index(3, 4)
     yield from outside("softmax_focal_loss", call, "finite gamma >= 0", "gamma", -0.1, math.inf)
+
+
+def poly1_errors(make: Maker) -> Iterator[ErrorSample]:
+    op, call = "poly1_cross_entropy", (make.normal(4, 3), make.index(3, 4))
+    yield from row_errors(op, make)
+    yield from class_errors(op, "weight", make)
+    message = f"{op}: expected target of dtype int64, int32 or uint8, got float"
+    yield ErrorSample((call[0], make.uniform(4, 3)), message)
+    yield from outside(op, call, "a finite epsilon", "epsilon", math.inf, -math.inf)
+    yield from outside(op, call, "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
 
 
 def pc_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -358,6 +427,20 @@ register(
         indices=("target",),
         count=number_of_valid,
         batch_dims={"class_prior": None},
+        state=meta.per_row(2),
+    )
+)
+register(
+    Op(
+        "poly1_cross_entropy",
+        reference=poly1_cross_entropy,
+        shape=meta.rows("input", "target", weight="weight"),
+        samples=poly1_samples,
+        errors=poly1_errors,
+        source="Leng et al., PolyLoss, arXiv 2204.12511",
+        module="PolyLoss",
+        indices=("target",),
+        count=weight_of_valid,
         state=meta.per_row(2),
     )
 )

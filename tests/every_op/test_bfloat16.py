@@ -11,7 +11,7 @@ from opreg.testing import Maker, repeated, tensors_with_grad
 
 ROWS = [
     "cross_entropy", "nll_loss", "softmax_focal_loss", "ohem_cross_entropy", "multi_margin_loss",
-    "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "pc_softmax_cross_entropy",
+    "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "pc_softmax_cross_entropy", "poly1_cross_entropy",
 ]  # fmt: skip
 BOXES = ["iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "siou_loss"]
 

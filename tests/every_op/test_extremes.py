@@ -170,7 +170,8 @@ def test_scales(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, *OF_LARGEST], ids=str)
 @pytest.mark.parametrize("classes", [4, 300])
 @pytest.mark.parametrize(
-    "name", ["cross_entropy", "softmax_focal_loss", "pc_softmax_cross_entropy", "ohem_cross_entropy"]
+    "name",
+    ["cross_entropy", "softmax_focal_loss", "pc_softmax_cross_entropy", "poly1_cross_entropy", "ohem_cross_entropy"],
 )
 def test_masked_row(name: str, classes: int, dtype: torch.dtype) -> None:
     """A row of the lowest number, which masks fill in, is a row of equal scores."""

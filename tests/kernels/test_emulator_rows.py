@@ -88,7 +88,11 @@ def test_ways(emulated, case, dtype):
     calls = [("cross_entropy", {}), ("cross_entropy", {"reduction": "none"})][: 1 + small]
     small = small and dtype != torch.float16  # as bfloat16
     calls += [("cross_entropy", {"label_smoothing": 0.1, "weight": torch.rand(x.shape[t.dim() > 0])})] * small
-    calls += [(name, row_losses.OPTIONS[name]) for name in ("softmax_focal_loss", "amsoftmax_loss") if small]
+    calls += [
+        (name, row_losses.OPTIONS[name])
+        for name in ("softmax_focal_loss", "poly1_cross_entropy", "amsoftmax_loss")
+        if small
+    ]
     calls += [(name, {}) for name in ("nll_loss", "pc_softmax_cross_entropy") if small]
     for name, options in calls:
         args = row_losses.arguments(name, x.detach().requires_grad_(), t)

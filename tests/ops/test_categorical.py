@@ -119,7 +119,9 @@ def test_any_number_of_classes_of_the_others(name, classes, trailing):
     torch.testing.assert_close(grad.movedim(1, -1).reshape(-1, classes).double(), want_grad, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["softmax_focal_loss", "pc_softmax_cross_entropy", "ohem_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["softmax_focal_loss", "pc_softmax_cross_entropy", "poly1_cross_entropy", "ohem_cross_entropy"]
+)
 @pytest.mark.parametrize("offset", [1e4, -1e4])
 @pytest.mark.parametrize("classes", [7, 100])
 def test_large_scores_keep_their_digits_in_the_others(name, offset, classes):
@@ -172,7 +174,7 @@ def test_probability_targets_and_weights_have_gradients(shape):
 def test_class_weight_that_requires_grad_is_an_error():
     x, t = torch.randn(3, 4, device=DEVICE), torch.randint(0, 4, (3,), device=DEVICE)
     w = torch.rand(4, device=DEVICE, requires_grad=True)
-    for name in (*NATIVE, "softmax_focal_loss"):
+    for name in (*NATIVE, "softmax_focal_loss", "poly1_cross_entropy"):
         with pytest.raises(RuntimeError, match=f"{name}: expected weight that does not require grad"):
             opreg.get(name).value(x, t, w)
 
@@ -234,6 +236,29 @@ def test_focal_of_gamma_zero_is_weighted_cross_entropy():
     w = torch.rand(5, device=DEVICE)
     got = torch.ops.lossreg.softmax_focal_loss(x, t, w, 0.0)
     torch.testing.assert_close(got, F.cross_entropy(x, t, w, reduction="sum") / 8)  # the mean counts, and weighs not
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("epsilon", [-1.0, 0.0, 2.5])
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 7), (9,), (3, 200)], ids=str)
+def test_poly1_adds_the_weighted_miss_to_cross_entropy(shape, epsilon, smoothing):
+    """What a mean divides by is cross entropy's; smoothing changes nothing of the miss."""
+    axis = min(1, len(shape) - 1)
+    x = (3 * torch.randn(shape, dtype=torch.float64, device=DEVICE)).requires_grad_()
+    w = 0.1 + torch.rand(shape[axis], dtype=torch.float64, device=DEVICE)
+    t = torch.randint(0, shape[axis], shape[:axis] + shape[axis + 1 :], device=DEVICE)
+    if t.dim():
+        t[0] = -100
+    counted = torch.where(t == -100, 0.0, w[t.clamp(min=0)])
+    p = (x.softmax(axis) * F.one_hot(t.clamp(min=0), shape[axis]).movedim(-1, axis)).sum(axis)
+    miss = epsilon * counted * (1 - p)
+    for reduction, of in (("none", miss), ("sum", miss.sum()), ("mean", miss.sum() / counted.sum())):
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        got = torch.ops.lossreg.poly1_cross_entropy(x, t, w, epsilon, **options)
+        want = F.cross_entropy(x, t, w, **options) + of
+        torch.testing.assert_close(got, want)
+        grad, expected = (torch.autograd.grad(loss.sum(), x, retain_graph=True)[0] for loss in (got, want))
+        torch.testing.assert_close(grad, expected)
 
 
 def test_mixed_dtypes_of_scores_and_weights():

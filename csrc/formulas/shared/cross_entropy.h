@@ -14,8 +14,11 @@ struct CrossEntropy : RowFormula {
   double smoothing;
 
   static CrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing) {
-    expect(label_smoothing >= 0 && label_smoothing <= 1, name, "label_smoothing in [0, 1]", label_smoothing);
+    check_smoothing(name, label_smoothing);
     return {{ignore_index}, label_smoothing};
+  }
+  static void check_smoothing(const char* op, double label_smoothing) {
+    expect(label_smoothing >= 0 && label_smoothing <= 1, op, "label_smoothing in [0, 1]", label_smoothing);
   }
 
   enum { kIndex, kSmoothedIndex, kProbabilities };
