@@ -2,6 +2,7 @@
 
 from .fakes import register_fakes as register_fakes
 from .rules import ShapeRule as ShapeRule
+from .rules import bins as bins
 from .rules import boxes as boxes
 from .rules import broadcast as broadcast
 from .rules import class_sums as class_sums

@@ -304,6 +304,20 @@ def classes(*names: str, target: str | None = None, least: int = 1) -> ShapeRule
     return ShapeRule(rule, dims=labels.class_rows(*names, target=target))
 
 
+def bins(input: str, target: str) -> ShapeRule:
+    """One value a place among bins: ``input`` (…, R), of at least two, gives (…), the shape of ``target``."""
+
+    def rule(op: str, args: Arguments) -> Sequence[int]:
+        x = args[input]
+        if x.dim() == 0 or any(is_size(x.shape[-1], n) for n in (0, 1)):
+            raise fail(op, f"{input} of at least two classes", shape_text(x))
+        require_shape(op, target, args[target], x.shape[:-1], input, x)
+        result: Sequence[int] = x.shape[:-1]
+        return result
+
+    return ShapeRule(rule, dims=labels.joined_last(input, joined="bins", target=target))
+
+
 def regions(input: str, target: str, *, weight: str | None = None, soft: bool = False, batch: str = "") -> ShapeRule:
     """One value a sample: ``input`` (N, C, d1 … dk) gives (N), or where the option ``batch`` is true, ().
 

@@ -1,5 +1,7 @@
 #pragma once
-// Focal losses of detectors whose targets are qualities or heat, and of many labels: all of logits.
+// Losses of detectors, whose targets are qualities, heat or places, and of many labels: all of logits.
+#include "../base/log_sum_exp.h"
+#include "../skeletons/groupwise/formula.h"
 #include "shared/focal.h"
 
 namespace lossreg {
@@ -162,6 +164,116 @@ struct AsymmetricLoss {
   }
 };
 
-using Ops = PointwiseOps<QualityFocalLoss, VarifocalLoss, GaussianFocalLoss, AsymmetricLoss>;
+// Li et al., Generalized focal loss, arXiv 2006.04388: a place y among the bins 0 ... R-1, l = min(floor(y), R-2) the
+// bin to its left: (l + 1 - y) nll_l + (y - l) nll_(l+1). Differentiable in the place too.
+struct DistributionFocalLoss {
+  static constexpr auto name = "distribution_focal_loss";
+  static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
+  static constexpr int inputs = 2, members = 1, gradients = 2, least_classes = 2;
+  static constexpr Along along = Along::last;
+  static constexpr Shapes shapes = Shapes::same;
+
+  static DistributionFocalLoss make(Reduction) { return {}; }
+
+  // The bin l, and how far y is from there to the next.
+  template <class T>
+  HD int place_of(T y, T bins) const {
+    bool known = y >= T(0) && y <= bins - T(1);  // NaN is not
+    return known ? int(at_most(y, bins - T(2))) : -1;
+  }
+  template <class T>
+  HD T fraction(const Group<T>& g) const {
+    return g.label - T(place_of(g.label, g.members));
+  }
+
+  static constexpr int sums = 3, coefficients = 4;
+  static constexpr int maxima(int) { return 1; }
+  template <int Mode, class T, class Place>
+  HD Values<T, 1> candidates(T x, Place) const {
+    return {x};
+  }
+  // the score of the bin to the left, and of that to the right
+  template <int Mode, class T, class Place>
+  HD Values<T, 3> terms(const T* max, T x, Place place) const {
+    return {exp_term(x - max[0]), place == 0 ? x : T(0), place == 1 ? x : T(0)};
+  }
+  template <class T>
+  HD void carry(const T* from, const T* to, T* sum) const {
+    sum[0] *= exp_term(from[0] - to[0]);
+  }
+  template <class T>
+  HD T value(const Group<T>& g) const {
+    T w = fraction(g), left = g.sum[1] - g.max[0], right = g.sum[2] - g.max[0];
+    return log_of_sum(g.sum[0], g.max[0]) - ((T(1) - w) * left + w * right);
+  }
+  template <int Mode, class T>
+  HD Coefficients<T, 4> coefficients_of(const Group<T>& g) const {
+    return {{g.max[0], inverse_of_sum(g.sum[0], g.max[0]), fraction(g), g.sum[1] - g.sum[2]}, g.members};
+  }
+  template <int Mode, class T, class Place>
+  HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, Place place) const {
+    T share = place == 0 ? T(1) - c.of[2] : place == 1 ? c.of[2] : T(0);
+    return {exp_term(x - c.of[0]) * c.of[1] - share};
+  }
+};
+
+// Su et al., ZLPR, arXiv 2208.02955: any number of the classes are positive, those whose target is above 1/2:
+// log(1 + sum over them of e^-x) + log(1 + sum over the others of e^x).
+struct ZLPRLoss {
+  static constexpr auto name = "zlpr_loss";
+  static constexpr auto args = "Tensor input, Tensor target, str reduction=\"mean\"";
+  static constexpr int inputs = 2, members = 2, gradients = 1;
+  static constexpr Along along = Along::last;
+  static constexpr Shapes shapes = Shapes::same;
+  static constexpr unsigned typed_by = 0b01;
+
+  static ZLPRLoss make(Reduction) { return {}; }
+
+  static constexpr int sums = 2, coefficients = 4;
+  static constexpr int maxima(int) { return 2; }
+  // of the positives -x, of the others x, and of both the 0 whose exponential is the 1
+  template <int Mode, class T>
+  HD Values<T, 2> candidates(T x, T t) const {
+    bool positive = t > T(0.5);
+    return {positive ? relu(-x) : T(0), positive ? T(0) : relu(x)};
+  }
+  template <int Mode, class T>
+  HD Values<T, 2> terms(const T* max, T x, T t) const {
+    bool positive = t > T(0.5);
+    T e = exp_term(positive ? -x - max[0] : x - max[1]);
+    return {positive ? e : T(0), positive ? T(0) : e};
+  }
+  template <class T>
+  HD void carry(const T* from, const T* to, T* sum) const {
+    for (int k = 0; k < 2; k++) sum[k] *= exp_term(from[k] - to[k]);
+  }
+  // Of both: the maximum, which is not there without members, and by how much the sum of exponentials from it, that of
+  // the 0 included, is more than 1.
+  template <class T>
+  HD static T top(const Group<T>& g, int k) {
+    return at_least(g.max[k], T(0));
+  }
+  template <class T>
+  HD static T excess(const Group<T>& g, int k) {
+    return g.sum[k] - one_minus_exp(top(g, k));
+  }
+  template <class T>
+  HD T value(const Group<T>& g) const {
+    return (top(g, 0) + log1p(excess(g, 0))) + (top(g, 1) + log1p(excess(g, 1)));
+  }
+  template <int Mode, class T>
+  HD Coefficients<T, 4> coefficients_of(const Group<T>& g) const {
+    return {{top(g, 0), T(1) / (T(1) + excess(g, 0)), top(g, 1), T(1) / (T(1) + excess(g, 1))}, g.members};
+  }
+  template <int Mode, class T>
+  HD Gradients<T, 1> grad(const Coefficients<T, 4>& c, T x, T t) const {
+    bool positive = t > T(0.5);
+    T e = exp_term(positive ? -x - c.of[0] : x - c.of[2]);
+    return {positive ? -e * c.of[1] : e * c.of[3]};
+  }
+};
+
+using Ops = Family<PointwiseOps<QualityFocalLoss, VarifocalLoss, GaussianFocalLoss, AsymmetricLoss>,
+                   GroupOps<DistributionFocalLoss, ZLPRLoss>>;
 
 }  // namespace lossreg

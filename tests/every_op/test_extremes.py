@@ -118,6 +118,7 @@ RANGES = {
     "softmax": (0.0, 1e30),
     "sequence": (0.0, 1e10),
     "categorical": (0.0, 1e37),
+    "detection": (0.0, 1.0),
     "mining": (0.0, 1e37),
 }
 # One rounding of the result's dtype, and the sums of a few dozen terms before it, of the size of the largest of them.

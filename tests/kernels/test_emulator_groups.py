@@ -14,7 +14,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, to
 # A thread, some, a warp and a block a group; members that fill packs of 16 bytes, and that do not; a last warp that is
 # not full
 SHAPES = [(37, 1), (33, 2), (7, 3), (19, 8), (41, 16), (5, 40), (9, 128), (3, 129), (2, 512), (3, 1000), (2, 2304)]
-NAMES = ["triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss"]
+NAMES = [
+    "triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss", "zlpr_loss", "distribution_focal_loss",
+]  # fmt: skip
 
 
 def laid_out(t: Tensor, layout: str) -> Tensor:
@@ -30,10 +32,15 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
 
 
 def vectors(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, **options: object) -> opreg.Sample:
-    count = 2 if name == "cosine_embedding_loss" else 3
+    count = {"cosine_embedding_loss": 2, "zlpr_loss": 1, "distribution_focal_loss": 1}.get(name, 3)
     args = [laid_out(torch.randn(shape).to(dtype), layout).requires_grad_() for _ in range(count)]
-    if count == 2:
+    if name == "cosine_embedding_loss":
         args.append(torch.randint(0, 2, shape[:1]).mul(2).sub(1).to(dtype))
+    if name == "zlpr_loss":
+        args.append(laid_out(torch.rand(shape).round().to(dtype), layout))
+    if name == "distribution_focal_loss":
+        places = torch.rand(shape[:1], dtype=torch.float64) * (shape[1] - 1)
+        args.append(places.to(dtype).clamp(max=shape[1] - 1).requires_grad_())
     return opreg.Sample(tuple(args), options)
 
 
@@ -41,6 +48,8 @@ def vectors(name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors(emulated, name, shape, dtype):
+    if name == "distribution_focal_loss" and shape[1] == 1:
+        pytest.skip("of two bins at least")
     for layout in ("packed", "misaligned", "padded", "across") if dtype == torch.float32 else ("packed", "padded"):
         for reduction in ("none", "mean"):
             sample = vectors(name, shape, dtype, layout, reduction=reduction)
@@ -77,6 +86,7 @@ def test_classes(emulated, shape, dtype):
             y = laid_out(torch.randn(shape).mul(3).to(dtype), layout)
             sample = opreg.Sample((x, y), {"reduction": reduction})
             compare(emulated, opreg.get("distillation_loss"), sample, TOLERANCE[dtype])
+            compare(emulated, opreg.get("jsd_loss"), sample, TOLERANCE[dtype])
             t = torch.randint(0, shape[1] + 1, (shape[0], *shape[2:]))
             t[t == shape[1]] = -100
             sample = opreg.Sample((x, t), {"reduction": reduction})
@@ -91,7 +101,8 @@ def test_scores_far_apart(emulated, shape):
         for student, teacher in ((ramp, ramp), (ramp, -ramp), (-ramp, ramp)):
             x, y = (torch.randn(shape) + part for part in (student, teacher))
             sample = opreg.Sample((x.requires_grad_(), y), {"reduction": "none"})
-            compare(emulated, opreg.get("distillation_loss"), sample, 1e-5)
+            for name in ("distillation_loss", "jsd_loss", "total_variation_loss"):
+                compare(emulated, opreg.get(name), sample, 1e-5)
             for target in (0, shape[1] // 2, shape[1] - 1):
                 t = torch.full((shape[0], *shape[2:]), target)
                 sample = opreg.Sample((x, t), {"reduction": "none"})

@@ -33,13 +33,99 @@ def test_distillation_is_the_divergence(shape, temperature):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_teacher_that_requires_grad_gets_none():
+def probabilities(logits, temperature):
+    """Of one row, in numpy: probabilities and their logarithms."""
+    z = logits / temperature
+    z = z - z.max()
+    log_p = z - np.log(np.exp(z).sum())
+    return np.exp(log_p), log_p
+
+
+def kl(p, q):
+    return (p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum()
+
+
+def jsd_row(x, t, temperature, beta):
+    """The value, and the gradient by the chain rule: the softmax's Jacobian times the slopes in its probabilities."""
+    q, p = probabilities(x, temperature)[0], probabilities(t, temperature)[0]
+    if beta == 0:
+        value, slope = kl(p, q), -p / q
+    elif beta == 1:
+        value, slope = kl(q, p), np.log(q / p) + 1
+    else:
+        m = beta * p + (1 - beta) * q
+        value = beta * kl(p, m) + (1 - beta) * kl(q, m)
+        slope = (1 - beta) * (-beta * p / m + np.log(q / m) + 1 - (1 - beta) * q / m)
+    return value, (np.diag(q) - np.outer(q, q)) @ slope / temperature
+
+
+def total_variation_row(x, t, temperature):
+    q, p = probabilities(x, temperature)[0], probabilities(t, temperature)[0]
+    return np.abs(q - p).sum() / 2, (np.diag(q) - np.outer(q, q)) @ np.sign(q - p) / 2 / temperature
+
+
+MEASURES = [("total_variation_loss", {}), *(("jsd_loss", {"beta": beta}) for beta in (0.5, 0.0, 1.0, 0.1, 0.9))]
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if max(s) < 700], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 2.5, 0.4])
+@pytest.mark.parametrize(("name", "options"), MEASURES, ids=str)
+def test_measures_of_two_distributions(name, options, shape, temperature):
+    student, teacher = draw(*shape, scale=2), draw(*shape, scale=2).detach()
+    axis = min(1, len(shape) - 1)
+    rows = [t.detach().movedim(axis, -1).reshape(-1, shape[axis]).cpu().numpy() for t in (student, teacher)]
+    of_row = jsd_row if name == "jsd_loss" else total_variation_row
+    pairs = [of_row(x, t, temperature, **options) for x, t in zip(*rows, strict=True)]
+    value, grad = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    call = getattr(ops, name)
+    got = call(student, teacher, temperature=temperature, reduction="none", **options)
+    np.testing.assert_allclose(got.detach().flatten().cpu().numpy(), value, rtol=1e-11, atol=1e-14)
+    for reduction, scale in (("mean", 1 / len(value)), ("sum", 1.0)):
+        loss = call(student, teacher, temperature=temperature, reduction=reduction, **options)
+        np.testing.assert_allclose(loss.item(), value.sum() * scale, rtol=1e-11, atol=1e-14)
+        ours = torch.autograd.grad(loss, student)[0].movedim(axis, -1).reshape(-1, shape[axis])
+        np.testing.assert_allclose(ours.cpu().numpy(), grad * scale, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "options"), MEASURES, ids=str)
+def test_measures_of_far_and_of_masked_logits(name, options):
+    """In float32 what float64 says, with classes that are excluded by one of the two, or by both."""
+    inf = math.inf
+    x = [[1e4, 0.0, -1e4], [1e4, 9999.0, 9998.0], [-1e4, 1e4, 3.0], [5.0, 5.0, 5.0], [1.0, -inf, 2.0], [0.0, 1.0, 2.0]]
+    t = [[1e4, 1.0, -1e4], [1e4, 9997.0, 9999.0], [-1e4, 1e4, 3.0], [5.0, 5.0, 5.0], [2.0, -inf, 2.0], [0.0, 1.0, -inf]]
+    if options.get("beta") != 1.0:  # the reverse divergence is infinite there
+        x, t = [*x, [3.0, -2.0, 1e4]], [*t, [3.0, -inf, 1e4]]
+    else:
+        x, t = x[:-1], t[:-1]
+    x, t = (torch.tensor(a, device=DEVICE) for a in (x, t))
+    x.requires_grad_()
+    loss = getattr(ops, name)(x, t, reduction="none", **options)
+    exact = x.detach().double().requires_grad_()
+    want = get(name).call_reference(exact, t.double(), reduction="none", **options)
+    assert want.isfinite().all()
+    torch.testing.assert_close(loss.double(), want, rtol=2e-6, atol=1e-6)
+    grad, expected = (torch.autograd.grad(a.sum(), b)[0] for a, b in ((loss, x), (want, exact)))
+    assert expected.isfinite().all()
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mixture_with_little_of_one():
+    """A class that one excludes counts by the logarithm of the other's share; of a share of 0 in float32 too."""
+    x, t = torch.tensor([[0.0, 30.0]], device=DEVICE), torch.tensor([[30.0, 0.0]], device=DEVICE)
+    for beta in (1e-6, 1 - 1e-6, 1e-3):
+        want, _ = jsd_row(*(a[0].double().cpu().numpy() for a in (x, t)), 1.0, beta)
+        np.testing.assert_allclose(ops.jsd_loss(x, t, beta).item(), want, rtol=2e-6, atol=3e-8)
+    assert ops.jsd_loss(x, t, 1e-50).isfinite()
+
+
+@pytest.mark.parametrize("name", ["distillation_loss", "jsd_loss", "total_variation_loss"])
+def test_a_teacher_that_requires_grad_gets_none(name):
     student, teacher = draw(3, 4), draw(3, 4)
-    loss = ops.distillation_loss(student, teacher)
-    grads = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
+    call = getattr(ops, name)
+    grads = torch.autograd.grad(call(student, teacher), (student, teacher), allow_unused=True)
     assert grads[1] is None
-    assert torch.equal(grads[0], torch.autograd.grad(ops.distillation_loss(student, teacher.detach()), student)[0])
-    assert not ops.distillation_loss(student.detach(), teacher.detach()).requires_grad
+    assert torch.equal(grads[0], torch.autograd.grad(call(student, teacher.detach()), student)[0])
+    assert not call(student.detach(), teacher.detach()).requires_grad
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -165,10 +251,11 @@ def test_an_invalid_class_of_the_emulated_kernels(emulated, shape):
 @pytest.mark.skipif(DEVICE != "cpu", reason="the real kernels run there")
 @pytest.mark.parametrize("shape", [(3, 1025), (2, 1030, 3), (70, 3), (2, 33, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_emulated_kernels_share_a_group_as_it_fits(emulated, shape, dtype):
+@pytest.mark.parametrize("name", ["distillation_loss", "jsd_loss"])
+def test_emulated_kernels_share_a_group_as_it_fits(emulated, name, shape, dtype):
     """A block, a warp or a thread a group: the CPU's result and state, in any order of threads."""
     x, t = torch.randn(shape).to(dtype).requires_grad_(), torch.randn(shape).to(dtype)
-    op, sample = get("distillation_loss"), Sample((x, t), {"reduction": "mean"})
+    op, sample = get(name), Sample((x, t), {"reduction": "mean"})
     want = run_raw(torch.ops.lossreg, op, sample)
     runs = []
     for seed in (1, 2):
@@ -180,7 +267,7 @@ def test_emulated_kernels_share_a_group_as_it_fits(emulated, shape, dtype):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
-@pytest.mark.parametrize("name", ["distillation_loss", "large_margin_softmax_loss"])
+@pytest.mark.parametrize("name", ["distillation_loss", "jsd_loss", "large_margin_softmax_loss"])
 def test_forward_allocates_a_few_numbers_a_row(name):
     from torch.profiler import ProfilerActivity, profile
 
@@ -189,4 +276,4 @@ def test_forward_allocates_a_few_numbers_a_row(name):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         get(name).value(x, t)
     allocated = max(e.cpu_memory_usage for e in seen.key_averages())
-    assert 0 < allocated < 256 * 4 * 4 + 1024
+    assert 0 < allocated < 256 * 5 * 4 + 1024

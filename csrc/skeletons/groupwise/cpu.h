@@ -3,6 +3,7 @@
 // vectors run across groups; else one group at a time, and the vectors run along its members.
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "../../cpu/chunks.h"
 #include "cpu_loops.h"
@@ -17,7 +18,7 @@ constexpr int64_t kGroupElements = 1 << 13;  // elements of a tile that stay in 
 template <class T, class F, int Mode>
 class GroupWorker {
   using G = Groups<F>;
-  static constexpr int M = F::members;
+  static constexpr int M = F::members, kGradients = member_gradients<F>;
 
  public:
   GroupWorker(const F& f, const G& groups)
@@ -27,8 +28,8 @@ class GroupWorker {
       bool direct = operand(k).dtype == dtype_for<T> && (across_ ? stride(k) : g_.member_stride[k]) == 1;
       if (!direct) buffer_[k].reset(new T[size_t(g_.members * width_)]);
     }
-    for (int k = 0; k < F::gradients; k++) out_[k].reset(new T[size_t(across_ ? width_ : g_.members)]);
-    for (int k = 1; k < F::gradients; k++) only_first_ = only_first_ && !operand(G::kGrad + k).data;
+    for (int k = 0; k < kGradients; k++) out_[k].reset(new T[size_t(across_ ? width_ : g_.members)]);
+    for (int k = 1; k < kGradients; k++) only_first_ = only_first_ && !operand(G::kGrad + k).data;
     std::fill(a_.label, a_.label + kGroupTile, T(1));
     std::fill(a_.valid, a_.valid + kGroupTile, 1);
     std::fill(a_.index, a_.index + kGroupTile, -1);
@@ -45,7 +46,8 @@ class GroupWorker {
   struct Sums {
     double value = 0;
     int64_t valid = 0;
-    int64_t bad_class = kNone;  // a class index that is neither ignored nor a class
+    int64_t bad_class = kNone;        // a class index that is neither ignored nor a class
+    std::optional<double> bad_label;  // a label that points to no member
   };
   static constexpr int64_t kNone = INT64_MIN;
 
@@ -71,9 +73,17 @@ class GroupWorker {
       for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
       get(G::kResult, offset, 0, a_.factor, n);
       for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? T(double(a_.factor[i]) * scale) : T(0);
+      // the forward pass refused it; whoever calls the backward pass by itself gets no number either
+      if constexpr (has_places<F>)
+        for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.index[i] < 0 ? T(NAN) : a_.factor[i];
+      if constexpr (has_label_gradient<F>) {
+        T slope[kGroupTile];
+        for (int64_t i = 0; i < n; i++) slope[i] = a_.factor[i] * a_.coefficient[F::coefficients - 1][i];
+        put(G::kLabelGrad, offset, 0, slope, n);
+      }
       if (across_) grad_across(n, offset);
       else if (only_first_) grad_along_members<1>(n, offset);
-      else grad_along_members<F::gradients>(n, offset);
+      else grad_along_members<kGradients>(n, offset);
     });
   }
 
@@ -108,6 +118,12 @@ class GroupWorker {
 
   void read_labels(int64_t n, const int64_t* offset, Sums& sums) {
     if constexpr (has_label<F>) get(G::kLabel, offset, 0, a_.label, n);
+    if constexpr (has_places<F>) {
+      for (int64_t i = 0; i < n; i++) {
+        a_.index[i] = f_.place_of(a_.label[i], T(g_.members));
+        if (a_.index[i] < 0) sums.bad_label = double(a_.label[i]);
+      }
+    }
     if constexpr (has_hits<F>) {
       const Operand& o = operand(G::kLabel);
       int64_t raw[kGroupTile];
@@ -163,18 +179,31 @@ class GroupWorker {
         raise_maxima<T, Mode>(f_, a_, x, int32_t(c), n);
       }
     }
-    double total[F::sums][kGroupTile];
-    for (int k = 0; k < F::sums; k++) std::fill(total[k], total[k] + n, 0.0);
+    sum_across<false>(n, offset);
+    if constexpr (later_sums<F>() > 0) {
+      for (int k = F::sums; k < all_sums<F>; k++) std::fill(a_.sum[k], a_.sum[k] + n, T(0));
+      find_group_coefficients<T, Mode>(f_, a_, g_.template empty_group<T>(), n);
+      sum_across<true>(n, offset);
+    }
+  }
+  // The sums of terms, or those of later terms.
+  template <bool Later>
+  void sum_across(int64_t n, const int64_t* offset) {
+    constexpr int kTerms = number_of_terms<F, Later>;
+    const T* x[M];
+    T(*sums)[kGroupTile] = a_.sum + (Later ? F::sums : 0);
+    double total[kTerms][kGroupTile];
+    for (auto& sum : total) std::fill(sum, sum + n, 0.0);
     for (int64_t first = 0; first < g_.members; first += kGroupBlock) {
-      for (auto& sum : a_.sum) std::fill(sum, sum + n, T(0));
+      for (int k = 0; k < kTerms; k++) std::fill(sums[k], sums[k] + n, T(0));
       for (int64_t c = first; c < std::min(first + kGroupBlock, g_.members); c++) {
         members_across(offset, c, n, x);
-        add_terms<T, Mode>(f_, a_, x, int32_t(c), n);
+        add_terms<Later, T, Mode>(f_, a_, x, g_.members, int32_t(c), n);
       }
-      for (int k = 0; k < F::sums; k++)
-        for (int64_t i = 0; i < n; i++) total[k][i] += double(a_.sum[k][i]);
+      for (int k = 0; k < kTerms; k++)
+        for (int64_t i = 0; i < n; i++) total[k][i] += double(sums[k][i]);
     }
-    for (int k = 0; k < F::sums; k++) std::copy(total[k], total[k] + n, a_.sum[k]);
+    for (int k = 0; k < kTerms; k++) std::copy(total[k], total[k] + n, sums[k]);
   }
   template <class S>
   void statistics_along(int64_t n, const int64_t* offset) {
@@ -183,38 +212,51 @@ class GroupWorker {
       members_along(offset, i, x);
       T max[kMostMaxima] = {a_.max[0][i], a_.max[1][i], a_.max[2][i]};
       if constexpr (F::maxima(Mode) > 0) maxima_along<T, Mode>(f_, x, a_.index[i], max, g_.members);
-      double sum[kMostSums] = {};
-      for (int64_t c = 0; c < g_.members; c += kTile) {
-        const S* part[M];
-        for (int k = 0; k < M; k++) part[k] = x[k] + c;
-        terms_along<T, Mode>(f_, part, a_.index[i] - c, max, sum, std::min(kTile, g_.members - c));
-      }
       for (int k = 0; k < F::maxima(Mode); k++) a_.max[k][i] = max[k];
-      for (int k = 0; k < F::sums; k++) a_.sum[k][i] = T(sum[k]);
+      sum_along<false>(i, x, max);
+      if constexpr (later_sums<F>() > 0) {
+        for (int k = F::sums; k < all_sums<F>; k++) a_.sum[k][i] = T(0);
+        coefficients_at<T, Mode>(f_, a_, g_.template empty_group<T>(), i);
+        T known[known_numbers<F, Mode, true>];
+        for (int k = 0; k < F::coefficients; k++) known[k] = a_.coefficient[k][i];
+        known[F::coefficients] = T(g_.members);
+        sum_along<true>(i, x, known);
+      }
     }
+  }
+  // The same for group i of the run, whose members are x.
+  template <bool Later, class S, int N>
+  void sum_along(int64_t i, const S* const (&x)[M], const T (&known)[N]) {
+    double sum[kMostSums] = {};
+    for (int64_t c = 0; c < g_.members; c += kTile) {
+      const S* part[M];
+      for (int k = 0; k < M; k++) part[k] = x[k] + c;
+      terms_along<Later, T, Mode>(f_, part, a_.index[i] - c, known, sum, std::min(kTile, g_.members - c));
+    }
+    for (int k = 0; k < number_of_terms<F, Later>; k++) a_.sum[(Later ? F::sums : 0) + k][i] = T(sum[k]);
   }
 
   void grad_across(int64_t n, const int64_t* offset) {
     const T* x[M];
-    T* out[F::gradients];
+    T* out[kGradients];
     for (int64_t c = 0; c < g_.members; c++) {
       members_across(offset, c, n, x);
-      for (int j = 0; j < F::gradients; j++) {
+      for (int j = 0; j < kGradients; j++) {
         int k = G::kGrad + j;
         bool direct = operand(k).data && operand(k).dtype == dtype_for<T> && stride(k) == 1;
         out[j] = direct ? static_cast<T*>(operand(k).data) + place(k, offset, 0, c) : out_[j].get();
       }
       grad_members<T, Mode>(f_, a_, x, out, g_.members, int32_t(c), n);
-      for (int j = 0; j < F::gradients; j++)
+      for (int j = 0; j < kGradients; j++)
         if (out[j] == out_[j].get()) put(G::kGrad + j, offset, c, out[j], n);
     }
   }
   // The gradients in the first O tensors.
   template <int O>
   void grad_along_members(int64_t n, const int64_t* offset) {
-    if (packed<T>(0, M) && packed<T>(G::kGrad, G::kOperands)) return grad_in_memory<T, O>(n, offset);
+    if (packed<T>(0, M) && packed<T>(G::kGrad, G::kLabelGrad)) return grad_in_memory<T, O>(n, offset);
     if constexpr (std::is_same_v<T, float>)
-      if (packed<BFloat16>(0, M) && packed<BFloat16>(G::kGrad, G::kOperands))
+      if (packed<BFloat16>(0, M) && packed<BFloat16>(G::kGrad, G::kLabelGrad))
         return grad_in_memory<BFloat16, O>(n, offset);
     for (int64_t i = 0; i < n; i++) {
       const T* x[M];
@@ -252,7 +294,7 @@ class GroupWorker {
   bool only_first_ = true;  // only the first tensor's gradient is asked for
   int64_t width_;
   GroupArrays<T, F> a_;
-  std::unique_ptr<T[]> buffer_[M], out_[F::gradients];
+  std::unique_ptr<T[]> buffer_[M], out_[kGradients];
 };
 
 struct GroupKernels {
@@ -267,6 +309,8 @@ struct GroupKernels {
     for (const auto& p : partial) {
       if constexpr (has_hits<F>)
         if (p.bad_class != Worker::kNone) fail_class(F::name, groups.members, f.ignore_index, p.bad_class);
+      if (p.bad_label)
+        fail(F::name, ArgumentName{F::args, F::members}, " in [0, ", groups.members - 1, "], got ", *p.bad_label);
       total.value += p.value;
       total.valid += p.valid;
     }

@@ -15,7 +15,7 @@ void with_group_storage(const Groups<F>& g, Use use) {
   DType dtype = g.it.operand[0].dtype;
   bool one = true;
   for (int k = 1; k < F::members; k++) one = one && g.it.operand[k].dtype == dtype;
-  for (int k = G::kGrad; k < G::kOperands; k++) one = one && (!g.it.operand[k].data || g.it.operand[k].dtype == dtype);
+  for (int k = G::kGrad; k < G::kLabelGrad; k++) one = one && (!g.it.operand[k].data || g.it.operand[k].dtype == dtype);
   with_storage_where<T>(
       [&](auto* storage) { return one && dtype == dtype_of_storage<std::remove_pointer_t<decltype(storage)>>; }, use);
 }
@@ -26,7 +26,7 @@ enum class Side { members, groups, none };
 template <class F, class Holds>
 bool each_with_members(const Groups<F>& g, Holds holds) {
   using G = Groups<F>;
-  for (int k = 0; k < G::kOperands; k++) {
+  for (int k = 0; k < G::kLabelGrad; k++) {
     const Operand& o = g.it.operand[k];
     if ((k >= F::members && k < G::kGrad) || !o.data) continue;
     if (reinterpret_cast<uintptr_t>(o.data) % 16 != 0 || !holds(o, g.member_stride[k])) return false;
@@ -89,11 +89,16 @@ struct GroupTeam {
     }
   }
 };
-// How many packs of N numbers of each of M operands a thread has under way: what registers have room for.
-template <class T, class S, int N, int M>
+// How many numbers a thread takes of an operand with one instruction.
+template <class S, Side side>
+constexpr int numbers_in_pack = side == Side::none ? 1 : neighbours_in_16_bytes<S>();
+// How many packs of each operand a thread has under way at once: what registers have room for. Of eight groups a thread
+// holds what is known of each while later sums are taken.
+template <class T, class S, Side side, class F>
 constexpr int packs_together() {
   if constexpr (std::is_void_v<S> || sizeof(T) == 8) return 1;
-  else return N < 8 ? 4 : M < 3 ? 2 : 1;
+  if constexpr (numbers_in_pack<S, side> < 8) return 4;
+  return F::members < 3 && (side == Side::members || later_sums<F>() == 0) ? 2 : 1;
 }
 // As many threads as have one pack each, up to a line of memory beside each other, then as have as many as they take at
 // once; a block for what a warp would take many times over, or where there are few groups.
@@ -108,7 +113,7 @@ unsigned threads_a_group(const Groups<F>& g, int together) {
   return threads;
 }
 
-// In place of a member, where the class index is to be ignored or is no class.
+// In place of a member, where the class index is to be ignored, or it or the label is of none.
 constexpr int kIgnoredGroup = -2, kUnknownGroup = -1;
 
 // One group, or some side by side in memory: where it is, and its part of the members, of which the threads of a team
@@ -116,9 +121,10 @@ constexpr int kIgnoredGroup = -2, kUnknownGroup = -1;
 template <class T, class S, Side side, int Mode, class F>
 struct GroupReader {
   using G = Groups<F>;
-  static constexpr int N = side == Side::none ? 1 : neighbours_in_16_bytes<S>();
+  static constexpr int kGradients = member_gradients<F>;
+  static constexpr int N = numbers_in_pack<S, side>;
   static constexpr int kMembers = side == Side::groups ? 1 : N, kGroups = side == Side::groups ? N : 1;
-  static constexpr int kPacks = packs_together<T, S, N, F::members>();
+  static constexpr int kPacks = packs_together<T, S, side, F>();
   using Numbers = Neighbours<std::conditional_t<std::is_void_v<S>, T, S>, N>;
   using Batch = Numbers[kPacks][F::members];
 
@@ -130,7 +136,8 @@ struct GroupReader {
   const MemberBody<F, Mode> body;
   const Index members, step;  // from pack to pack
   int64_t offset[G::kOperands];
-  Index index[kGroups];  // the member of the class index, or kIgnoredGroup, kUnknownGroup
+  Index index[kGroups];  // the member of the class index or the label, or kIgnoredGroup, kUnknownGroup
+  T label[kGroups];
 
   __device__ GroupReader(const F& f, const G& g, GroupTeam team, int64_t group)
       : f(f), g(g), team(team), body{f}, members(Index(g.members)), step(Index(team.threads) * kMembers) {
@@ -149,19 +156,26 @@ struct GroupReader {
     if constexpr (std::is_integral_v<V>) with_storage(o.dtype, from);
     else with_floating_storage(o.dtype, from);
   }
-  __device__ void read_indices() {
+  __device__ void read_labels() {
     if constexpr (has_hits<F>) {
-      int64_t label[kGroups] = {};
-      read_numbers(G::kLabel, label);
+      int64_t given[kGroups] = {};
+      read_numbers(G::kLabel, given);
       LOSSREG_UNROLL
       for (int j = 0; j < kGroups; j++)
-        index[j] = label[j] == f.ignore_index            ? kIgnoredGroup
-                   : label[j] >= 0 && label[j] < members ? Index(label[j])
+        index[j] = given[j] == f.ignore_index            ? kIgnoredGroup
+                   : given[j] >= 0 && given[j] < members ? Index(given[j])
                                                          : kUnknownGroup;
+    }
+    if constexpr (has_places<F>) {
+      LOSSREG_UNROLL
+      for (int j = 0; j < kGroups; j++) {
+        label[j] = read<T>(g.it.operand[G::kLabel], place(G::kLabel, j));
+        index[j] = f.place_of(label[j], T(members));
+      }
     }
   }
   __device__ bool valid(int j) const { return !has_hits<F> || index[j] != kIgnoredGroup; }
-  __device__ bool known(int j) const { return !has_hits<F> || index[j] >= 0; }
+  __device__ bool known(int j) const { return !has_index<F> || index[j] >= 0; }
 
   __device__ int64_t member_place(int k, Index c) const {
     return offset[k] + (side == Side::members ? c : c * g.member_stride[k]);
@@ -179,7 +193,8 @@ struct GroupReader {
       }
     }
   }
-  // use(j, x, hit): member c + j of a group, or a member of group j. Without: no member here is the class index's.
+  // use(j, x, place): member c + j of a group, or a member of group j, and how many members behind the index it is.
+  // Without: no member here is that of the class index.
   template <bool Without, class Use>
   __device__ void each_number(const Numbers (&pack)[F::members], Index c, Use use) const {
     LOSSREG_UNROLL
@@ -187,7 +202,8 @@ struct GroupReader {
       T x[F::members];
       LOSSREG_UNROLL
       for (int k = 0; k < F::members; k++) x[k] = widen<T>(pack[k].at[j]);
-      use(j, x, !Without && index[kGroups > 1 ? j : 0] == (kGroups > 1 ? c : c + j));
+      if constexpr (Without) use(j, x, Index(-1));
+      else use(j, x, (kGroups > 1 ? c : c + j) - index[kGroups > 1 ? j : 0]);
     }
   }
   template <bool Without, class Use>
@@ -198,13 +214,13 @@ struct GroupReader {
       each_number<Without>(batch[u], c, use);
     }
   }
-  // use(j, x, hit) for all packs of a batch. Where members are packed, few batches hold the class index's: the others
+  // use(j, x, place) for all packs of a batch. Where members are packed, few batches hold the class index's: the others
   // are spared the question.
   template <class Use>
   __device__ void each_number(const Batch& batch, Index c, Use use) const {
-    if constexpr (!has_hits<F>) {
+    if constexpr (!has_index<F>) {
       each_number_of<true>(batch, c, use);
-    } else if constexpr (side == Side::members) {
+    } else if constexpr (side == Side::members && has_hits<F>) {
       bool here = false;
       LOSSREG_UNROLL
       for (int u = 0; u < kPacks; u++) here = here || (index[0] >= c + u * step && index[0] < c + u * step + N);
@@ -231,7 +247,7 @@ struct GroupReader {
     constexpr bool kCarried = kMaxima > 0 && has<declared::carry, F>;
     Batch batch;
     load(first(), batch);
-    read_indices();
+    read_labels();
     LOSSREG_UNROLL
     for (int j = 0; j < kGroups; j++) {
       s[j] = g.template empty_group<T>();
@@ -239,10 +255,10 @@ struct GroupReader {
       for (int k = 0; k < kMaxima; k++) s[j].max[k] = kCarried ? std::numeric_limits<T>::lowest() : T(-INFINITY);
     }
     auto raise = [&](Group<T>(&s)[kGroups], const Batch& batch, Index c) {
-      each_number(batch, c, [&](int j, const T(&x)[F::members], bool hit) {
+      each_number(batch, c, [&](int j, const T(&x)[F::members], Index place) {
         T y[kMaxima > 0 ? kMaxima : 1];
         auto& max = s[kGroups > 1 ? j : 0].max;
-        if constexpr (kMaxima > 0) body.candidates(x, hit, y);
+        if constexpr (kMaxima > 0) body.candidates(x, place, y);
         for (int k = 0; k < kMaxima; k++) max[k] = greater(max[k], y[k]);
       });
     };
@@ -271,23 +287,52 @@ struct GroupReader {
           for (int k = 0; k < kMaxima; k++) s[j].max[k] = higher[j].max[k];
         }
       }
-      // Of one group, what a batch adds up to by itself first: a long sum keeps more digits so. Of several, a batch is
-      // a few members each.
-      T of_batch[F::sums] = {};
-      each_number(batch, c, [&](int j, const T(&x)[F::members], bool hit) {
-        T y[F::sums];
-        const int of = kGroups > 1 ? j : 0;
-        body.terms(s[of].max, x, hit, y);
-        for (int k = 0; k < F::sums; k++) (kGroups > 1 ? s[of].sum[k] : of_batch[k]) += y[k];
+      add_terms<0, F::sums>(s, batch, c, [&](int of, const T(&x)[F::members], Index place, T(&y)[F::sums]) {
+        body.terms(s[of].max, x, place, y);
       });
-      if constexpr (kGroups == 1)
-        for (int k = 0; k < F::sums; k++) s[0].sum[k] += of_batch[k];
     });
     LOSSREG_UNROLL
-    for (int j = 0; j < kGroups; j++) {
+    for (int j = 0; j < kGroups; j++)
       if constexpr (kCarried) join_maxima(s[j]);
-      for (int k = 0; k < F::sums; k++) s[j].sum[k] = team.template join<kGroups>(s[j].sum[k], T(0), Plus{});
+    join_sums<0, F::sums>(s);
+    if constexpr (later_sums<F>() > 0) {
+      T known[kGroups][MemberBody<F, Mode>::kKnown];
+      LOSSREG_UNROLL
+      for (int j = 0; j < kGroups; j++) {
+        const auto c = f.template coefficients_of<Mode>(s[j]);
+        for (int k = 0; k < F::coefficients; k++) known[j][k] = c.of[k];
+        known[j][F::coefficients] = c.members;
+      }
+      constexpr int kLater = later_sums<F>();
+      load(first(), batch);
+      each_batch(batch, [&](const Batch& batch, Index c) {
+        add_terms<F::sums, kLater>(s, batch, c, [&](int of, const T(&x)[F::members], Index place, T(&y)[kLater]) {
+          body.later_terms(known[of], x, place, y);
+        });
+      });
+      join_sums<F::sums, kLater>(s);
     }
+  }
+  // Adds what terms(j, x, place, y) says of each member of a batch to the Count sums from First on. Of one group, what
+  // a batch adds up to by itself first: a long sum keeps more digits so. Of several, a batch is a few members each.
+  template <int First, int Count, class Terms>
+  __device__ void add_terms(Group<T> (&s)[kGroups], const Batch& batch, Index c, Terms terms) const {
+    T of_batch[Count] = {};
+    each_number(batch, c, [&](int j, const T(&x)[F::members], Index place) {
+      T y[Count];
+      const int of = kGroups > 1 ? j : 0;
+      terms(of, x, place, y);
+      for (int k = 0; k < Count; k++) (kGroups > 1 ? s[of].sum[First + k] : of_batch[k]) += y[k];
+    });
+    if constexpr (kGroups == 1)
+      for (int k = 0; k < Count; k++) s[0].sum[First + k] += of_batch[k];
+  }
+  // Every thread of the team gets the sums of all.
+  template <int First, int Count>
+  __device__ void join_sums(Group<T> (&s)[kGroups]) const {
+    LOSSREG_UNROLL
+    for (int j = 0; j < kGroups; j++)
+      for (int k = First; k < First + Count; k++) s[j].sum[k] = team.template join<kGroups>(s[j].sum[k], T(0), Plus{});
   }
 
   // One thread's: the groups' values, their part of the sums, what the backward pass is to find.
@@ -295,7 +340,8 @@ struct GroupReader {
     T value[kGroups];
     LOSSREG_UNROLL
     for (int j = 0; j < kGroups; j++) {
-      if constexpr (has_label<F>) s[j].label = read<T>(g.it.operand[G::kLabel], place(G::kLabel, j));
+      if constexpr (has_places<F>) s[j].label = label[j];
+      else if constexpr (has_label<F>) s[j].label = read<T>(g.it.operand[G::kLabel], place(G::kLabel, j));
       value[j] = !valid(j) ? T(0) : known(j) ? value_of<Mode, T>(f, s[j]) : T(NAN);
       loss += double(value[j]);
       count += valid(j) ? 1 : 0;
@@ -331,7 +377,7 @@ struct GroupReader {
   __device__ void grad(double scale, bool real) {
     Batch batch;
     load(first(), batch);
-    read_indices();
+    read_labels();
     T coefficients[kGroups][F::coefficients], factor[kGroups] = {};
     read_numbers(G::kResult, factor);
     for (int k = 0; k < F::coefficients; k++) {
@@ -345,19 +391,25 @@ struct GroupReader {
       if (valid(j) && !known(j)) factor[j] = T(NAN);
     }
     if (!real) return;
+    if constexpr (has_label_gradient<F>) {
+      const Operand& o = g.it.operand[G::kLabelGrad];
+      if (o.data && team.rank() == 0)
+        for (int j = 0; j < kGroups; j++)
+          write(o, place(G::kLabelGrad, j), factor[j] * coefficients[j][F::coefficients - 1]);
+    }
     each_batch(batch, [&](const Batch& batch, Index c) {
       LOSSREG_UNROLL
       for (int u = 0; u < kPacks; u++, c += step) {
         if (c >= members) break;
-        T all[F::gradients][N];
-        each_number<!has_hits<F>>(batch[u], c, [&](int j, const T(&x)[F::members], bool hit) {
-          T y[F::gradients];
+        T all[kGradients][N];
+        each_number<!has_index<F>>(batch[u], c, [&](int j, const T(&x)[F::members], Index place) {
+          T y[kGradients];
           const int of = kGroups > 1 ? j : 0;
-          body.grad(coefficients[of], T(members), x, hit, y);
+          body.grad(coefficients[of], T(members), x, place, y);
           // an ignored group stays 0 whatever it holds
-          for (int k = 0; k < F::gradients; k++) all[k][j] = factor[of] == T(0) ? T(0) : factor[of] * y[k];
+          for (int k = 0; k < kGradients; k++) all[k][j] = factor[of] == T(0) ? T(0) : factor[of] * y[k];
         });
-        for (int k = 0; k < F::gradients; k++) store(k, c, all[k]);
+        for (int k = 0; k < kGradients; k++) store(k, c, all[k]);
       }
     });
   }
@@ -420,9 +472,9 @@ struct GroupKernels {
     with_group_storage<T>(g, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       auto with = [&](auto side) {
-        constexpr int N = side == Side::none ? 1 : neighbours_in_16_bytes<S>();
+        constexpr int N = numbers_in_pack<S, side>;
         const int64_t units = side == Side::groups ? g.it.numel / N : g.it.numel;
-        const GroupTeam team{side == Side::groups ? 1 : threads_a_group<N>(g, packs_together<T, S, N, F::members>())};
+        const GroupTeam team{side == Side::groups ? 1 : threads_a_group<N>(g, packs_together<T, S, side, F>())};
         use(tag, side, team, blocks_for(units * team.threads, 1));
       };
       if constexpr (sizeof(T) == 4 && !std::is_void_v<S>) {

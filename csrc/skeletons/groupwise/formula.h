@@ -15,6 +15,14 @@
 // and may declare
 //   carry(from, to, sum)              what sums of terms are that were taken with smaller maxima: then one pass over
 //                                     the members can find maxima and sums
+//   later, later_terms<Mode>(coefficients, x...)
+//                                     of each member so many more numbers that are summed, which take the maxima and
+//                                     sums to compute: these come as coefficients, made of a group whose later sums are
+//                                     0. In group.sum they stand behind the others
+//   place_of(label, members)          the member that the group's label points to; -1 where it points to none, which
+//                                     is an error on the CPU and NaN on a GPU
+// A formula with one gradient more than there are members is differentiable in its label too: its last coefficient is
+// that slope.
 #include <utility>
 
 #include "../formula.h"
@@ -24,6 +32,10 @@ namespace lossreg {
 namespace declared {
 template <class F>
 using carry = decltype(&F::template carry<float>);
+template <class F>
+using later = decltype(F::later);
+template <class F>
+using place_of = decltype(&F::template place_of<float>);
 }  // namespace declared
 
 constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 5;
@@ -46,7 +58,8 @@ struct Coefficients {
 };
 // The members lie along the last dimension, or along the classes of (C) or (N, C, d1 ... dk). A formula may read one
 // tensor without members after those with members. Along the last dimension that is the group's label; along classes
-// it holds class indices, and candidates, terms and grad get one more argument: `hit`, is x of the class of that index?
+// it holds class indices, and the functions of a member get one more argument: `hit`, is x of the class of that index?
+// Where a label points to a member, they get `place`: how many members behind that one x is.
 enum class Along { last, classes };
 
 // Does it read class indices?
@@ -56,51 +69,93 @@ constexpr bool has_hits = F::along == Along::classes && (F::inputs > F::members)
 template <class F>
 constexpr bool has_label = F::along == Along::last && (F::inputs > F::members);
 
+// Does that label point to a member?
+template <class F>
+constexpr bool has_places = has_label<F> && has<declared::place_of, F>;
+// Does each group have an index of a member, of either kind?
+template <class F>
+constexpr bool has_index = has_hits<F> || has_places<F>;
+
+// Of all gradients, those in what has members; is there one in the label besides?
+template <class F>
+constexpr int member_gradients = F::gradients < F::members ? F::gradients : F::members;
+template <class F>
+constexpr bool has_label_gradient = F::gradients > F::members;
+
+template <class F>
+constexpr int later_sums() {
+  if constexpr (has<declared::later, F>) return F::later;
+  else return 0;
+}
+template <class F>
+constexpr int all_sums = F::sums + later_sums<F>();
+
 // A formula's functions of one member, with arrays for arguments and results: GCC does not vectorise a loop in which a
 // function returns a struct.
 template <class F, int Mode>
 struct MemberBody {
   F f;
   static constexpr auto kMembers = std::make_index_sequence<F::members>{};
+  // What later_terms is given: the coefficients, and how many members there are.
+  static constexpr int kKnown = F::coefficients + 1;
 
-  template <class T, int N>
-  HD void candidates(const T (&x)[F::members], bool hit, T (&y)[N]) const {
-    candidates(x, hit, y, kMembers);
+  template <class T, class Place, int N>
+  HD void candidates(const T (&x)[F::members], Place place, T (&y)[N]) const {
+    candidates(x, place, y, kMembers);
   }
-  template <class T>
-  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], bool hit, T (&y)[F::sums]) const {
-    terms(max, x, hit, y, kMembers);
+  template <class T, class Place>
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], Place place, T (&y)[F::sums]) const {
+    terms(max, x, place, y, kMembers);
   }
-  template <class T>
-  HD void grad(const T (&c)[F::coefficients], T members, const T (&x)[F::members], bool hit,
-               T (&y)[F::gradients]) const {
-    Coefficients<T, F::coefficients> coefficients;
-    for (int k = 0; k < F::coefficients; k++) coefficients.of[k] = c[k];
-    coefficients.members = members;
-    grad(coefficients, x, hit, y, kMembers);
+  template <class T, class Place, int N>
+  HD void later_terms(const T (&known)[kKnown], const T (&x)[F::members], Place place, T (&y)[N]) const {
+    later_terms(coefficients(known, known[F::coefficients]), x, place, y, kMembers);
+  }
+  template <class T, class Place>
+  HD void grad(const T (&c)[F::coefficients], T members, const T (&x)[F::members], Place place,
+               T (&y)[member_gradients<F>]) const {
+    grad(coefficients(c, members), x, place, y, kMembers);
   }
 
  private:
-  template <class T, int N, std::size_t... K>
-  HD void candidates(const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[N], std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template candidates<Mode>(x[K]..., hit), y);
+  template <class T, int N>
+  HD static Coefficients<T, F::coefficients> coefficients(const T (&of)[N], T members) {
+    Coefficients<T, F::coefficients> c;
+    for (int k = 0; k < F::coefficients; k++) c.of[k] = of[k];
+    c.members = members;
+    return c;
+  }
+  template <class T, class Place, int N, std::size_t... K>
+  HD void candidates(const T (&x)[F::members], [[maybe_unused]] Place place, T (&y)[N],
+                     std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template candidates<Mode>(x[K]..., place == 0), y);
+    else if constexpr (has_places<F>) put(f.template candidates<Mode>(x[K]..., place), y);
     else put(f.template candidates<Mode>(x[K]...), y);
   }
-  template <class T, std::size_t... K>
-  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] bool hit, T (&y)[F::sums],
+  template <class T, class Place, std::size_t... K>
+  HD void terms(const T (&max)[kMostMaxima], const T (&x)[F::members], [[maybe_unused]] Place place, T (&y)[F::sums],
                 std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template terms<Mode>(max, x[K]..., hit), y);
+    if constexpr (has_hits<F>) put(f.template terms<Mode>(max, x[K]..., place == 0), y);
+    else if constexpr (has_places<F>) put(f.template terms<Mode>(max, x[K]..., place), y);
     else put(f.template terms<Mode>(max, x[K]...), y);
   }
-  template <class T, std::size_t... K>
-  HD void grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] bool hit,
-               T (&y)[F::gradients], std::index_sequence<K...>) const {
-    if constexpr (has_hits<F>) put(f.template grad<Mode>(c, x[K]..., hit), y);
+  template <class T, class Place, int N, std::size_t... K>
+  HD void later_terms(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] Place place,
+                      T (&y)[N], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template later_terms<Mode>(c, x[K]..., place == 0), y);
+    else if constexpr (has_places<F>) put(f.template later_terms<Mode>(c, x[K]..., place), y);
+    else put(f.template later_terms<Mode>(c, x[K]...), y);
+  }
+  template <class T, class Place, int N, std::size_t... K>
+  HD void grad(const Coefficients<T, F::coefficients>& c, const T (&x)[F::members], [[maybe_unused]] Place place,
+               T (&y)[N], std::index_sequence<K...>) const {
+    if constexpr (has_hits<F>) put(f.template grad<Mode>(c, x[K]..., place == 0), y);
+    else if constexpr (has_places<F>) put(f.template grad<Mode>(c, x[K]..., place), y);
     else put(f.template grad<Mode>(c, x[K]...), y);
   }
   template <class Result, class T, int N>
   HD static void put(const Result& result, T (&y)[N]) {
-    static_assert(sizeof result.of == sizeof y, "of as many numbers as maxima, sums, gradients say");
+    static_assert(sizeof result.of == sizeof y, "of as many numbers as maxima, sums, later, gradients say");
     for (int k = 0; k < N; k++) y[k] = result.of[k];
   }
 };

@@ -11,7 +11,7 @@ namespace lossreg {
 template <class F>
 struct Groups {
   static constexpr int kLabel = F::members, kResult = F::inputs, kState = kResult + 1, kGrad = kState + 1,
-                       kOperands = kGrad + F::gradients;
+                       kLabelGrad = kGrad + member_gradients<F>, kOperands = kGrad + F::gradients;
   Iteration<kOperands> it;
   int64_t members = 0;
   int64_t member_stride[kOperands] = {};
@@ -89,7 +89,10 @@ struct GroupCall {
       members = shape.back();
       group_shape.pop_back();
     }  // else one member, as torch takes it
-    if constexpr (has_label<F>) {
+    if constexpr (has_places<F>) {
+      check_classes(F::name, name(0), shape, shape.empty() ? 0 : members, F::least_classes);
+      check_shape(F::name, name(M), shape_of(tensors[M]), group_shape, name(0), shape);
+    } else if constexpr (has_label<F>) {
       Shape label = shape_of(tensors[M]);
       auto joined = broadcast(group_shape, label);
       if (shape.empty() || shape.size() > 2 || label.size() != group_shape.size() || !joined)
@@ -121,7 +124,7 @@ struct GroupCall {
 
   // A tensor over the groups; its step along the members goes into member_stride.
   View over_groups(const Tensor& t, DType dtype, Groups<F>& g, int k) const {
-    if (k < M || k >= Groups<F>::kGrad) {
+    if (k < M || (k >= Groups<F>::kGrad && k < Groups<F>::kLabelGrad)) {
       View v = view_of(t, dtype, shape);
       if (shape.empty()) return v;
       g.member_stride[k] = v.strides[axis];
@@ -192,13 +195,14 @@ struct GroupKernel {
            name_of(computed), " of ", shape_text(shape_of(state)));
 
     Grads<F::gradients> grads;
+    auto is_expanded = [&](int k) { return k < call.M && shape_of(call.tensors[k]) != call.shape; };
     for (int k = 0; k < F::gradients; k++) {
       if (!mask[k]) continue;
       const Tensor& t = call.tensors[k];
       check_differentiable(F::name, call.name(k), call.dtypes[k]);
       // what will be summed over the expanded dimensions is not rounded before
-      bool whole = shape_of(t) == call.shape;
-      grads[k] = whole ? empty_like(t, call.dtypes[k]) : new_empty(t, call.shape, compute_dtype(call.dtypes[k]));
+      grads[k] =
+          is_expanded(k) ? new_empty(t, call.shape, compute_dtype(call.dtypes[k])) : empty_like(t, call.dtypes[k]);
     }
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
@@ -207,7 +211,7 @@ struct GroupKernel {
     });
     for (int k = 0; k < F::gradients; k++) {
       const Tensor& t = call.tensors[k];
-      if (!grads[k] || shape_of(t) == call.shape) continue;
+      if (!grads[k] || !is_expanded(k)) continue;
       Tensor sum = empty_like(t, call.dtypes[k]);
       torch::stable::copy_(sum, sum_to(*grads[k], shape_of(t)));
       grads[k] = sum;

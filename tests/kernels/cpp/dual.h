@@ -14,6 +14,7 @@ struct Dual {
 
   Dual() = default;
   explicit Dual(T value, T slope = T(0)) : value(value), slope(slope) {}
+  explicit operator int() const { return int(value); }
 
   friend Dual operator-(Dual a) { return Dual(-a.value, -a.slope); }
   friend Dual operator+(Dual a, Dual b) { return Dual(a.value + b.value, a.slope + b.slope); }
