@@ -24,7 +24,7 @@ HEADS = ((8192, 4096, 128256), (8192, 2304, 256000))
 # What a training step asks gradients of, where that is not the first argument alone.
 TRAINED = {
     "linear_cross_entropy": 2, "triplet_margin_loss": 3, "triplet_margin_with_distance_loss": 3, "coord_conv2d": 2,
-    "dynamic_conv2d": 3,
+    "dynamic_conv2d": 3, "clip_loss": 3, "siglip_loss": 4, "nt_xent_loss": 2,
 }  # fmt: skip
 # The tensors of ResNet-50, nearly: 160 of them, 25 million elements.
 AVERAGED = [(2048, 512)] * 8 + [(1024, 1024)] * 12 + [(256, 1024)] * 12 + [(256,)] * 128

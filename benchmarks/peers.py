@@ -92,6 +92,16 @@ def over_cosines(name: str) -> Callable[..., Tensor]:
     return loss
 
 
+def nt_xent(input: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """pytorch-metric-learning has one set of embeddings, and a label for each."""
+    labels = torch.arange(len(input), device=input.device).repeat(2)
+    return module("pytorch_metric_learning.losses").NTXentLoss(temperature)(torch.cat([input, target]), labels)
+
+
+def sup_con(input: Tensor, target: Tensor, temperature: float) -> Tensor:
+    return module("pytorch_metric_learning.losses").SupConLoss(temperature)(input, target)
+
+
 SMP, METRIC = "segmentation-models-pytorch", "pytorch-metric-learning"
 PEERS = {
     "focal_loss": Peer("torchvision", torchvision_focal),
@@ -109,4 +119,6 @@ PEERS = {
     "lovasz_hinge_loss": Peer(SMP, smp("LovaszLoss", "binary")),
     "arcface_loss": Peer(METRIC, over_cosines("ArcFaceLoss")),
     "amsoftmax_loss": Peer(METRIC, over_cosines("CosFaceLoss")),
+    "nt_xent_loss": Peer(METRIC, nt_xent),
+    "sup_con_loss": Peer(METRIC, sup_con),
 }

@@ -64,7 +64,7 @@ def batched(op: Op, sample: Sample, change: Callable[[Tensor, int], Tensor]) -> 
     args: list[object] = []
     for name, a in zip(op.arguments, sample.args, strict=False):
         dim = op.batch_dims.get(name, 0)
-        args.append(change(a, dim) if isinstance(a, Tensor) and dim is not None else a)
+        args.append(change(a, dim) if isinstance(a, Tensor) and dim is not None and dim < a.dim() else a)
     return args
 
 

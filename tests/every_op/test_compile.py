@@ -141,8 +141,10 @@ class Model(torch.nn.Module):
 
 def exported(op, **options):
     args, kwargs = first_batch(op)
-    dims = [op.batch_dims.get(name, 0) for name in op.arguments[: len(args)]]
-    shapes = [{} if dim is None else {dim: torch.export.Dim("batch", min=2)} for dim in dims]
+    batch, shapes = torch.export.Dim("batch", min=2), []
+    for name, a in zip(op.arguments, args, strict=False):
+        dim = op.batch_dims.get(name, 0)
+        shapes.append({dim: batch} if dim is not None and a.dim() > dim else {})
     return torch.export.export(Model(op.value, kwargs), tuple(args), dynamic_shapes=(tuple(shapes),), **options), kwargs
 
 

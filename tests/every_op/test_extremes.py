@@ -111,6 +111,7 @@ RANGES = {
     "affinity": (1e-3, 1e4),
     "lovasz": (1e-3, 1e3),
     "linear": (0.0, 1.0),
+    "contrast": (1e-3, 1.0),
     "convolution": (0.0, 1.0),
     "multiclass": (0.0, 1e18),
     "rotated": (0.0, 1e6),

@@ -12,7 +12,10 @@ import opreg
 from conftest import DEVICE, samples_of
 
 # the ops whose definition multiplies matrices
-MULTIPLY = ("linear_cross_entropy", "coord_conv2d", "dynamic_conv2d")
+MULTIPLY = (
+    *("linear_cross_entropy", "coord_conv2d", "dynamic_conv2d"),
+    *("clip_loss", "siglip_loss", "nt_xent_loss", "sup_con_loss"),
+)
 
 
 def counted(call, *inputs):

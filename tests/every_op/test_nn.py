@@ -186,7 +186,7 @@ def test_compiles_and_exports(cls):
     want = module(*tensors.values())
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*tensors.values()), want)
-    batched = [n for n in tensors if cls.op.batch_dims.get(n, 0) == 0]
+    batched = [n for n, t in tensors.items() if cls.op.batch_dims.get(n, 0) == 0 and t.dim()]
     shapes = {n: {0: torch.export.Dim.AUTO} if n in batched else None for n in tensors}
     program = torch.export.export(module, (), tensors, dynamic_shapes=shapes)
     assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [cls.op.value]

@@ -49,6 +49,7 @@ CATALOGUE = {
     "nll_loss", "cross_entropy", "softmax_focal_loss", "pc_softmax_cross_entropy", "ohem_cross_entropy",
     "large_margin_softmax_loss", "arcface_loss", "amsoftmax_loss", "multi_margin_loss", "multilabel_margin_loss",
     "multilabel_soft_margin_loss", "distillation_loss", "linear_cross_entropy",
+    "clip_loss", "siglip_loss", "nt_xent_loss", "sup_con_loss",
     "iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "focal_eiou_loss", "alpha_iou_loss", "siou_loss",
     "wiou_loss", "prob_iou_loss",
     "dice_loss", "tversky_loss", "jaccard_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss",

@@ -121,6 +121,10 @@ ROWS = (1, 51, 257, 1027)
 FEW_ROWS = (1, 11)
 SLOW = [
     "linear_cross_entropy",
+    "clip_loss",
+    "siglip_loss",
+    "nt_xent_loss",
+    "sup_con_loss",
     "dice_loss",
     "tversky_loss",
     "jaccard_loss",

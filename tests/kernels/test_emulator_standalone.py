@@ -144,3 +144,10 @@ def test_sorted_pixels(emulated, pixels, ties):
     y = make.index(2, 2, pixels, ignore=-100)
     sample = opreg.Sample((x.detach().requires_grad_(), y), {})
     compare(emulated, opreg.get("lovasz_hinge_loss"), sample, 5e-6)
+
+
+def test_more_pairs_than_a_block_has_threads(emulated):
+    """Rows in several turns of a block, columns in several segments, and the last of neither is full; two chunks."""
+    make = Maker(torch.float32, requires_grad=True)
+    x, y = make.normal(261, 160, scale=160**-0.25), make.normal(261, 160, scale=160**-0.25)
+    compare(emulated, opreg.get("clip_loss"), opreg.Sample((x, y, make.tensor(3.0))), 5e-6)

@@ -115,11 +115,10 @@ struct GradientSums {
       if (mask[k]) elements += shape[k][0] * shape[k][1];
   }
   // The elements of the state, a tensor of dtype `wide`: the sums one after the other, then the mean's denominator.
-  int64_t state_size(DType wide) const { return (elements * size_of(dtype) + size_of(wide) - 1) / size_of(wide) + 1; }
+  int64_t state_size(DType wide) const { return numbers_for(elements, dtype, wide) + 1; }
   // Puts the sums into a state.
   void place_in(const Tensor& state) {
-    bool same = state.scalar_type() == scalar_type(dtype);
-    Tensor flat = same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
+    Tensor flat = as_sums(state, dtype);
     int64_t start = 0;
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;

@@ -39,6 +39,16 @@ void add_over_rows(const char* op, const Tensor& sum, bool first, const Tensor& 
   }
 }
 
+// A state of numbers of dtype `wide` may hold sums of a narrower one: how many numbers so many sums take, and the state
+// as such sums.
+inline int64_t numbers_for(int64_t sums, DType dtype, DType wide) {
+  return (sums * size_of(dtype) + size_of(wide) - 1) / size_of(wide);
+}
+inline Tensor as_sums(const Tensor& state, DType dtype) {
+  bool same = state.scalar_type() == scalar_type(dtype);
+  return same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
+}
+
 // A matrix of so many rows and columns as chunks of about one size; row_step is how far a row lies from the next.
 struct RowChunks {
   int64_t total, columns, row_step, count, rows;
