@@ -29,7 +29,7 @@ from .normal_form.vocabulary import words
 _ANCHORS = frozenset({
     "sigmoid", "exp", "tanh", "softplus", "log_sigmoid", "clamp", "clamp_min", "relu", "relu6", "hardsigmoid",
     "hardtanh", "silu", "softmax", "log_softmax", "cross_entropy", "binary_cross_entropy_with_logits", "sum", "mean",
-    "where", "scatter", "one_hot",
+    "where", "scatter", "one_hot", "erf", "erfc", "cosh",
 })
 # fmt: on
 # Calls that nearly every formula holds: they say nothing of where one starts.

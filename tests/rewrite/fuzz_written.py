@@ -252,3 +252,165 @@ def dice_of_channels(g: Generator) -> None:
     both = g.let(f"({first}).sum({over}) + ({second}).sum({over})")
     top, bottom = g.near("unsmoothed", smooth, 0), g.near("two smooths", smooth, 0.5)
     g.after(g.let(f"1 - (2 * {inter} + {top}) / ({both} + {bottom})"))
+
+
+# activations, alone and of a gate
+
+
+def gelu_of(g: Generator, x: str) -> str:
+    """GELU as a call or written out, of either kind; as a near miss, with another number or of two tensors."""
+    z = g.near("another tensor", x, g.real(*g.inputs[x].shape, share=False)) if g.miss == "another tensor" else x
+    half = g.near("another number", 0.5, 0.6)
+    if g.chance(0.5):
+        inner = g.one(f"{z} / math.sqrt(2)", f"{z} / math.sqrt(2.0)", f"{z} * 0.7071067811865475", f"{z} * 0.5**0.5")
+        if g.chance(0.2):
+            return g.let(f"{half} * {x} * torch.erfc(-({inner}))")
+        return g.let(g.one(f"{half} * {x} * (1 + torch.erf({inner}))", f"{x} * {half} * (torch.erf({inner}) + 1.0)"))
+    cube = g.let(g.one(f"{z} ** 3", f"torch.pow({z}, 3.0)", f"{z} * {z} * {z}"))
+    inner = g.let(
+        g.one(f"math.sqrt(2.0 / math.pi) * ({z} + 0.044715 * {cube})", f"0.7978845608 * ({z} + 0.044715 * {cube})")
+    )
+    return g.let(g.one(f"{half} * {x} * (1.0 + torch.tanh({inner}))", f"({x} + {x} * torch.tanh({inner})) * {half}"))
+
+
+@piece("gelu", "written activations", "another number", "another tensor", dtypes=WIDE)
+def gelu_written(g: Generator) -> None:
+    g.after(gelu_of(g, g.real(*g.one(*SHAPES), share=False)))
+
+
+@piece("quick_gelu", "written activations", "another number", "another tensor", dtypes=WIDE)
+def quick_gelu_written(g: Generator) -> None:
+    shape = g.one(*SHAPES)
+    x = g.before(g.real(*shape), shape)
+    z = g.near("another tensor", x, g.real(*shape, share=False)) if g.miss else x
+    g.after(g.times(x, g.call("sigmoid", g.times(z, g.near("another number", 1.702, 1.7)))))
+
+
+@piece("relu_squared", "written activations", "another power", "another tensor", dtypes=WIDE)
+def relu_squared_written(g: Generator) -> None:
+    shape = g.one(*SHAPES)
+    x = g.before(g.real(*shape), shape)
+    y = g.let(g.one(f"F.relu({x})", f"torch.relu({x})", f"{x}.clamp(min=0)"))
+    if g.miss == "another tensor":
+        return g.after(g.times(y, g.let(f"F.relu({g.real(*shape, share=False)})")))
+    g.after(g.let(f"{y} ** 3" if g.miss == "another power" else g.one(f"{y} ** 2", f"torch.square({y})", f"{y} * {y}")))
+
+
+def halves(g: Generator) -> tuple[str, str, tuple[int, ...]]:
+    """Two tensors of one shape: halves of one, or two; as a near miss, the second is broadcast."""
+    if g.miss == "broadcast":
+        return g.real(2, 3, share=False), g.real(1, 3, share=False), (2, 3)
+    if g.chance(0.5):
+        shape = g.one(*SHAPES)
+        return g.real(*shape, share=False), g.real(*shape, share=False), shape
+    both = g.real(2, 6)
+    gate, up = g.one(
+        (f"{both}[:, :3]", f"{both}[:, 3:]"), (f"{both}[:, ::2]", f"{both}[:, 1::2]"),
+        (f"{both}.chunk(2, -1)[1]", f"{both}.chunk(2, -1)[0]"),
+    )  # fmt: skip
+    return g.let(gate), g.let(up), (2, 3)
+
+
+@piece("swiglu", "gates", "broadcast", "another tensor", "a sum")
+def swiglu_written(g: Generator) -> None:
+    gate, up, shape = halves(g)
+    z = g.near("another tensor", gate, g.real(*shape, share=False)) if g.miss else gate
+    if z == gate and g.chance(0.5):
+        opened = g.let(g.one(f"F.silu({gate})", f"{g.module(torch.nn.SiLU())}({gate})"))
+    else:
+        opened = g.times(gate, g.call("sigmoid", g.times(z, g.one(1.5, 0.3)) if g.chance(0.5) else z))
+    g.after(g.plus(opened, up) if g.miss == "a sum" else g.times(opened, up))
+
+
+@piece("geglu", "gates", "broadcast", "another number", "a sum", dtypes=WIDE)
+def geglu_written(g: Generator) -> None:
+    gate, up, _ = halves(g)
+    tanh = g.one("", ", approximate='tanh'")
+    opened = gelu_of(g, gate) if g.miss == "another number" or g.chance(0.5) else g.let(f"F.gelu({gate}{tanh})")
+    g.after(g.plus(opened, up) if g.miss == "a sum" else g.times(opened, up))
+
+
+@piece("reglu", "gates", "broadcast", "a sum")
+def reglu_written(g: Generator) -> None:
+    gate, up, _ = halves(g)
+    opened = g.let(g.one(f"F.relu({gate})", f"{gate}.clamp(min=0)", f"torch.relu({gate})"))
+    g.after(g.plus(opened, up) if g.miss == "a sum" else g.times(opened, up))
+
+
+@piece("clamped_swiglu", "gates", "broadcast", "another bound", "without one", dtypes=WIDE)
+def clamped_swiglu_written(g: Generator) -> None:
+    gate, up, _ = halves(g)
+    limit, alpha = g.one(7.0, 0.5), g.one(1.702, 1.0)
+    opened = g.let(g.one(f"{gate}.clamp(max={limit})", f"{gate}.clamp(min=None, max={limit})"))
+    bound = g.near("another bound", limit, limit + 0.25)
+    bounded = g.let(f"{up}.clamp(min=-{bound}, max={bound})")
+    opened = g.times(opened, g.call("sigmoid", g.times(opened, alpha)))
+    g.after(g.times(opened, bounded if g.miss == "without one" else g.plus(bounded, 1)))
+
+
+# robust losses
+
+
+def apart(g: Generator) -> str:
+    shape = (2, 3) if g.miss == "broadcast" else g.one(*SHAPES)
+    x, t = g.before(g.real(*shape, share=False), shape), g.real(*g.near("broadcast", shape, (1, 3)), share=False)
+    return g.let(g.one(f"{x} - {t}", f"{t} - {x}"))
+
+
+@piece("charbonnier_loss", "robust", "broadcast", "of the absolute value", dtypes=WIDE)
+def charbonnier_written(g: Generator) -> None:
+    d, eps = apart(g), g.one(1e-3, 0.5)
+    square = g.let(f"{d}.abs()" if g.miss == "of the absolute value" else g.one(f"{d} ** 2", f"{d} * {d}"))
+    inner = g.plus(square, eps**2)
+    g.after(g.let(g.one(f"torch.sqrt({inner})", f"({inner}) ** 0.5", f"{inner}.sqrt()")))
+
+
+@piece("log_cosh_loss", "robust", "broadcast", "another number", dtypes=WIDE)
+def log_cosh_written(g: Generator) -> None:
+    d = apart(g)
+    if not g.miss and g.chance(0.4):
+        return g.after(g.let(f"torch.log(torch.cosh({d}))"))
+    if g.chance(0.3):
+        d = g.let(f"{d}.abs()")
+    two = g.near("another number", 2, 2.5)
+    soft = g.let(g.one(f"F.softplus(-{two} * {d})", f"torch.log1p(torch.exp({d} * -{two}))"))
+    g.after(g.let(f"{d} + {soft} - math.log(2)"))
+
+
+@piece("quantile_loss", "robust", "broadcast", "another number", dtypes=WIDE)
+def quantile_written(g: Generator) -> None:
+    d, q = apart(g), g.one(0.9, 0.1, 0.5, 0.25)
+    rest = g.near("another number", 1 - q, 1.1 - q)
+    g.after(
+        g.let(
+            g.one(
+                f"torch.maximum({q} * {d}, -{rest} * {d})", f"torch.max(-{rest} * {d}, {q} * {d})",
+                f"torch.where({d} >= 0, {q} * {d}, -{rest} * {d})", f"{q} * F.relu({d}) + {rest} * F.relu(-{d})",
+            )
+        )
+    )  # fmt: skip
+
+
+@piece("wing_loss", "robust", "broadcast", "a step", dtypes=WIDE)
+def wing_written(g: Generator) -> None:
+    d, width, curvature = g.let(f"({apart(g)}).abs()"), g.one(10.0, 1.0), g.one(2.0, 0.5)
+    near = g.let(g.one(f"{width} * torch.log(1 + {d} / {curvature})", f"torch.log1p({d} / {curvature}) * {width}"))
+    offset = f"({width} - {width} * math.log(1 + {width} / {curvature}))" + g.near("a step", "", " * 1.1")
+    far = g.let(f"{d} - {offset}")
+    g.after(g.let(g.one(f"torch.where({d} < {width}, {near}, {far})", f"torch.where({d} >= {width}, {far}, {near})")))
+
+
+@piece("quality_focal_loss", "robust", "broadcast", "detached", "another power", dtypes=WIDE)
+def quality_focal_written(g: Generator) -> None:
+    shape = (2, 3) if g.miss == "broadcast" else g.one(*SHAPES)
+    x, t = g.real(*shape, share=False), g.unit(*shape)
+    if g.miss == "broadcast":
+        t = g.let(f"{t}.mean(0, keepdim=True)")
+        ce = g.let(f"F.binary_cross_entropy_with_logits({x}, {t}.expand(2, 3), reduction='none')")
+    else:
+        ce = g.let(f"F.binary_cross_entropy_with_logits({x}, {t}, reduction='none')")
+    p = g.call("sigmoid", x)
+    d = g.let(f"{p}.detach() - {t}" if g.miss == "detached" else g.one(f"{p} - {t}", f"{t} - {p}"))
+    beta = g.one(2.0, 1.5, 1.0)
+    factor = g.let(f"{d} ** 3" if g.miss == "another power" else f"{d}.abs() ** {beta}")
+    g.after(g.times(factor, ce))

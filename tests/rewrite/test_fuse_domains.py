@@ -30,6 +30,9 @@ NUMBERS = {
     "delta": (1.0, 0.0, 0.3, -1.0),
     "smooth": (0.0, 1.0, 1e-3, -1.0), "factor": (0.5, -2.0), "margin": (0.35, 0.0, -0.5),
     "smoothing": (0.0, 0.1, 1.0), "ignore_index": (-100, 2), "scale": (30.0, -1.0, 0.0),
+    "limit": (2.0, 0.0, -1.0), "quantile": (0.9, 0.5, 0.0, 1.5),
+    "width": (10.0, 1.0, 0.0), "curvature": (2.0, 0.5, -1.0),
+    "offset": (10 - 10 * math.log(6), 1 - math.log(3), 1 - math.log(1.5), 0.0),
 }  # fmt: skip
 UNUSUAL = torch.tensor([0.0, 1.0, -1.0, 2.0, -0.5, 3.0, -3.0, 6.0, 60.0, -60.0, math.nan], dtype=torch.float64)
 
@@ -127,14 +130,16 @@ def margin_logits(rule, cosine, target, numbers):
 # the normal form
 
 UNARY = (
+    "torch.erf({})", "torch.cosh({})", "F.gelu({})",
     "torch.sigmoid({})", "torch.exp({})", "torch.log({})", "torch.sqrt({})", "torch.rsqrt({})", "torch.abs({})",
-    "torch.tanh({})", "torch.atan({})", "({}) ** 2", "({}) ** 0.5", "({}) ** -1", "({}) ** 1.5", "({}) ** 3",
+    "torch.tanh({})", "torch.atan({})",  "({}) ** 2", "({}) ** 0.5", "({}) ** -1", "({}) ** 1.5", "({}) ** 3",
     "torch.reciprocal({})", "F.softplus({})", "F.logsigmoid({})", "-({})", "torch.log1p({})", "torch.expm1({})",
     "({}).clamp(0, 6)", "({}).clamp(min=0)", "({}).clamp(max=0)", "2 * ({})", "1 - ({})", "1 + ({})", "F.silu({})",
     "F.mish({})", "F.hardswish({})", "F.hardsigmoid({})", "({}).square()", "F.relu6({})", "F.relu({})",
 )  # fmt: skip
 BINARY = (
     "({}) + ({})", "({}) - ({})", "({}) * ({})", "({}) / ({})", "torch.maximum({}, {})", "torch.minimum({}, {})",
+    "torch.maximum({0}, 2 * ({0}))",
     "torch.where({0} > 0, {0}, 0.0)", "torch.where({0} > 0, ({0}) * ({1}), 0.0)", "torch.atan2({}, {})",
     "torch.where(({0} > 0) & ({1} > 0), ({0}) * ({1}), 0.0)",
 )  # fmt: skip

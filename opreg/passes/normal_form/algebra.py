@@ -43,11 +43,19 @@ class NotFinite(TooLarge):
     """A constant is no real number, or a tensor is multiplied by 0, which gives NaN where it is infinite."""
 
 
+_OF_NORMALS = (math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi), math.sqrt(math.pi / 2))
+
+
 @lru_cache(2**12)
 def rounded(x: float) -> float:
-    """A number of twelve digits: so 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not."""
+    """A number of twelve digits: so 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not.
+
+    The constants of the normal distribution are the same in all ways to write them, of eleven digits and to multiply by
+    their inverse.
+    """
     if x == 0 or not math.isfinite(x):
         return float(x)
+    x = next((c for c in _OF_NORMALS if abs(x - c) < 1e-11), x)
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
@@ -92,6 +100,11 @@ class Poly:
             if _FINITE.get():
                 return constant(0)
             raise NotFinite
+        size, again = single(self), single(other)
+        if size is not None and again is not None and size[0] == again[0] and size[0][0] == "abs":  # |z|·|z| = z²
+            z: Poly = size[0][1]
+            squared: Poly = z * z
+            return squared.scaled(size[1] * again[1])
         return collect((product(a, b), c * d) for a, c in self.terms for b, d in other.terms)
 
     def __neg__(self) -> "Poly":
@@ -249,6 +262,10 @@ def power(p: Poly, exponent: float) -> Poly:
     if exponent == 0:
         return constant(1)
     integral = whole(exponent)
+    found = single(p)
+    if found is not None and found[0][0] == "abs" and whole(exponent / 2):  # |z|² = z²
+        inside: Poly = found[0][1]
+        return power(inside.scaled(found[1]), exponent)
     if integral and 1 <= exponent <= 4:
         result = p
         for _ in range(int(exponent) - 1):
@@ -303,10 +320,11 @@ def softplus(z: Poly) -> Poly:
 
 
 def absolute(z: Poly) -> Poly:
-    found = single(z)
-    if found is not None and found[1] not in (1, -1):
-        return absolute(z.scaled(1 / found[1])).scaled(abs(found[1]))
-    return atom("abs", -z if z.sign() < 0 else z)
+    if z.number is not None:
+        return constant(abs(z.number))
+    # the first term gets the coefficient 1, so that |2a − 2b| is twice |a − b|
+    _, scale = min(z.terms, key=lambda term: repr_key(term[0]))
+    return atom("abs", z.scaled(1 / scale)).scaled(abs(scale))
 
 
 def relu(z: Poly) -> Poly:
@@ -380,9 +398,20 @@ def without(p: Poly, factors: dict[Atom, float]) -> Poly:
 
 
 def logarithm(p: Poly) -> Poly:
+    if p.number is not None:
+        if p.number <= 0:
+            raise NotFinite
+        return constant(math.log(p.number))
     z = exponential_plus_one(p)
     if z is not None:
         return softplus(z)
+    halves: dict[Poly, float] = {a[1]: c for m, c in p.terms if len(m) == 1 for a, e in m if a[0] == "exp" and e == 1}
+    if len(halves) == len(p.terms) == 2 and len(set(halves.values())) == 1:
+        one, other = halves
+        if one == -other and halves[one] > 0:  # c·(eᶻ + e⁻ᶻ), which is 2c·cosh z
+            twice: Poly = one.scaled(2)
+            scale = constant(math.log(halves[one]))
+            return softplus(twice) - one + scale
     found = single(p)
     if found is not None and found[1] == 1 and found[0][0] == "softmax":
         return atom("log_softmax", *found[0][1:])

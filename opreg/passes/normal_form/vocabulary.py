@@ -20,7 +20,7 @@ _NONE = frozenset[str]()
 _ADDED: dict[str, frozenset[str]] = {
     **dict.fromkeys((
         "sigmoid", "exp", "expm1", "log", "log1p", "log_sigmoid", "softplus", "silu", "mish", "tanh", "softmax",
-        "log_softmax", "cross_entropy", "nll_loss", "gather", "logsumexp", "binary_cross_entropy_with_logits",
+        "log_softmax", "cosh", "cross_entropy", "nll_loss", "gather", "logsumexp", "binary_cross_entropy_with_logits",
     ), _SMOOTH | {"abs"}),
     **dict.fromkeys((
         "relu", "relu6", "abs", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardsigmoid", "hardswish", "maximum",
@@ -34,6 +34,8 @@ _ADDED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("one_hot", "scatter"), frozenset({"one_hot"})),
     **dict.fromkeys(("sum", "mean", "einsum"), frozenset({"sum", "mean"})),  # a mean over a known number is a sum
     **{name: frozenset({name}) for name in ( "atan", "atan2", "arange", "pairwise_distance")},
+    **dict.fromkeys(("erf", "erfc"), frozenset({"erf"})),
+    "gelu": frozenset({"erf"}) | _SMOOTH,
     "detach": frozenset({"constant"}),
     **dict.fromkeys(("permute", "movedim", "moveaxis", "transpose"), _NONE),
     **dict.fromkeys((

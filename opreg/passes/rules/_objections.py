@@ -54,6 +54,13 @@ def unless_above(least: float, name: str) -> Objection:
     return objection
 
 
+def unless_between(low: float, high: float, name: str) -> Objection:
+    def objection(arguments: Mapping[str, Any]) -> str:
+        return "" if low < arguments[name] < high else f"{name} is {arguments[name]}, not between {low} and {high}"
+
+    return objection
+
+
 def unless_at_least(least: float, name: str) -> Objection:
     def objection(arguments: Mapping[str, Any]) -> str:
         return f"{name} is {arguments[name]}, less than {least}" if arguments[name] < least else ""

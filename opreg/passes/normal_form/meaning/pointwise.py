@@ -31,6 +31,9 @@ _FUNCTIONS: dict[str, Callable[[Poly], Poly]] = {
     "log_sigmoid": lambda p: -algebra.softplus(-p),
     "tanh": algebra.odd("tanh"),
     "atan": algebra.odd("atan"),
+    "erf": algebra.odd("erf"),
+    "erfc": lambda p: ONE - algebra.odd("erf")(p),
+    "cosh": lambda p: (algebra.exponential(p) + algebra.exponential(-p)).scaled(0.5),
     "relu": algebra.relu,
     "relu6": lambda p: algebra.clamp(p, 0, 6),
     "hardsigmoid": lambda p: algebra.clamp(p + constant(3), 0, 6).scaled(1 / 6),
@@ -54,6 +57,17 @@ def _softplus(e: Evaluator, node: fx.Node, x: Any, beta: Any = None, threshold: 
     if (beta is not None and plain(beta) != 1) or (threshold is not None and plain(threshold) < 20):
         raise Opaque("softplus")
     return combine(algebra.softplus, x)
+
+
+@handles("gelu")
+def _gelu(e: Evaluator, node: fx.Node, x: Any, approximate: Any = "none") -> Any:
+    def of(p: Poly) -> Poly:
+        if approximate == "none":
+            return (p + p * algebra.odd("erf")(p.scaled(math.sqrt(0.5)))).scaled(0.5)
+        inner = p + algebra.power(p, 3).scaled(0.044715)
+        return (p + p * algebra.odd("tanh")(inner.scaled(math.sqrt(2 / math.pi)))).scaled(0.5)
+
+    return combine(of, x)
 
 
 @handles("add")
@@ -118,6 +132,8 @@ def extremum(name: str) -> None:
             if a.number == 0 or b.number == 0:
                 kept = b if a.number == 0 else a
                 return algebra.relu(kept) if name == "maximum" else -algebra.relu(-kept)
+            if a != b and algebra.ratio(a, b) is not None:  # of one number and its multiple, as of d·q and d·(q − 1)
+                return b + algebra.relu(a - b) if name == "maximum" else b - algebra.relu(b - a)
             return a if a == b else atom(name, frozenset({a, b}))
 
         return combine(f, x, other)
