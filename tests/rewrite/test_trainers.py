@@ -92,7 +92,7 @@ def test_transformers(tmp_path: Path) -> None:
 
     counts = same_curves(run, torch_compile_backend="opreg")
     assert counts == {"cross_entropy": 3, "swish": 3}
-    assert sorted(s.op for s in opreg.last_report().swapped) == ["cross_entropy", "swish"]
+    assert sorted(s.op for s in opreg.last_report().swapped) == ["cross_entropy", "swiglu"]
 
 
 def test_accelerate() -> None:
