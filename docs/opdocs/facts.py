@@ -143,6 +143,19 @@ def predictions() -> list[dict[str, Any]]:
 
 
 @functools.cache
+def structs() -> dict[str, tuple[str, str]]:
+    """Of each op, the C++ that is written of it, and in which file: its struct, with the comment above."""
+    found = {}
+    for path in sorted((ROOT / "csrc").glob("*/*.h")):
+        for text in re.findall(
+            r"^(?:(?://|template).*\n)*struct [^\n]*{\n(?:.*\n)*?};$", path.read_text(), re.MULTILINE
+        ):
+            if name := re.search(r'\bname = "(\w+)"', text):
+                found[name[1]] = (text, str(path.relative_to(ROOT)))
+    return found
+
+
+@functools.cache
 def _found() -> dict[str, Found]:
     found = {op.qualname: Found(op.spellings, {}, {}) for op in of_namespace()}
     if PARTIAL:  # a library of some families has no rules

@@ -224,6 +224,14 @@ def has(op: Op) -> str:
     return f"{gradient}Has: {yes}." + (f" Has not: {no}." if no else "")
 
 
+def written(op: Op) -> str:
+    """The C++ that its kernels are made of."""
+    if op.short not in facts.structs():
+        return ""
+    text, path = facts.structs()[op.short]
+    return folded(f"The formula in C++, {path}", block("cpp", text))
+
+
 def picture(op: Op, drawing: Drawing | None) -> str:
     """Value and gradient, each a picture, and a legend in words for both."""
     if drawing is None:
@@ -261,8 +269,9 @@ def page(op: Op, drawing: Drawing | None) -> str:
         f"### Errors\n\n{errors(op)}",
         f"## What the rewrite finds\n\n{rewriting(op)}",
         f"## Speed\n\n{speed(op)}",
-        f"## Definition\n\n{has(op)}\n\n"
-        + folded("The reference, in plain torch", block("python", reference_text(op.reference))),
+        f"## Definition\n\n{has(op)}",
+        folded("The reference, in plain torch", block("python", reference_text(op.reference))),
+        written(op),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
