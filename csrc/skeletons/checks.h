@@ -69,11 +69,12 @@ inline void check_gradient_mask(const char* op, const std::vector<bool>& mask, i
   expect(int64_t(mask.size()) == gradients, op, "one entry of needs_input_grad a gradient", mask.size());
 }
 // The gradient of a result of this shape. Returns its dtype.
-inline DType check_grad_output(const char* op, const Tensor& grad_output, const Shape& expected, const Tensor& input) {
+inline DType check_grad_output(const char* op, const Tensor& grad_output, const Shape& expected, const Tensor& input,
+                               const char* argument = "grad_output") {
   if (shape_of(grad_output) != expected)
-    fail(op, "grad_output of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
+    fail(op, argument, " of shape ", shape_text(expected), ", got ", shape_text(shape_of(grad_output)));
   expect_one_device(op, input, grad_output);
-  return dtype_of(op, "grad_output", grad_output, true);
+  return dtype_of(op, argument, grad_output, true);
 }
 // What the forward pass kept, as it made it.
 inline void check_state(const char* op, const Tensor& state, const Shape& expected, DType dtype, const Tensor& input) {

@@ -1,6 +1,7 @@
 #pragma once
-// linear_cross_entropy: the (N, C) scores, or (N, C, d1 ... dk), exist for one chunk of rows at a time.
-#include "linear/pass.h"
+// Losses of a linear layer's scores. The (N, C) scores, or (N, C, d1 ... dk), exist for one chunk of rows at a time.
+#include "linear/log_probs.h"
+#include "linear/losses.h"
 
 namespace lossreg {
 namespace linear {
@@ -37,6 +38,7 @@ struct FinishLoss {
 // Scores and their gradient are of the operands' dtype, as in F.linear; losses, and sums over rows, are float32 at
 // least.
 struct LinearCrossEntropy {
+  using Scores = ScoreLoss;
   static constexpr auto name = "linear_cross_entropy";
   static constexpr auto args =
       "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, Tensor? weight=None, "
@@ -79,16 +81,20 @@ struct LinearCrossEntropy {
     Tensor state = new_empty(call.input, {sums.state_size(call.wide())}, call.wide());
     sums.place_in(state);
 
-    Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, keep);
+    Pass<LinearCrossEntropy, Backend> pass(call, keep);
+    RowLosses<LinearCrossEntropy, Backend> rows(*this, call, loss_dtype);
     if (pass.chunks() == 0) torch::stable::zero_(state);
     Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
     Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
     Tensor one = ones(call.input, {}, call.wide());
     pass.each([&](const Chunk& c) {
+      ChunkLosses found = rows.of(c);
       Tensor loss = rows_of(losses, c.first, c.count), normaliser = rows_of(normalisers, c.index, 1);
-      torch::stable::copy_(loss, c.loss);
-      torch::stable::copy_(normaliser, rows_of(c.state, c.state.numel() - 1, 1));
-      if (keep) pass.backpropagate(c, one, sums);
+      torch::stable::copy_(loss, found.loss);
+      torch::stable::copy_(normaliser, rows_of(found.state, found.state.numel() - 1, 1));
+      if (!keep) return;
+      rows.write_slopes(c, found, one, pass.slopes(c));
+      pass.backpropagate(c, sums);
     });
 
     Tensor result = new_empty(call.input, {}, out_dtype);
@@ -132,12 +138,15 @@ struct LinearCrossEntropy {
       }
       recompute<Backend>(call, grad_loss, sums, grads[kTargetAt], grads[kWeightAt]);
     }
+    if (!keep) {
+      sums.copy_to(grads);
+      return grads;
+    }
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;
       Tensor part = torch::stable::reshape(*sums.part[k], shape_of(*grads[k]));
       DType compute = compute_dtype(grad_dtype, call.dtype);
-      if (keep) map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
-      else if (part.const_data_ptr() != grads[k]->const_data_ptr()) torch::stable::copy_(*grads[k], part);
+      map_tensors<Backend, Scale>(ScoreLoss::name, compute, {part, grad_output, normaliser}, *grads[k]);
     }
     return grads;
   }
@@ -155,11 +164,9 @@ struct LinearCrossEntropy {
                  std::optional<Tensor>& grad_target, std::optional<Tensor>& grad_weight) const {
     using namespace linear;
     bool products = sums.elements > 0;
-    DType loss_dtype = compute_dtype(call.result, call.dtype);
-    Pass<LinearCrossEntropy, Backend> pass(*this, call, loss_dtype, products);
-    if (pass.chunks() == 0)
-      for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt})
-        if (sums.mask[k]) torch::stable::zero_(*sums.part[k]);
+    Pass<LinearCrossEntropy, Backend> pass(call, products);
+    RowLosses<LinearCrossEntropy, Backend> rows(*this, call, compute_dtype(call.result, call.dtype));
+    if (pass.chunks() == 0) sums.zero();
     if (grad_weight) torch::stable::zero_(*grad_weight);
     bool apart = grad_target && !grad_target->is_contiguous();
     Tensor by_row;  // the gradient in the target, as the chunks have it
@@ -169,9 +176,10 @@ struct LinearCrossEntropy {
                      : torch::stable::reshape(*grad_target, shape);
     }
     pass.each([&](const Chunk& c) {
+      ChunkLosses found = rows.of(c);
       Tensor of_chunk = grad_loss.size(0) == 1 ? grad_loss : rows_of(grad_loss, c.first, c.count);
       if (grad_target || grad_weight) {
-        auto shares = pass.backpropagate_shares(c, of_chunk, bool(grad_target), bool(grad_weight));
+        auto shares = rows.shares(c, found, of_chunk, bool(grad_target), bool(grad_weight));
         if (grad_target) {
           Tensor place = rows_of(by_row, c.first, c.count);
           torch::stable::copy_(place, *shares[1]);
@@ -179,12 +187,165 @@ struct LinearCrossEntropy {
         if (grad_weight)
           map_tensors<Backend, Add>(ScoreLoss::name, call.wide(), {*grad_weight, *shares[2]}, *grad_weight);
       }
-      if (products) pass.backpropagate(c, of_chunk, sums);
+      if (!products) return;
+      rows.write_slopes(c, found, of_chunk, pass.slopes(c));
+      pass.backpropagate(c, sums);
     });
     if (apart) torch::stable::copy_(*grad_target, torch::stable::reshape(by_row, shape_of(*grad_target)));
   }
 };
 
-using Ops = WrittenOps<LinearCrossEntropy>;
+// log p_y of the target, entropy -sum_c p_c log p_c and log-sum-exp of z = softcap(scores) / temperature, p =
+// softmax(z). The scores, and their gradient, are of the operands' dtype, as in F.linear; the rest is float32 at least.
+struct LinearLogProb {
+  struct Scores : RowFormula {
+    static constexpr auto name = "linear_log_prob";
+    static constexpr auto args = "Tensor scores, Tensor target";
+    static constexpr int inputs = 2;
+  };
+  static constexpr auto name = Scores::name;
+  static constexpr auto args =
+      "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, float temperature=1.0, "
+      "float softcap=0.0, int ignore_index=-100";
+  static constexpr const char* results[] = {"log_prob", "entropy", "lse"};
+  static constexpr int inputs = 4, gradients = 4;
+  static constexpr bool keeps_state = true, loss = true;
+  linear::RowStatistics statistics;
+  int64_t ignore_index;
+
+  static LinearLogProb make(double temperature, double softcap, int64_t ignore_index) {
+    expect(temperature > 0 && temperature < INFINITY, name, "a finite temperature > 0", temperature);
+    return {{1 / temperature, Softcap::make(name, softcap)}, ignore_index};
+  }
+
+  template <class Backend>
+  std::array<Tensor, 3> value(const Inputs& tensors, std::optional<Reduction>, std::optional<ScalarType> dtype) const {
+    return run<Backend>(tensors, dtype, nullptr);
+  }
+  // The state: of every row its RowState.
+  template <class Backend>
+  std::tuple<std::array<Tensor, 3>, Tensor> forward(const Inputs& tensors, std::optional<Reduction>,
+                                                    std::optional<ScalarType> dtype) const {
+    Tensor state;
+    auto results = run<Backend>(tensors, dtype, &state);
+    return {results, state};
+  }
+
+  template <class Backend>
+  Grads<gradients> grad(const Incoming<LinearLogProb>& incoming, const Tensor& state, const Inputs& tensors,
+                        std::optional<Reduction>, const std::vector<bool>& mask) const {
+    using namespace linear;
+    Call<LinearLogProb> call(tensors);
+    typename Backend::Guard guard(call.input);
+    check_no_gradient_beside_indices(name, call.name(kTargetAt), mask[kTargetAt], true);
+    const int64_t rows = element_count(name, call.row_shape);
+    Operand of_results[3];
+    std::vector<Tensor> alive;
+    for (int k = 0; k < 3; k++) {
+      if (!incoming[k]) continue;
+      std::string argument = std::string("grad_") + results[k];
+      check_grad_output(name, *incoming[k], call.row_shape, call.input, argument.c_str());
+      alive.push_back(torch::stable::reshape(*incoming[k], {rows}));
+      of_results[k] = operand_of(alive.back());
+    }
+    DType computed = state.scalar_type() == ScalarType::Double ? DType::float64 : call.wide();
+    check_state(name, state, {3 * rows}, computed, call.input);
+    check_targets<Backend>(call);
+
+    Grads<gradients> grads;
+    for (int k = 0; k < gradients; k++)
+      if (mask[k]) grads[k] = empty_like(*tensors[k], call.dtype);
+    GradientSums sums(call, mask, Backend::Products::sum_dtype(call.dtype));
+    if (sums.elements == 0) {
+      for (auto& grad : grads)
+        if (grad) torch::stable::zero_(*grad);
+      return grads;
+    }
+    sums.place_beside(grads);
+    Pass<LinearLogProb, Backend> pass(call, true);
+    if (pass.chunks() == 0) sums.zero();
+    in_compute_type(computed, computed, [&](auto zero) {
+      using T = decltype(zero);
+      Tensor one = ones(call.input, {}, computed), target = flat_target(call);
+      const RowState<T> kept{static_cast<T*>(state.mutable_data_ptr()), rows};
+      pass.each([&](const Chunk& c) {
+        GroupCall<RowStatistics> groups(Inputs{c.scores});
+        Tensor coefficients = new_empty(call.input, {groups.state_size()}, computed);
+        Tensor hits = new_empty(call.input, {groups.groups}, computed), slopes = pass.slopes(c);
+        const RowGradients<T> of{statistics,
+                                 targets(call, c, target),
+                                 kept,
+                                 of_results[0],
+                                 of_results[1],
+                                 of_results[2],
+                                 static_cast<T*>(coefficients.mutable_data_ptr()),
+                                 static_cast<T*>(hits.mutable_data_ptr()),
+                                 groups.groups};
+        Backend::each(groups.groups, 1, of);
+        std::optional<Tensor> out = slopes;
+        auto problem = groups.problem(&one, &coefficients, &out, Reduction::none);
+        with_mode(statistics, [&](auto mode) { Backend::Groups::template grad<T, mode>(statistics, problem); });
+        Backend::each(groups.groups, 1, WriteHits<T>{of, operand_of(slopes)});
+        pass.backpropagate(c, sums);
+      });
+    });
+    sums.copy_to(grads);
+    return grads;
+  }
+
+ private:
+  template <class Backend>
+  std::array<Tensor, 3> run(const Inputs& tensors, std::optional<ScalarType> dtype, Tensor* state) const {
+    using namespace linear;
+    Call<LinearLogProb> call(tensors);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = result_dtype(name, dtype, call.dtype), computed = compute_dtype(call.dtype, out_dtype);
+    check_targets<Backend>(call);
+    const int64_t rows = element_count(name, call.row_shape);
+    std::array<Tensor, 3> out;
+    for (Tensor& t : out) t = new_empty(call.input, call.row_shape, out_dtype);
+    if (state) *state = new_empty(call.input, {3 * rows}, computed);
+    in_compute_type(computed, computed, [&](auto zero) {
+      using T = decltype(zero);
+      const RowState<T> kept{state ? static_cast<T*>(state->mutable_data_ptr()) : nullptr, rows};
+      Tensor target = flat_target(call);
+      Pass<LinearLogProb, Backend>(call, false).each([&](const Chunk& c) {
+        GroupCall<RowStatistics> groups(Inputs{c.scores});
+        Tensor found = new_empty(call.input, {groups.state_size()}, computed);
+        auto problem = groups.problem(nullptr, &found, nullptr, Reduction::none);
+        with_mode(statistics,
+                  [&](auto mode) { Backend::Groups::template forward<T, mode>(statistics, problem, found, computed); });
+        const RowState<T> of_chunk{static_cast<T*>(found.mutable_data_ptr()), groups.groups};
+        Backend::each(groups.groups, 1,
+                      WriteRows<T>{statistics, targets(call, c, target), of_chunk, kept, operand_of(out[0]),
+                                   operand_of(out[1]), operand_of(out[2])});
+      });
+    });
+    return out;
+  }
+  // With one stride.
+  static Tensor flat_target(const linear::Call<LinearLogProb>& call) {
+    return torch::stable::reshape(call.target, {call.target.numel()});
+  }
+  linear::TargetScores targets(const linear::Call<LinearLogProb>& call, const linear::Chunk& c,
+                               const Tensor& target) const {
+    const int64_t places = call.columns / call.classes;
+    return {operand_of(c.scores), c.scores.strides()[0], places,      call.classes,
+            operand_of(target),   c.first * places,      ignore_index};
+  }
+  template <class Backend>
+  void check_targets(const linear::Call<LinearLogProb>& call) const {
+    if constexpr (Backend::checks_values) {
+      Tensor target = flat_target(call);
+      const Operand o = operand_of(target);
+      for (int64_t i = 0; i < target.numel(); i++) {
+        const int64_t y = get<int64_t>(o, i * o.stride[0]);
+        if (y != ignore_index && (y < 0 || y >= call.classes)) fail_class(name, call.classes, ignore_index, y);
+      }
+    }
+  }
+};
+
+using Ops = WrittenOps<LinearCrossEntropy, LinearLogProb>;
 
 }  // namespace lossreg

@@ -18,6 +18,7 @@ from ._box import WIoULoss as WIoULoss
 from ._convolution import CoordConv2d as CoordConv2d
 from ._convolution import DynamicConv2d as DynamicConv2d
 from ._linear import LinearCrossEntropyLoss as LinearCrossEntropyLoss
+from ._linear import LinearLogProb as LinearLogProb
 from ._partial_fc import PartialFC as PartialFC
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "CoordConv2d",
     "DynamicConv2d",
     "LinearCrossEntropyLoss",
+    "LinearLogProb",
     "PartialFC",
     "WIoULoss",
 ]

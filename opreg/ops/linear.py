@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,14 +65,77 @@ def linear_cross_entropy(
         >>> target = torch.randint(100, (6,))  # one class index a row
         >>> loss = opreg.functional.linear_cross_entropy(hidden, head, target)
     """
-    scores = F.linear(input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten())
-    leading, outputs = input.shape[:-1], linear_weight.shape[:-1]
+    scores, leading = scores_of(input, linear_weight, linear_bias), input.shape[:-1]
     if len(leading) > 1:
         scores, target = scores.flatten(0, -2), target.flatten(0, len(leading) - 1)
-    elif len(outputs) > 1:
-        scores = scores.unflatten(-1, outputs)
     loss = cross_entropy(scores, target, weight, ignore_index, reduction, label_smoothing)
     return loss.unflatten(0, leading) if reduction == "none" and len(leading) > 1 else loss
+
+
+def scores_of(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """(C), (..., C) or (N, C, d1 … dk)."""
+    scores = F.linear(input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten())
+    outputs = linear_weight.shape[:-1]
+    return scores.unflatten(-1, outputs) if len(outputs) > 1 else scores
+
+
+def linear_log_prob(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    temperature: float,
+    softcap: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each target, entropy and log-sum-exp of a linear layer's scores, which are never held whole.
+
+    What policy, preference and distillation losses of language models are made of. The scores exist for one chunk of
+    rows at a time, and again in the backward pass. They have the dtype of ``input``, as those of
+    ``torch.nn.functional.linear``; what is computed of them is float32 (float64).
+
+    Args:
+        input: (N, D) or (D) features, or (..., D) with several leading dimensions, as a language model has them.
+        linear_weight: (C, D), or (C, d1 … dk, D), one linear layer a place: beside an ``input`` of shape (N, D). Of the
+            dtype of ``input``.
+        target: class indices, int64, int32 or uint8, each in [0, C) or ``ignore_index``: of the shape of ``input``
+            without its last dimension, then d1 … dk.
+        linear_bias: of the shape of ``linear_weight`` without its last dimension, of the dtype of ``input``.
+        temperature: finite, above 0; the scores are divided by it.
+        softcap: c, finite, at least 0; above 0 the scores are c tanh(scores / c) before they are divided.
+        ignore_index: the class index whose log-probability is 0, without gradient; the row's entropy and log-sum-exp
+            stand.
+
+    Returns:
+        ``(log_prob, entropy, lse)``, each of the shape of ``target`` and differentiable in ``input``, ``linear_weight``
+        and ``linear_bias``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or an option or, on the CPU, a class index is out of range.
+
+    Formula:
+        z = softcap(input @ linear_weight.T + linear_bias) / temperature, lse = log Σ_c exp(z_c), p = exp(z - lse):
+        log_prob = z_target - lse, entropy = lse - Σ_c p_c z_c
+
+    Example:
+        >>> hidden, head = torch.randn(6, 8), torch.randn(100, 8)
+        >>> target = torch.randint(100, (6,))  # one class index a row
+        >>> log_prob, entropy, lse = opreg.functional.linear_log_prob(hidden, head, target, temperature=0.7)
+    """
+    scores = scores_of(input, linear_weight, linear_bias)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    axis = 1 if linear_weight.dim() > 2 else -1
+    log_p = torch.log_softmax(scores / temperature, axis)
+    lse = torch.logsumexp(scores / temperature, axis)
+    p = log_p.exp()
+    # a class of probability 0 adds nothing, though its logarithm may be -inf
+    entropy = -(p * torch.where(p == 0, 0, log_p)).sum(axis)
+    target = target.reshape(lse.shape)  # of one row it may have shape (1)
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(axis)
+    log_prob = torch.where(valid, log_p.gather(axis, index).squeeze(axis), 0)
+    return log_prob, entropy, lse
 
 
 # older versions of torch do not have it
@@ -103,10 +167,11 @@ def native(
 
 
 # of the scores, as if they were held
-_of_scores = meta.rows("scores", "target", weight="weight", probabilities=True)
+_of_losses = meta.rows("scores", "target", weight="weight", probabilities=True)
+_of_indices = meta.rows("scores", "target")
 
 
-def shape(op: str, args: Arguments) -> Sequence[int]:
+def shape(of_scores: ShapeRule, op: str, args: Arguments) -> Sequence[int]:
     x, w, t, bias = args["input"], args["linear_weight"], args["target"], args["linear_bias"]
     if x.dim() == 0:
         raise fail(op, "input of shape (..., D)", "[]")
@@ -136,7 +201,7 @@ def shape(op: str, args: Arguments) -> Sequence[int]:
     else:
         leading_of_scores = leading
     scores = x.new_empty((*leading_of_scores, *outputs), device="meta")
-    _of_scores(op, {**args, "scores": scores, "target": t})
+    of_scores(op, {**args, "scores": scores, "target": t})
     if t.is_floating_point() and args["ignore_index"] != -100:
         raise fail(op, "class indices as target beside an ignore_index", "class probabilities", args["ignore_index"])
     return (*leading, *outputs[1:])
@@ -156,7 +221,7 @@ def dims(args: Arguments) -> Dims:
     }
     if args["linear_bias"] is not None:
         labels["linear_bias"] = (CLASSES, *places)
-    if args["weight"] is not None:
+    if args.get("weight") is not None:
         labels["weight"] = (CLASSES,)
     return labels
 
@@ -189,6 +254,14 @@ def keeps_gradients(args: Arguments) -> bool:
     return args["reduction"] != "none" and not in_target and not in_class_weight
 
 
+def state_of_rows(shape: Sequence[int], args: Arguments) -> Tensor:
+    """Three numbers a row, in what is computed in."""
+    x: Tensor = args["input"]
+    double = torch.float64 in (args.get("dtype"), x.dtype)
+    kept: Tensor = x.new_empty((3 * math.prod(shape),), dtype=torch.float64 if double else torch.float32)
+    return kept
+
+
 def flops(args: Arguments, result: Any) -> int:
     """Operations of the scores, and of the gradients where the forward pass computes those too."""
     scores = flops_of_scores(args)
@@ -198,19 +271,31 @@ def flops(args: Arguments, result: Any) -> int:
 
 def backward_flops(args: Arguments, result: Any) -> int:
     """Where the forward pass did not keep the gradients: the scores once more, and the gradients."""
-    mask = args["needs_input_grad"]
-    return 0 if keeps_gradients(args) else flops_of_scores(args) * (1 + mask[0] + mask[1])
+    return 0 if keeps_gradients(args) else flops_of_recomputation(args)
 
 
-def flops_of_scores(args: Arguments) -> int:
+def flops_of_recomputation(args: Arguments, result: Any = None) -> int:
+    in_input, in_weight, *_ = args["needs_input_grad"]
+    return flops_of_scores(args) * (1 + int(in_input) + int(in_weight))
+
+
+def flops_of_scores(args: Arguments, result: Any = None) -> int:
     x, w = args["input"], args["linear_weight"]
     count: int = 2 * x.shape[:-1].numel() * w.numel()
     return count
 
 
+def drawn(make: Maker, n: int, d: int, c: int) -> tuple[Tensor, Tensor]:
+    return make.normal(n, d), make.normal(c, d, scale=0.3)
+
+
+def extremes(make: Maker) -> tuple[Tensor, Tensor]:
+    x = make.tensor([[1e3, 0.0], [-1e3, 1e3], [1e3, 1e3]])
+    return x, make.tensor([[10.0, -10.0], [-10.0, 10.0], [10.0, 10.0]])
+
+
 def samples(make: Maker) -> Iterator[Sample]:
-    def operands(n: int, d: int, c: int) -> tuple[Tensor, Tensor]:
-        return make.normal(n, d), make.normal(c, d, scale=0.3)
+    operands = partial(drawn, make)
 
     for reduction in REDUCTIONS:
         yield Sample((*operands(5, 4, 6), make.index(6, 5)), {"reduction": reduction})
@@ -238,29 +323,67 @@ def samples(make: Maker) -> Iterator[Sample]:
     ignored = torch.full((3,), -100, device=make.device)
     yield Sample((*operands(3, 2, 4), ignored, make.normal(4)), name="all ignored", smooth=False)
     yield Sample((*operands(0, 2, 4), make.index(4, 0)), {"reduction": "sum"}, "empty")
-    x = make.tensor([[1e3, 0.0], [-1e3, 1e3], [1e3, 1e3]])
-    w = make.tensor([[10.0, -10.0], [-10.0, 10.0], [10.0, 10.0]])
-    yield Sample((x, w, make.index(3, 3)), name="extremes", smooth=False)
+    yield Sample((*extremes(make), make.index(3, 3)), name="extremes", smooth=False)
+
+
+def samples_of_log_prob(make: Maker) -> Iterator[Sample]:
+    operands = partial(drawn, make)
+    yield Sample((*operands(5, 4, 6), make.index(6, 5)))
+    options = {"temperature": 0.7, "softcap": 2.0}
+    yield Sample((*operands(5, 3, 6), make.index(6, 5, ignore=-100), make.normal(6)), options, "bias, ignored, capped")
+    options = {"ignore_index": 3, "temperature": 2.0}
+    yield Sample((*operands(4, 3, 5), make.index(5, 4, ignore=3, dtype=torch.int32)), options, "int32")
+    yield Sample((make.normal(3), make.normal(7, 3), make.index(7)), {"softcap": 1.5}, "unbatched")
+    yield Sample((*operands(6, 2, 70), make.index(70, 6), make.normal(70)), {"softcap": 30.0}, "many classes")
+    x, w, bias = make.normal(4, 2), make.normal(3, 2, 2, 2, scale=0.5), make.normal(3, 2, 2)
+    yield Sample((x, w, make.index(3, 4, 2, 2, ignore=-100), bias), {"softcap": 2.0}, "places")
+    x, w = make.normal(2, 3, 2), make.normal(4, 2, scale=0.5)
+    yield Sample((x, w, make.index(4, 2, 3, ignore=-100), make.normal(4)), {"temperature": 1.5}, "sequences")
+    yield Sample((make.normal(3, 2), make.normal(4, 0, 2), make.index(4, 3, 0)), name="no places")
+    yield Sample((*operands(0, 2, 4), make.index(4, 0)), name="empty")
+    yield Sample((*extremes(make), make.index(3, 3)), name="extremes", smooth=False)
 
 
 def errors(make: Maker) -> Iterator[ErrorSample]:
     op = "linear_cross_entropy"
     x, w, t = make.normal(4, 3), make.normal(5, 3), make.index(5, 4)
-    yield from refused(op, x, w, t)
+    yield from errors_of_operands(op, make)
+    sequences = make.normal(2, 4, 3)
+    message = f"{op}: expected target of shape \\[2, 4, 5\\] for input of shape \\[2, 4, 3\\], got \\[8, 5\\]"
+    yield ErrorSample((sequences, w, make.uniform(8, 5)), message)
+    message = f"{op}: expected class indices as target beside an ignore_index, got class probabilities and 0"
+    yield ErrorSample((x, w, make.uniform(4, 5)), message, {"ignore_index": 0})
+    yield ErrorSample(
+        (x, w, make.uniform(4)), f"{op}: expected target of the shape of scores, got \\[4, 5\\] and \\[4\\]"
+    )
+    message = f"{op}: expected weight of one entry a class, \\[5\\], got \\[4\\]"
+    yield ErrorSample((x, w, t, None, make.constant(make.normal(4))), message)
+    yield from outside(op, (x, w, t), "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
+
+
+def errors_of_log_prob(make: Maker) -> Iterator[ErrorSample]:
+    op = "linear_log_prob"
+    x, w, t = make.normal(4, 3), make.normal(5, 3), make.index(5, 4)
+    yield from errors_of_operands(op, make, reduces=False)
+    yield ErrorSample((x, w, make.uniform(4)), f"{op}: expected target of dtype int64, int32 or uint8, got float64")
+    infinite = float("inf")
+    yield from outside(op, (x, w, t), "a finite temperature > 0", "temperature", 0.0, -1.0, infinite)
+    yield from outside(op, (x, w, t), "a finite softcap >= 0", "softcap", -1.0, infinite)
+
+
+def errors_of_operands(op: str, make: Maker, *, reduces: bool = True) -> Iterator[ErrorSample]:
+    x, w, t = make.normal(4, 3), make.normal(5, 3), make.index(5, 4)
+    yield from refused(op, x, w, t, reduces=reduces)
     yield ErrorSample((make.normal(), w, t), f"{op}: expected input of shape \\(..., D\\), got \\[\\]")
     sequences = make.normal(2, 4, 3)
     message = f"{op}: expected target of shape \\[2, 4\\] for input of shape \\[2, 4, 3\\], got \\[4\\]"
     yield ErrorSample((sequences, w, t), message)
-    message = f"{op}: expected target of shape \\[2, 4, 5\\] for input of shape \\[2, 4, 3\\], got \\[8, 5\\]"
-    yield ErrorSample((sequences, w, make.uniform(8, 5)), message)
     places = make.normal(5, 2, 3)
     for wrong in (make.normal(3), sequences):
         message = f"{op}: expected input of shape \\(N, 3\\) for linear_weight of shape \\[5, 2, 3\\], got \\[.*3\\]"
         yield ErrorSample((wrong, places, make.index(5, 2)), message)
     message = f"{op}: expected target of shape \\[4, 2\\] for scores of shape \\[4, 5, 2\\], got \\[4\\]"
     yield ErrorSample((x, places, t), message)
-    message = f"{op}: expected class indices as target beside an ignore_index, got class probabilities and 0"
-    yield ErrorSample((x, w, make.uniform(4, 5)), message, {"ignore_index": 0})
     message = f"{op}: expected linear_weight of shape \\(C, ..., 3\\) for input of shape \\[4, 3\\], got"
     yield ErrorSample((x, make.normal(5, 2), t), f"{message} \\[5, 2\\]")
     yield ErrorSample((x, make.normal(3), t), f"{message} \\[3\\]")
@@ -275,14 +398,8 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, make.normal(0, 3), t), f"{op}: expected scores of at least one class, got \\[4, 0\\]")
     message = f"{op}: expected target of shape \\[4\\] for scores of shape \\[4, 5\\], got \\[3\\]"
     yield ErrorSample((x, w, make.index(5, 3)), message)
-    yield ErrorSample(
-        (x, w, make.uniform(4)), f"{op}: expected target of the shape of scores, got \\[4, 5\\] and \\[4\\]"
-    )
-    message = f"{op}: expected weight of one entry a class, \\[5\\], got \\[4\\]"
-    yield ErrorSample((x, w, t, None, make.constant(make.normal(4))), message)
     message = f"{op}: expected a class index in \\[0, 5\\) or ignore_index -100, got"
     yield ErrorSample((x, w, t + 9), f"{message} \\d+", values=True)
-    yield from outside(op, (x, w, t), "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
 
 
 def workload(make: Maker, size: str) -> Iterator[Sample]:
@@ -300,7 +417,7 @@ register(
     Op(
         "linear_cross_entropy",
         reference=linear_cross_entropy,
-        shape=ShapeRule(shape, dims=dims),
+        shape=ShapeRule(partial(shape, _of_losses), dims=dims),
         count=weight_of_valid,
         samples=samples,
         errors=errors,
@@ -313,6 +430,23 @@ register(
         batch_dims={"linear_weight": None, "linear_bias": None, "weight": None},
         lowered=("input", "linear_weight", "linear_bias"),
         flops={"": flops, "_forward": flops, "_backward": backward_flops},
+        workload=workload,
+    )
+)
+
+register(
+    Op(
+        "linear_log_prob",
+        reference=linear_log_prob,
+        shape=ShapeRule(partial(shape, _of_indices), dims=dims),
+        samples=samples_of_log_prob,
+        errors=errors_of_log_prob,
+        source="log_softmax of a linear layer's scores; softcap as in Gemma 2, arXiv 2408.00118",
+        indices=("target",),
+        state=state_of_rows,
+        batch_dims={"linear_weight": None, "linear_bias": None},
+        lowered=("input", "linear_weight", "linear_bias"),
+        flops={"": flops_of_scores, "_forward": flops_of_scores, "_backward": flops_of_recomputation},
         workload=workload,
     )
 )

@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 import opreg
 from opreg.distributed import _call
-from opreg.meta.schema import bind
+from opreg.meta.schema import bind, results_of
 from opreg.registry import of_namespace
-from opreg.testing import Maker
+from opreg.testing import Maker, joined
 
 
 @cache
@@ -65,17 +65,18 @@ def compare(op: Any, bound: dict[str, Any], tensors: dict[str, Tensor], parts: d
     def call(arguments: dict[str, Any]) -> tuple[Any, list[Any]]:
         positional = {**bound, **arguments}
         dtype = {"dtype": positional.pop("dtype")} if op.is_loss else {}
-        result = op.value(*positional.values(), **dtype)
-        whole = full(result)
+        results = results_of(op.value(*positional.values(), **dtype))
+        whole = joined([full(result) for result in results])
         upstream = torch.linspace(0.5, 2.0, whole.numel(), dtype=whole.dtype).reshape(whole.shape)
         (whole * upstream).sum().backward()
-        return result, [full(t.grad) for t in arguments.values()]
+        return results, [full(t.grad) for t in arguments.values()]
 
     want, gradients = call(alone)
     got, sharded_gradients = call(parts)
-    assert isinstance(got, DTensor)
+    assert all(isinstance(t, DTensor) for t in got)
     close = {"rtol": 1e-11, "atol": 1e-12, "equal_nan": True}
-    torch.testing.assert_close(full(got), want, msg=lambda m: f"value: {m}", **close)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(full(ours), theirs, msg=lambda m: f"value: {m}", **close)
     for n, ours, theirs in zip(tensors, sharded_gradients, gradients, strict=True):
         assert (ours is None) == (theirs is None), f"gradient of {n}: {ours} and {theirs}"
         if ours is not None:

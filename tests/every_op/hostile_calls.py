@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import opreg
-from opreg.meta.schema import bind
+from opreg.meta.schema import bind, results_of
 from opreg.registry import of_namespace
 from opreg.testing import Maker
 
@@ -161,10 +161,11 @@ def prepared(r: random.Random, op: opreg.Op) -> tuple[Any, dict[str, Any]]:
     masked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
     if overload is op.forward:
         return overload, {**bound, **masked}
-    result, *state = (op.value(**bound),) if op.forward is None else op.forward(**bound, **masked)
+    made = results_of(op.value(**bound) if op.forward is None else op.forward(**bound, **masked))
     bound.pop("dtype", None)
-    leading = {"grad_output": torch.ones_like(result), **({"state": state[0]} if state else {})}
-    return overload, {**leading, **bound, "needs_input_grad": mask}
+    leading = {n: torch.ones_like(t) for n, t in zip(op.gradients_of_results, made, strict=False)}
+    kept = {} if op.forward is None else {"state": made[-1]}
+    return overload, {**leading, **kept, **bound, "needs_input_grad": mask}
 
 
 def text_of(value: Any) -> str:

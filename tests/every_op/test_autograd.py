@@ -11,7 +11,7 @@ import opreg
 from conftest import DEVICE, samples_of
 from opreg.messages.options import option_complaint
 from opreg.meta.schema import bind, results_of
-from opreg.testing import Maker, as_function, differentiable_function, tensors_with_grad
+from opreg.testing import Maker, as_function, differentiable_function, joined, tensors_with_grad
 
 SMALL = 80  # elements: finite differences cost a call for each
 
@@ -41,7 +41,7 @@ def test_opcheck(op, index):
     sample = samples[index]
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     # it holds NaN unequal to NaN
-    numbers = (s for s in samples if not op.value(*s.args, **s.kwargs).isnan().any())
+    numbers = (s for s in samples if not joined(op.value(*s.args, **s.kwargs)).isnan().any())
     if sample is next((s for s in numbers if graph_of(op, s) == graph_of(op, sample)), None):
         checks.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(op.value, sample.args, sample.kwargs, test_utils=checks)
@@ -130,7 +130,7 @@ def test_vmap_over_every_argument(op):
     stacked = [torch.stack([a.detach(), a.detach()]) for a in tensors]
 
     def call(*args):
-        return op.value(*args, *sample.args[len(tensors) :], **sample.kwargs)
+        return joined(op.value(*args, *sample.args[len(tensors) :], **sample.kwargs))
 
     got = torch.func.vmap(call)(*stacked)
     want = torch.stack([call(*(s[i] for s in stacked)) for i in range(2)])
@@ -152,7 +152,7 @@ def test_an_input_changed_in_place_is_noticed(op):
     sample = first_smooth(op)
     x = sample.args[0].detach().clone().requires_grad_()
     y = x * 1
-    result = op.value(y, *sample.args[1:], **sample.kwargs)
+    result = joined(op.value(y, *sample.args[1:], **sample.kwargs))
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
@@ -179,9 +179,10 @@ def test_places_of_the_backward_op(op):
     def called(mask, where):
         bound = {n: where(a) for n, a in bind(op.value, sample.args, sample.kwargs).items()}
         asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
-        result, *state = [op.value(**bound)] if op.forward is None else op.forward(**bound, **asked)
+        made = results_of(op.value(**bound) if op.forward is None else op.forward(**bound, **asked))
         bound.pop("dtype", None)
-        return (torch.ones_like(result), *state, *bound.values()), {"needs_input_grad": mask}
+        incoming, state = map(torch.ones_like, made[: len(op.results)]), made[len(op.results) :]
+        return (*incoming, *state, *bound.values()), {"needs_input_grad": mask}
 
     def gradients(mask, where):
         args, kwargs = called(mask, where)
@@ -236,10 +237,10 @@ def test_autocast(op, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.autocast(DEVICE, dtype=dtype):
-            result = op.value(*sample.args, **sample.kwargs)
+            result = joined(op.value(*sample.args, **sample.kwargs))
     assert result.dtype == (torch.float32 if op.is_loss else dtype)
     options = {"dtype": torch.float32} if op.is_loss else {}
-    assert torch.equal(result, op.value(*sample.args, **sample.kwargs, **options))
+    assert torch.equal(result, joined(op.value(*sample.args, **sample.kwargs, **options)))
     x = sample.args[0]
     assert torch.autograd.grad(result.sum(), x)[0].dtype == dtype
 
@@ -250,7 +251,7 @@ def in_the_ops_place(op, args, kwargs):
     twice = torch.stack([x, x])
 
     def call(x):
-        return op.value(x, *rest, **kwargs)
+        return joined(op.value(x, *rest, **kwargs))
 
     def dual():
         with torch.autograd.forward_ad.dual_level():
@@ -264,7 +265,7 @@ def in_the_ops_place(op, args, kwargs):
         "vmap of vjp": lambda: torch.func.vmap(lambda x: torch.func.vjp(call, x)[0])(twice)[1],
         "jvp of vmap": lambda: torch.func.jvp(torch.func.vmap(call), (twice,), (torch.ones_like(twice),))[0][1],
         "forward mode": dual,
-        "decomposition": lambda: op.call_reference(*args, **kwargs),
+        "decomposition": lambda: joined(op.call_reference(*args, **kwargs)),
     }
 
 
@@ -279,9 +280,9 @@ def test_autocast_of_the_reference(op, dtype):
         explicit |= {n: explicit[n].bfloat16() for n in op.lowered if explicit[n] is not None}
     if op.is_loss and dtype != torch.float64:
         explicit["dtype"] = torch.float32
-    want = op.call_reference(**explicit)
+    want = joined(op.call_reference(**explicit))
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        eager = op.value(*args, **sample.kwargs)
+        eager = joined(op.value(*args, **sample.kwargs))
         assert eager.dtype == want.dtype
         torch.testing.assert_close(eager, want, rtol=2e-2 if op.lowered else None, atol=4e-2 if op.lowered else None)
         for way, result in in_the_ops_place(op, args, sample.kwargs).items():
@@ -299,7 +300,7 @@ def test_autocast_of_the_references_derivatives(op, dtype):
     x.requires_grad_()
     results = []
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        loss = op.value(x, *rest, **sample.kwargs)
+        loss = joined(op.value(x, *rest, **sample.kwargs))
     for enabled in (True, False):
         with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled):
             grads = torch.stack([torch.ones_like(loss), 2 * torch.ones_like(loss)])
@@ -312,7 +313,7 @@ def test_autocast_of_the_references_derivatives(op, dtype):
                 (second,) = torch.autograd.grad(g.sum(), x, retain_graph=True, materialize_grads=True)
             results.append([batched, g, second])
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        of_transform = torch.func.grad(lambda x: op.value(x, *rest, **sample.kwargs).sum())(x.detach())
+        of_transform = torch.func.grad(lambda x: joined(op.value(x, *rest, **sample.kwargs)).sum())(x.detach())
     for inside, outside in zip(*results, strict=True):
         assert inside.dtype == outside.dtype == dtype
         assert torch.equal(inside, outside) or torch.allclose(inside, outside, rtol=1e-6, atol=1e-6, equal_nan=True)
@@ -336,7 +337,7 @@ def test_autocast_of_float64_stays(op):
         pytest.skip("an activation")
     sample = first_smooth(op)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        assert op.value(*sample.args, **sample.kwargs).dtype == torch.float64
+        assert joined(op.value(*sample.args, **sample.kwargs)).dtype == torch.float64
 
 
 def test_errors(op):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE
-from opreg.testing import Maker, repeated, tensors_with_grad
+from opreg.testing import Maker, joined, repeated, tensors_with_grad
 
 ROWS = [
     "cross_entropy", "nll_loss", "softmax_focal_loss", "ohem_cross_entropy", "multi_margin_loss",
@@ -25,7 +25,7 @@ def compare(op: opreg.Op, sample: opreg.Sample) -> None:
     def run(convert):
         args = [convert(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in sample.args]
         inputs = [args[op.arguments.index(n)] for n in tensors_with_grad(op, sample)]
-        result = op.value(*args, **sample.kwargs)
+        result = joined(op.value(*args, **sample.kwargs))
         weights = (torch.arange(result.numel(), device=DEVICE) % 7 + 1).view(result.shape).to(result.dtype)
         return [result.detach(), *torch.autograd.grad(result, inputs, weights)]
 

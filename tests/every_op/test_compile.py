@@ -1,5 +1,7 @@
 """torch.compile and torch.export: no graph break, no recompile per batch size, one node a loss, inlined activations."""
 
+import operator
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -8,7 +10,7 @@ from torch._inductor.utils import run_and_get_code
 import opreg
 from conftest import DEVICE
 from opreg._library import NAMESPACE
-from opreg.testing import Maker, repeated
+from opreg.testing import Maker, joined, repeated
 
 
 def first_batch(op, n=6, seed=0):
@@ -32,7 +34,7 @@ def test_training_step_compiles_whole(op, dynamic):
     counter = CompileCounterWithBackend("aot_eager")
 
     def step(x, *rest):
-        return op.value(x * 0.9, *rest, **kwargs)
+        return joined(op.value(x * 0.9, *rest, **kwargs))
 
     compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=dynamic or None)
     _, kwargs = first_batch(op)
@@ -64,12 +66,14 @@ def test_inductor_inference_and_training(op):
     """The real backend, both modes."""
     args, kwargs = first_batch(op)
     x = args[0].requires_grad_()
-    compiled = torch.compile(lambda x, *rest: op.value(x.sin(), *rest, **kwargs).sum() * 2, fullgraph=True)
+    compiled = torch.compile(lambda x, *rest: joined(op.value(x.sin(), *rest, **kwargs)).sum() * 2, fullgraph=True)
     if op.short == "binary_cross_entropy":  # sin leaves its domain
-        compiled = torch.compile(lambda x, *rest: op.value(x.sigmoid(), *rest, **kwargs).sum() * 2, fullgraph=True)
+        compiled = torch.compile(
+            lambda x, *rest: joined(op.value(x.sigmoid(), *rest, **kwargs)).sum() * 2, fullgraph=True
+        )
     got = compiled(x, *args[1:])
     inner = x.sigmoid() if op.short == "binary_cross_entropy" else x.sin()
-    want = op.value(inner, *args[1:], **kwargs).sum() * 2
+    want = joined(op.value(inner, *args[1:], **kwargs)).sum() * 2
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got, x)[0], torch.autograd.grad(want, x)[0])
     with torch.no_grad():
@@ -107,7 +111,7 @@ def test_losses_stay_ops(op):
         pytest.skip("inlined")
     args, kwargs = first_batch(op)
     x = args[0].requires_grad_()
-    compiled = torch.compile(lambda x, *rest: op.value(x, *rest, **kwargs), fullgraph=True)
+    compiled = torch.compile(lambda x, *rest: joined(op.value(x, *rest, **kwargs)), fullgraph=True)
 
     def step():
         result = compiled(x, *args[1:])
@@ -122,11 +126,13 @@ def test_losses_stay_ops(op):
 def test_compile_of_a_transform(op):
     args, kwargs = first_batch(op)
     compiled = torch.compile(
-        torch.func.grad(lambda x, *rest: op.value(x, *rest, **kwargs).sum()), backend="aot_eager", fullgraph=True
+        torch.func.grad(lambda x, *rest: joined(op.value(x, *rest, **kwargs)).sum()),
+        backend="aot_eager",
+        fullgraph=True,
     )
     got = compiled(*args)
     x = args[0].clone().requires_grad_()
-    want = torch.autograd.grad(op.value(x, *args[1:], **kwargs).sum(), x)[0]
+    want = torch.autograd.grad(joined(op.value(x, *args[1:], **kwargs)).sum(), x)[0]
     torch.testing.assert_close(got, want)
 
 
@@ -153,7 +159,7 @@ def test_export_keeps_one_node(op, strict):
     """With a dynamic batch; the program runs at another size, and saves, loads and decomposes."""
     program, kwargs = exported(op, strict=strict)
     calls = [n.target for n in program.graph.nodes if n.op == "call_function"]
-    assert calls == [op.value]
+    assert [call for call in calls if call is not operator.getitem] == [op.value]
     other, _ = first_batch(op, 11, seed=1)
     want = op.value(*other, **kwargs)
     torch.testing.assert_close(program.module()(*other), want)

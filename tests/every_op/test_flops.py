@@ -13,7 +13,7 @@ from conftest import DEVICE, samples_of
 
 # the ops whose definition multiplies matrices
 MULTIPLY = (
-    *("linear_cross_entropy", "coord_conv2d", "dynamic_conv2d"),
+    *("linear_cross_entropy", "linear_log_prob", "coord_conv2d", "dynamic_conv2d"),
     *("clip_loss", "siglip_loss", "nt_xent_loss", "sup_con_loss"),
 )
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import opreg
 from conftest import DEVICE, ROOT, run_raw, samples_of
-from opreg.meta.schema import bind
-from opreg.testing import Maker, tensors_with_grad
+from opreg.meta.schema import bind, results_of
+from opreg.testing import Maker, joined, tensors_with_grad
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="these look at the CPU's memory")
 
@@ -82,11 +82,12 @@ def test_every_size_at_0_and_at_1(op: opreg.Op, dtype: torch.dtype) -> None:
         if got is None:
             continue
         try:
-            expected = op.call_reference(*sample.args, **sample.kwargs)
+            expected = joined(op.call_reference(*sample.args, **sample.kwargs))
         except (RuntimeError, IndexError):  # what torch has no answer for, as a norm of nothing
             continue
         tolerance = 1e-5 if dtype in (torch.float64, torch.float32) else 2e-2
-        torch.testing.assert_close(got[0], expected.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
+        results = joined(got[: len(op.results)])
+        torch.testing.assert_close(results, expected.detach(), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -99,7 +100,7 @@ def test_every_size_at_0_and_at_1_emulated(emulated: Any, op: opreg.Op, dtype: t
         assert got is not None
         tolerance = 1e-5 if dtype in (torch.float64, torch.float32) else 2e-2
         for k, (a, b) in enumerate(zip(got, same, strict=True)):
-            if k == 1 and op.forward is not None and a.shape != b.shape:
+            if k == len(op.results) and op.forward is not None and a.shape != b.shape:
                 continue  # what a backend keeps for its backward pass; the gradients show whether it is right
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
@@ -111,10 +112,11 @@ def backward_call(op: opreg.Op, sample: opreg.Sample) -> dict[str, Any]:
     wanted = tensors_with_grad(op, sample)
     mask = [n in wanted for n in op.differentiable]
     asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
-    result, *state = [op.value(**bound)] if op.forward is None else op.forward(**bound, **asked)
+    made = results_of(op.value(**bound) if op.forward is None else op.forward(**bound, **asked))
     bound.pop("dtype", None)
-    kept = {"state": state[0]} if state else {}
-    return {"grad_output": torch.ones_like(result), **kept, **bound, "needs_input_grad": mask}
+    kept = {} if op.forward is None else {"state": made[-1]}
+    incoming = {n: torch.ones_like(t) for n, t in zip(op.gradients_of_results, made, strict=False)}
+    return {**incoming, **kept, **bound, "needs_input_grad": mask}
 
 
 def on_meta(a: Any) -> Any:
@@ -143,12 +145,13 @@ def test_no_gradient_of_what_is_none(emulated: Any, op: opreg.Op) -> None:
 def test_mask_and_gradient_are_checked_everywhere(emulated: Any, op: opreg.Op) -> None:
     emulated(1)
     arguments = backward_call(op, samples_of(op, requires_grad=True)[0])
-    grad, mask = arguments["grad_output"], arguments["needs_input_grad"]
+    (name, *_), mask = op.gradients_of_results, arguments["needs_input_grad"]
+    grad = arguments[name]
     wrong = [
         ({"needs_input_grad": [*mask, True]}, "expected one entry of needs_input_grad a gradient, got"),
         ({"needs_input_grad": []}, "expected one entry of needs_input_grad a gradient, got 0"),
-        ({"grad_output": torch.ones(3, *grad.shape).double()}, "expected grad_output of shape"),
-        ({"grad_output": grad.long()}, "expected grad_output of dtype float64, .* got int64"),
+        ({name: torch.ones(3, *grad.shape).double()}, f"expected {name} of shape"),
+        ({name: grad.long()}, f"expected {name} of dtype float64, .* got int64"),
     ]
     if "state" in arguments:
         state = arguments["state"]
@@ -165,7 +168,7 @@ def test_meta_beside_memory_is_an_error(op: opreg.Op) -> None:
     """The fake runs then, in the kernel's place: what it returned was memory that nobody wrote."""
     sample = samples_of(op, requires_grad=True)[0]
     backward = backward_call(op, sample)
-    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "needs_input_grad")}
+    value = {n: a for n, a in backward.items() if n in op.arguments}
     asked = {"needs_input_grad": backward["needs_input_grad"]} if op.forward_takes_mask else {}
     on_host = op.rule.on_host
     for overload, arguments in ((op.value, value), (op.forward, {**value, **asked}), (op.backward, backward)):
@@ -223,7 +226,7 @@ def test_lengths_of_any_size(emulated: Any, name: str, together: bool, reduction
     good = backward_call(op, opreg.Sample((*args, *right.values()), {"reduction": reduction}))
     for lengths in itertools.product(LENGTHS, (2, 2**63 - 1), (2, 2**62)):
         bound = {**good, name: torch.tensor(lengths)}
-        call = {n: a for n, a in bound.items() if n not in ("grad_output", "state", "needs_input_grad")}
+        call = {n: a for n, a in bound.items() if n in op.arguments}
         for overload in (op.value, op.forward):
             expect_error(overload, call, f"ctc_loss: expected {name} ")
         loss, state = torch.ops.lossreg_emulated.ctc_loss_forward(**call)
@@ -277,7 +280,7 @@ def leak_calls(op: opreg.Op) -> dict[str, Callable[[], Any]]:
     """Right calls of each overload, and wrong ones of each kind of argument."""
     sample = samples_of(op, dtype=torch.float32, requires_grad=True)[0]
     backward = backward_call(op, sample)
-    value = {n: a for n, a in backward.items() if n not in ("grad_output", "state", "needs_input_grad")}
+    value = {n: a for n, a in backward.items() if n in op.arguments}
     asked = {"needs_input_grad": backward["needs_input_grad"]} if op.forward_takes_mask else {}
     calls: dict[str, Callable[[], Any]] = {
         "value": lambda: op.value(**value),
@@ -292,7 +295,8 @@ def leak_calls(op: opreg.Op) -> dict[str, Callable[[], Any]]:
         calls["dtype"] = fails(op.value, {**value, "dtype": torch.int64})
     first = op.tensor_arguments[0]
     calls["tensor"] = fails(op.value, {**value, first: value[first].long()})
-    calls["gradient"] = fails(op.backward, {**backward, "grad_output": backward["grad_output"].long()})
+    gradient = op.gradients_of_results[0]
+    calls["gradient"] = fails(op.backward, {**backward, gradient: backward[gradient].long()})
     return calls
 
 

@@ -22,7 +22,7 @@ from opreg.attach import messages
 from opreg.faces.modules import OpModule
 from opreg.meta.schema import bind
 from opreg.registry import of_namespace
-from opreg.testing import Maker
+from opreg.testing import Maker, joined
 
 ALL = of_namespace()
 MODULES: dict[str, type[OpModule]] = {
@@ -173,7 +173,7 @@ def test_names_and_counts_of_modules(cls):
 def test_other_overloads(any_op):
     """``NAME_backward`` and ``NAME_forward``, which autograd and loaded programs call."""
     call = whole_call(any_op)
-    tensors = {"grad_output": torch.ones(()), "state": torch.ones(1)}
+    tensors = {**dict.fromkeys(any_op.gradients_of_results, torch.ones(())), "state": torch.ones(1)}
     mask = {"needs_input_grad": [True] * len(any_op.differentiable)}
     for overload in any_op.overloads[1:]:
         name = overload._schema.name.split("::")[1]
@@ -239,8 +239,8 @@ def test_learnable_option(numeric, option):
     if op.short == "ema_update_":
         return
     with torch.no_grad():
-        assert torch.equal(of_option(number), op.value(**call))
-    assert torch.equal(of_option(number.detach()), op.value(**call))
+        assert torch.equal(joined(of_option(number)), joined(op.value(**call)))
+    assert torch.equal(joined(of_option(number.detach())), joined(op.value(**call)))
 
 
 @pytest.mark.parametrize("layout", ["jagged", "nested", "sparse", "quantized", "mkldnn"])

@@ -40,6 +40,7 @@ WRITTEN = {
     "DynamicConv2d": ("dynamic_conv2d",),
     "EMA": ("ema_update_",),
     "LinearCrossEntropyLoss": ("linear_cross_entropy",),
+    "LinearLogProb": ("linear_log_prob",),
 }
 
 

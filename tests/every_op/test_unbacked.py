@@ -7,7 +7,7 @@ from torch import Tensor
 import opreg
 from conftest import DEVICE, samples_of
 from opreg.meta.schema import bind
-from opreg.testing import tensors_with_grad
+from opreg.testing import joined, tensors_with_grad
 
 
 def dims_of_rows(op, sample):
@@ -82,7 +82,7 @@ def test_compile(op):
         with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
             torch._dynamo.reset()
             compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
-            got, want = (call(masks, *sample.args) for call in (compiled, module))
+            got, want = (joined(call(masks, *sample.args)) for call in (compiled, module))
             scale = torch.ones_like(want)
             grads = [torch.autograd.grad(result, inputs, scale, allow_unused=True) for result in (got, want)]
         torch.testing.assert_close(got, want, equal_nan=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 import opreg
 from conftest import DEVICE, run_raw, samples_of
 from opreg._library import OPS
-from opreg.meta.schema import bind
-from opreg.testing import Maker, as_function, batched, repeated, tensors_with_grad
+from opreg.meta.schema import bind, results_of
+from opreg.testing import Maker, as_function, batched, joined, repeated, tensors_with_grad
 
 # What one rounding to the dtype may cost, with room for a sum of a few dozen terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -147,8 +147,8 @@ def test_expanded_input(op):
     """A stride of 0 in the input, and gradients of its whole shape."""
     sample = next(s for s in samples_of(op) if isinstance(s.args[0], Tensor) and s.args[0].dim() >= 2)
     x = sample.args[0][:1].expand(sample.args[0].shape)
-    got = op.value(x, *sample.args[1:], **sample.kwargs)
-    assert_near(got, op.value(x.contiguous(), *sample.args[1:], **sample.kwargs), "value")
+    got = joined(op.value(x, *sample.args[1:], **sample.kwargs))
+    assert_near(got, joined(op.value(x.contiguous(), *sample.args[1:], **sample.kwargs)), "value")
 
 
 def test_activations_keep_the_memory_format(op):
@@ -289,7 +289,7 @@ def test_results_are_memory_of_their_own(op, index):
     """Result, state and gradients share none with an argument or with each other."""
     sample = samples_of(op, requires_grad=True)[index]
     made = [t for t in run_raw(OPS, op, sample) if t.numel()]
-    made += [t for t in (op.value(*sample.args, **sample.kwargs),) if t.numel()]
+    made += [t for t in results_of(op.value(*sample.args, **sample.kwargs)) if t.numel()]
     given = {a.untyped_storage().data_ptr() for a in sample.args if isinstance(a, Tensor) and a.numel()}
     storages = [t.untyped_storage().data_ptr() for t in made]
     assert len({*storages}) == len(storages)

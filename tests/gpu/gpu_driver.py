@@ -103,9 +103,11 @@ def has_rows(sample: Any) -> bool:
 
 def run(op: Any, sample: Any) -> list[Tensor]:
     """The value without autograd and with it, and every gradient."""
+    from opreg.testing import joined
+
     with torch.no_grad():
-        value = op.value(*sample.args, **sample.kwargs)
-    result = op.value(*sample.args, **sample.kwargs)
+        value = joined(op.value(*sample.args, **sample.kwargs))
+    result = joined(op.value(*sample.args, **sample.kwargs))
     tensors = [t for t in (*sample.args, *sample.kwargs.values()) if isinstance(t, Tensor)]
     weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device).reshape(result.shape)
     return [value, result.detach(), *torch.autograd.grad(result, [t for t in tensors if t.requires_grad], weights)]

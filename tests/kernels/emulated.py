@@ -22,22 +22,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
-    """Result, state and gradients straight from the kernels of a namespace, without autograd."""
+    """Results, state and gradients straight from the kernels of a namespace, without autograd."""
     bound = bind(op.value, sample.args, sample.kwargs)
     wanted = tensors_with_grad(op, sample)
     mask = [n in wanted for n in op.differentiable]
     with torch.no_grad():
         if op.forward is None:
-            result, state = getattr(namespace, op.short)(**bound), []
+            made = results_of(getattr(namespace, op.short)(**bound))
         else:
             asked = {"needs_input_grad": mask} if op.forward_takes_mask else {}
-            result, *state = getattr(namespace, op.short + "_forward")(**bound, **asked)
+            made = getattr(namespace, op.short + "_forward")(**bound, **asked)
         bound.pop("dtype", None)
-        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype, device=result.device)
-        grad_output = weights.reshape(result.shape)
+        results, state = made[: len(op.results)], made[len(op.results) :]
+        incoming = [
+            torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape) for t in results
+        ]
         backward = getattr(namespace, op.short + "_backward")
-        grads = results_of(backward(grad_output, *state, **bound, needs_input_grad=mask))
-        return [result, *state, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
+        grads = results_of(backward(*incoming, *state, **bound, needs_input_grad=mask))
+        return [*made, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +159,12 @@ def passes(
             found = {"forward": Pass(emulator.launches(), emulator.host())}
         if op.mutated:
             return found
-        result, *state = results_of(results)
+        made = results_of(results)
+        state = made[len(op.results) :]
         bound.pop("dtype", None)
-        grad_output = torch.ones_like(result)  # what is multiplied by 0 need not be read
-        with emulator.only(blocks, *watched, *state, grad_output, traffic=traffic):
-            getattr(namespace, op.short + "_backward")(grad_output, *state, **bound, needs_input_grad=mask)
+        incoming = [torch.ones_like(t) for t in made[: len(op.results)]]  # what is multiplied by 0 need not be read
+        with emulator.only(blocks, *watched, *state, *incoming, traffic=traffic):
+            getattr(namespace, op.short + "_backward")(*incoming, *state, **bound, needs_input_grad=mask)
             found["backward"] = Pass(emulator.launches(), emulator.host())
     return found
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 import opreg
 from opreg.meta.schema import bind
-from opreg.testing import Maker
+from opreg.testing import Maker, joined
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -94,7 +94,7 @@ class Calls(nn.Module):
         results = []
         for sample in self.samples:
             args, kwargs = pytree.tree_map_only(Tensor, lambda _: next(given), (sample.args, sample.kwargs))
-            results.append(self.op.value(*args, **kwargs))
+            results.append(joined(self.op.value(*args, **kwargs)))
         return tuple(results)
 
 

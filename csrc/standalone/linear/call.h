@@ -1,5 +1,5 @@
 #pragma once
-// The tensors of a call of linear_cross_entropy, and the places of its gradients.
+// The tensors of a call of a loss of a linear layer's scores, and the places of its gradients.
 #include "../../formulas/shared/cross_entropy.h"
 #include "../../skeletons/rowwise/kernel.h"
 #include "../shared/products.h"
@@ -17,9 +17,9 @@ namespace linear {
 // The tensor arguments in the schema's order.
 enum Argument { kInputAt, kLinearWeightAt, kTargetAt, kLinearBiasAt, kWeightAt, kArguments };
 
-// The tensors of one call, checked against each other. Unbatched, they count as one row; the leading dimensions of an
-// input with several count as one. The d1 ... dk of linear_weight are one dimension of P places, each a loss of its
-// own.
+// The tensors of one call of F, checked against each other, and the scores as those of the row formula F::Scores.
+// Unbatched, they count as one row; the leading dimensions of an input with several count as one. The d1 ... dk of
+// linear_weight are one dimension of P places, each a loss of its own.
 template <class F>
 struct Call {
   Tensor input, linear_weight, target;        // (N, D), (C P, D), (N, ...) or (N, C, ...), where ... is P if there is k
@@ -58,7 +58,7 @@ struct Call {
       check_operand(F::name, name(kLinearBiasAt), *linear_bias, input, dtype);
       linear_bias = torch::stable::reshape(*linear_bias, {columns});
     }
-    if (tensors[kWeightAt]) weight = detached(*tensors[kWeightAt]);
+    if (tensors.size() > kWeightAt && tensors[kWeightAt]) weight = detached(*tensors[kWeightAt]);
 
     row_shape.assign(shape.begin(), shape.end() - 1);
     rows = element_count(F::name, row_shape);
@@ -73,7 +73,7 @@ struct Call {
     Shape of_scores = shape.size() == 1 ? Shape{} : Shape{rows};
     of_scores.insert(of_scores.end(), outputs.begin(), outputs.end());
     Tensor scores = strided(new_empty(input, {}, dtype), of_scores, Shape(of_scores.size()));
-    RowCall<ScoreLoss> checked({scores, target, weight});
+    RowCall<typename F::Scores> checked({scores, target, weight});
     probabilities = checked.probabilities;
     result = checked.result;
     row_shape.insert(row_shape.end(), inner.begin(), inner.end());
@@ -114,6 +114,10 @@ struct GradientSums {
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt})
       if (mask[k]) elements += shape[k][0] * shape[k][1];
   }
+  void zero() {
+    for (auto& sum : part)
+      if (sum) torch::stable::zero_(*sum);
+  }
   // The elements of the state, a tensor of dtype `wide`: the sums one after the other, then the mean's denominator.
   int64_t state_size(DType wide) const { return numbers_for(elements, dtype, wide) + 1; }
   // Puts the sums into a state.
@@ -127,12 +131,21 @@ struct GradientSums {
     }
   }
   // Puts each into the gradient itself, where that can hold it, else into a tensor of its own.
-  void place_beside(const Grads<kArguments>& grads) {
+  template <size_t N>
+  void place_beside(const Grads<N>& grads) {
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;
       const Tensor& grad = *grads[k];
       bool fits = grad.scalar_type() == scalar_type(dtype) && grad.is_contiguous();
       part[k] = fits ? strided(grad, shape[k], {shape[k][1], 1}) : new_empty(grad, shape[k], dtype);
+    }
+  }
+  // Then fills the gradients from those.
+  template <size_t N>
+  void copy_to(Grads<N>& grads) const {
+    for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
+      if (!mask[k] || part[k]->const_data_ptr() == grads[k]->const_data_ptr()) continue;
+      torch::stable::copy_(*grads[k], torch::stable::reshape(*part[k], shape_of(*grads[k])));
     }
   }
 };
