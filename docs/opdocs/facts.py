@@ -29,8 +29,8 @@ TASKS: dict[str, tuple[str, str]] = {
     ),
     "classification": (
         "The target is a class, or any number of labels.",
-        r"\bclassification\b(?! score)|\bexclude each other|several classes at once|labels an image|ends in a sigmoid"
-        r"|support vector|log likelihood of class|cross entropy of a linear layer",
+        r"\bclassification\b(?! score)|\bexclude each other|several classes at once|labels an? (?:image|row)"
+        r"|number of labels|ends in a sigmoid|support vector|log likelihood of class|cross entropy of a linear layer",
     ),
     "imbalance": (
         "Few of the examples, or of the pixels, are those that matter.",
