@@ -85,8 +85,9 @@ struct SigLipLoss {
     for (int k = 0; k < gradients; k++)
       if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
     double pairs = double(call.rows);
-    Tensor of_vectors = factor_of<Backend>(grad_output, operand_of(grad_output), operand_of(call.numbers[0]), pairs);
-    Tensor of_numbers = factor_of<Backend>(grad_output, operand_of(grad_output), {}, pairs);
+    Tensor of_vectors =
+        factor_of<Backend>(call.input, call.wide(), operand_of(grad_output), operand_of(call.numbers[0]), pairs);
+    Tensor of_numbers = factor_of<Backend>(call.input, call.wide(), operand_of(grad_output), {}, pairs);
     for (int k = 0; k < 2; k++)
       if (mask[k]) write_gradient<Backend>(name, state.part[k], of_vectors, *grads[k]);
     for (int k = 2; k < 4; k++)
@@ -194,14 +195,14 @@ struct ClipLoss {
     // what the pairs' losses were weighted by is in the slopes; the rest is one number
     Operand g = reduced ? operand_of(grad_output) : Operand{};
     double divisor = reduction == Reduction::mean ? double(call.rows) : 1.0;
-    Tensor of_vectors = factor_of<Backend>(call.input, g, operand_of(call.numbers[0]), divisor);
+    Tensor of_vectors = factor_of<Backend>(call.input, call.wide(), g, operand_of(call.numbers[0]), divisor);
     for (int k = 0; k < 2; k++)
       if (mask[k]) write_gradient<Backend>(name, part[k], of_vectors, *grads[k]);
     if (mask[2]) {
       Tensor sum = new_empty(call.input, {}, DType::float64);
       Backend::template total<1>(along, call.rows, 1, AddLoss{static_cast<const double*>(along.const_data_ptr())},
                                  WriteLoss{operand_of(sum), 1.0});
-      write_gradient<Backend>(name, sum, factor_of<Backend>(call.input, g, {}, divisor), *grads[2]);
+      write_gradient<Backend>(name, sum, factor_of<Backend>(call.input, call.wide(), g, {}, divisor), *grads[2]);
     }
     return grads;
   }

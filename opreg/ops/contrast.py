@@ -361,6 +361,9 @@ def sup_con_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from outside(op, (x, t), "finite temperature > 0", "temperature", 0.0, -1.0, math.inf)
 
 
+# some models keep these as parameters of shape [1]
+NO_DIMENSIONS = {f"expected {name} of shape": f"pass {name}.squeeze()" for name in ("logit_scale", "logit_bias")}
+
 # Pairs and features; large: a batch of one GPU, huge: of a whole training run, both of ViT-B's size.
 WORKLOAD = {"small": (8, 8), "usual": (512, 256), "large": (4096, 512), "huge": (32768, 768)}
 
@@ -399,6 +402,7 @@ register(
         whole=all_pairs,
         module="CLIPLoss",
         accepts={"logit_scale": number},
+        advice=NO_DIMENSIONS,
         lowered=("input", "target"),
         workload=clip_workload,
         flops={"": scores_alone, "_forward": scores_alone, "_backward": with_gradients},
@@ -416,6 +420,7 @@ register(
         whole=all_pairs,
         module="SigLipLoss",
         accepts={"logit_scale": number, "logit_bias": number},
+        advice=NO_DIMENSIONS,
         lowered=("input", "target"),
         workload=siglip_workload,
         flops={"": scores_alone, "_forward": with_gradients},

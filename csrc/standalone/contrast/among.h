@@ -251,7 +251,7 @@ Tensor among_gradient(const char* op, const Tensor& grad_output, const Tensor& s
     pass.rows_gradient(c, gradient);
   });
   Tensor anchors = strided(state, {}, {}, state.numel() - 1);
-  Tensor factor = factor_of<Backend>(x.vectors, operand_of(grad_output), {}, temperature, operand_of(anchors));
+  Tensor factor = factor_of<Backend>(x.vectors, wide, operand_of(grad_output), {}, temperature, operand_of(anchors));
   in_compute_type(wide, wide, [&](auto zero) {
     using T = std::decay_t<decltype(zero)>;
     x.with_factors([&](auto* vectors) {

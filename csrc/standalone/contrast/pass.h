@@ -164,8 +164,8 @@ struct WriteFactor {
   }
 };
 template <class Backend>
-Tensor factor_of(const Tensor& like, Operand a, Operand b, double divisor, Operand over = {}) {
-  Tensor factor = new_empty(like, {}, DType::float64);
+Tensor factor_of(const Tensor& like, DType dtype, Operand a, Operand b, double divisor, Operand over = {}) {
+  Tensor factor = new_empty(like, {}, dtype);
   Backend::each(1, 1, WriteFactor{operand_of(factor), a, b, over, divisor});
   return factor;
 }
