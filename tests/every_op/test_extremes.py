@@ -115,6 +115,7 @@ RANGES = {
     "convolution": (0.0, 1.0),
     "multiclass": (0.0, 1e18),
     "rotated": (0.0, 1e6),
+    "image": (0.0, 1e15),
     "segmentation": (0.0, 1e37),
     "softmax": (0.0, 1e30),
     "sequence": (0.0, 1e10),

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import opreg
 from conftest import DEVICE, samples_of
 
-# the ops whose definition multiplies matrices
+# the ops whose definition multiplies matrices, or convolves
 MULTIPLY = (
     *("linear_cross_entropy", "linear_log_prob", "coord_conv2d", "dynamic_conv2d"),
     *("clip_loss", "siglip_loss", "nt_xent_loss", "sup_con_loss"),
+    "ssim_loss",
 )
 
 

@@ -53,7 +53,7 @@ CATALOGUE = {
     "iou_loss", "giou_loss", "diou_loss", "ciou_loss", "eiou_loss", "focal_eiou_loss", "alpha_iou_loss", "siou_loss",
     "wiou_loss", "prob_iou_loss",
     "dice_loss", "tversky_loss", "jaccard_loss", "generalized_dice_loss", "lovasz_softmax_loss", "lovasz_hinge_loss",
-    "affinity_loss", "affinity_field_loss",
+    "affinity_loss", "affinity_field_loss", "ssim_loss",
     "triplet_margin_loss", "triplet_soft_margin_loss", "cosine_embedding_loss", "ctc_loss",
     "ema_update_", "coord_conv2d", "dynamic_conv2d",
 }  # fmt: skip
