@@ -15,6 +15,7 @@ from .rules import margin_rows as margin_rows
 from .rules import regions as regions
 from .rules import rows as rows
 from .rules import same as same
+from .rules import transducer as transducer
 from .rules import typed_by as typed_by
 from .rules import variance as variance
 from .rules import vectors as vectors
@@ -22,3 +23,4 @@ from .states import State as State
 from .states import ctc_state as ctc_state
 from .states import per_group as per_group
 from .states import per_row as per_row
+from .states import transducer_state as transducer_state

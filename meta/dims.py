@@ -145,3 +145,14 @@ def sequences(args: Mapping[str, Any]) -> Dims:
         "target_lengths": sample[: args["target_lengths"].dim()],
         VALUES: values,
     }
+
+
+def transducers(args: Mapping[str, Any]) -> Dims:
+    """Of ``meta.transducer``."""
+    return {
+        "logits": ("batch", "steps", "places", "symbols"),
+        "targets": ("batch", "labels"),
+        "logit_lengths": ("batch",)[: args["logit_lengths"].dim()],
+        "target_lengths": ("batch",)[: args["target_lengths"].dim()],
+        VALUES: ("batch",),
+    }

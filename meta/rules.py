@@ -373,7 +373,18 @@ def image_pairs(input: str, target: str, *, window_size: str) -> ShapeRule:
 
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_LENGTHS = ("input_lengths", "target_lengths")
+
+
+def require_lengths(op: str, name: str, lengths: Tensor, samples: int, input: str, x: Tensor) -> None:
+    """How many entries of each sample count: an integer a sample."""
+    if lengths.dtype not in _INTEGERS:
+        raise fail(op, f"{name} of an integer dtype", dtype_text(lengths.dtype))
+    if lengths.dim() > 1 or not same_size(lengths.numel(), samples):
+        expected = f"{name} of shape {shape_text([samples])} for {input} of shape {shape_text(x)}"
+        raise fail(op, expected, shape_text(lengths))
+
+
+_CTC_LENGTHS = ("input_lengths", "target_lengths")
 
 
 def _ctc(op: str, args: Arguments) -> Sequence[int]:
@@ -388,15 +399,32 @@ def _ctc(op: str, args: Arguments) -> Sequence[int]:
     if t.dim() != 1 and (t.dim() != 2 or not same_size(t.shape[0], samples)):
         expected = f"targets of shape [{samples}, S] or [sum of target_lengths] for log_probs of shape {shape_text(x)}"
         raise fail(op, expected, shape_text(t))
-    for name in _LENGTHS:
-        lengths = args[name]
-        if lengths.dtype not in _INTEGERS:
-            raise fail(op, f"{name} of an integer dtype", dtype_text(lengths.dtype))
-        if lengths.dim() > 1 or not same_size(lengths.numel(), samples):
-            expected = f"{name} of shape {shape_text([samples])} for log_probs of shape {shape_text(x)}"
-            raise fail(op, expected, shape_text(lengths))
+    for name in _CTC_LENGTHS:
+        require_lengths(op, name, args[name], samples, "log_probs", x)
     return (samples,) if batched else ()
 
 
 # ``torch.nn.functional.ctc_loss``: one value a sequence.
-ctc = ShapeRule(_ctc, on_host=_LENGTHS, dims=labels.sequences)
+ctc = ShapeRule(_ctc, on_host=_CTC_LENGTHS, dims=labels.sequences)
+
+_TRANSDUCER_LENGTHS = ("logit_lengths", "target_lengths")
+
+
+def _transducer(op: str, args: Arguments) -> Sequence[int]:
+    x, t, blank = args["logits"], args["targets"], args["blank"]
+    if x.dim() != 4 or is_size(x.shape[2], 0):
+        raise fail(op, "logits of shape (N, T, U + 1, V)", shape_text(x))
+    samples, _, places, classes = x.shape
+    if is_size(classes, 0):
+        raise fail(op, "logits of at least one class", shape_text(x))
+    if not -classes <= blank < classes:
+        raise fail(op, f"blank in [{-classes}, {classes})", blank)
+    require_indices(op, "targets", t)
+    require_shape(op, "targets", t, (samples, places - 1), "logits", x)
+    for name in _TRANSDUCER_LENGTHS:
+        require_lengths(op, name, args[name], samples, "logits", x)
+    return (samples,)
+
+
+# The RNN transducer: one value a sequence.
+transducer = ShapeRule(_transducer, on_host=_TRANSDUCER_LENGTHS, dims=labels.transducers)

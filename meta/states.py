@@ -45,3 +45,9 @@ def ctc_state(shape: Sequence[int], args: Arguments) -> Tensor:
     samples = x.shape[1] if x.dim() == 3 else 1
     size = (x.shape[0] + 1) * (2 * args["targets"].numel() + 3 * samples)
     return x.new_empty((size,), dtype=torch.float64)
+
+
+def transducer_state(shape: Sequence[int], args: Arguments) -> Tensor:
+    """Four numbers for each row of logits: the forward and the backward variable, the log-sum-exp in two parts."""
+    x: Tensor = args["logits"]
+    return x.new_empty((4 * x.shape[0] * x.shape[1] * x.shape[2],), dtype=torch.float64)

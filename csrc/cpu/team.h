@@ -29,6 +29,10 @@ struct Team {
     for (int64_t k = 0; k < n; k++) body(k);
   }
   template <class Body>
+  HD void each_part(int64_t n, Body body) const {
+    for (int64_t k = 0; k < n; k++) body(k, *this);
+  }
+  template <class Body>
   HD auto sum(int64_t n, Body body) const {
     decltype(body(n)) total = 0;
 #pragma omp simd reduction(+ : total)

@@ -4,6 +4,27 @@
 
 namespace lossreg::cuda {
 
+// A warp of a block, as a team of its own.
+struct Warp {
+  __device__ int64_t rank() const { return threadIdx.x % 32; }
+  __device__ int64_t size() const { return 32; }
+  template <class T>
+  __device__ T sum(T value) const {
+    return join(value, Plus{});
+  }
+  template <class T>
+  __device__ T max(T value) const {
+    return join(value, Larger{});
+  }
+
+ private:
+  template <class T, class Join>
+  __device__ static T join(T value, Join join) {
+    for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
+    return value;
+  }
+};
+
 // The team that is a block of threads. cpu/team.h has the team of one thread.
 struct Team {
   __device__ int64_t rank() const { return threadIdx.x; }
@@ -25,6 +46,11 @@ struct Team {
   template <class Body>
   __device__ void each(int64_t n, Body body) const {
     for (int64_t k = rank(); k < n; k += size()) body(k);
+  }
+  // body(k, part) for every k < n, shared out to warps.
+  template <class Body>
+  __device__ void each_part(int64_t n, Body body) const {
+    for (int64_t k = rank() / 32; k < n; k += size() / 32) body(k, Warp{});
   }
   // The sum of body(k) over k < n. What the threads wrote before, all can read after.
   template <class Body>

@@ -111,6 +111,12 @@ struct NullBackend {
     HD void sums(int64_t n, T (&out)[K], F f) const {
       for (int k = 0; k < K; k++) out[k] = f(n, k);
     }
+    // Calls f(k, part) for every k < n, shared out to the parts of the team, which are teams of fewer threads: with a
+    // rank(), a size(), a sum() and a max() of one value.
+    template <class F>
+    HD void each_part(int64_t n, F f) const {
+      if (n < 0) f(n, *this);
+    }
     // So many bytes of fast memory are the team's own while it runs one body. 0: what is read again lies in a cache.
     static constexpr int64_t kMemory = 0;
     HD double* memory() const { return nullptr; }

@@ -1,6 +1,5 @@
 #pragma once
 // Losses over sequences.
-#include "../skeletons/standalone.h"
 #include "shared/ctc.h"
 
 namespace lossreg {
@@ -24,7 +23,6 @@ struct CTCLoss {
     DType dtype;
     ctc::Batch batch;
   };
-  // Where float64 is asked for, log_probs of another dtype are converted.
   template <class Backend>
   Call parse(const Inputs& x, std::optional<ScalarType> wanted) const {
     Call c{required(name, args, 0, x[0]),
@@ -49,14 +47,16 @@ struct CTCLoss {
       fail(name, "targets of shape [", b.samples, ", S] or [sum of target_lengths] for log_probs of shape ",
            shape_text(shape), ", got ", shape_text(labels));
     b.labels = labels.back();
-    check_sizes(b);
-    b.input_lengths = lengths<Backend>(c.log_probs, c.input_lengths, "input_lengths", b.samples);
-    b.target_lengths = lengths<Backend>(c.log_probs, c.target_lengths, "target_lengths", b.samples);
+    lattice::check_lattice_sizes(name, b.steps, b.classes, b.labels);
+    // as many labels a sample as the running sum of BoundedLengths may have
+    element_count(name, {16, b.steps + 1, std::max<int64_t>(1, b.samples), b.labels + ctc::kBefore + 1});
+    auto lengths = [&](const char* argument, Tensor& t) {
+      return lattice::lengths_of<Backend>(name, argument, t, b.samples, "log_probs", c.log_probs);
+    };
+    b.input_lengths = lengths("input_lengths", c.input_lengths);
+    b.target_lengths = lengths("target_lengths", c.target_lengths);
 
-    if (wanted == ScalarType::Double && c.dtype != DType::float64) {
-      c.log_probs = torch::stable::to(c.log_probs, ScalarType::Double);
-      c.dtype = DType::float64;
-    }
+    lattice::widen_scores(c.log_probs, c.dtype, wanted);
     b.log_probs = by_step(c.log_probs);
     b.targets = operand_of(c.targets);
     b.ends = nullptr;
@@ -70,32 +70,6 @@ struct CTCLoss {
     }
     return c;
   }
-  // Expanded tensors have sizes that no memory holds. Classes and a sample's states are numbered in 32 bits.
-  static void check_sizes(const ctc::Batch& b) {
-    constexpr int64_t kMost = INT32_MAX / 4;
-    if (std::max({b.steps, b.classes, b.labels}) > kMost)
-      fail(name, "at most ", kMost, " steps, classes and labels, got ", b.steps, ", ", b.classes, " and ", b.labels);
-    // as many labels a sample as the running sum of BoundedLengths may have
-    element_count(name, {16, b.steps + 1, std::max<int64_t>(1, b.samples), b.labels + ctc::kBefore + 1});
-  }
-  // On the device of log_probs: lengths may be on the CPU, and are sent over without waiting. A graph that is recorded
-  // would send what lies in their memory when it is replayed.
-  template <class Backend>
-  static Operand lengths(const Tensor& log_probs, Tensor& t, const char* argument, int64_t samples) {
-    DType dtype = dtype_of(name, argument, t, false);
-    if (is_floating(dtype) || dtype == DType::boolean)
-      fail(name, argument, " of an integer dtype, got ", name_of(dtype));
-    if (t.dim() > 1 || t.numel() != samples)
-      fail(name, argument, " of shape ", shape_text({samples}), " for log_probs of shape ",
-           shape_text(shape_of(log_probs)), ", got ", shape_text(shape_of(t)));
-    if (!log_probs.is_cpu() && t.is_cpu()) {
-      if (typename Backend::Guard(log_probs).records())
-        fail(name, argument, " on ", device_text(log_probs), " while a graph is captured, got cpu");
-      t = torch::stable::to(t, log_probs.device(), true);
-    }
-    expect_one_device(name, log_probs, t);
-    return operand_of(t);
-  }
   // Of the shape (T, N, C), or of (T, C), where the stride from sample to sample is 0.
   static Operand by_step(const Tensor& t) {
     Operand o = operand_of(t);
@@ -104,13 +78,10 @@ struct CTCLoss {
   }
   // On the CPU only.
   static void check_values(const ctc::Batch& b) {
-    auto range = [&](const char* argument, int64_t value, int64_t most) {
-      if (value < 0 || value > most) fail(name, argument, " in [0, ", most, "], got ", value);
-    };
     int64_t sum = 0;
     for (int64_t n = 0; n < b.samples; n++) {
-      range("input_lengths", b.input_length(n), b.steps);
-      range("target_lengths", b.target_length(n), b.labels);
+      lattice::check_length(name, "input_lengths", b.input_length(n), b.steps);
+      lattice::check_length(name, "target_lengths", b.target_length(n), b.labels);
       sum += b.target_length(n);
     }
     if (b.ends && sum != b.labels) fail(name, "target_lengths that sum to ", b.labels, " targets, got ", sum);
@@ -129,14 +100,6 @@ struct CTCLoss {
                                   loss[n]);
   }
 
-  // As with_floating_storage, which is compiled for the device too; and what is called here launches kernels.
-  template <class Use>
-  static void with_log_prob_storage(DType dtype, Use use) {
-    if (dtype == DType::float64) use(static_cast<double*>(nullptr));
-    else if (dtype == DType::float32) use(static_cast<float*>(nullptr));
-    else if (dtype == DType::bfloat16) use(static_cast<BFloat16*>(nullptr));
-    else use(static_cast<Float16*>(nullptr));
-  }
   // Arrays of one row a sample.
   template <class T>
   static T* rows(const Call& c, std::vector<Tensor>& scratch, int64_t arrays) {
@@ -167,7 +130,7 @@ struct CTCLoss {
     Tensor state = new_empty(c.log_probs, {(keep ? b.steps + 1 : 2) * b.room()}, DType::float64);
     Tensor losses = new_empty(c.log_probs, {b.samples}, DType::float64);
     auto* loss = static_cast<double*>(losses.mutable_data_ptr());
-    with_log_prob_storage(c.dtype, [&](auto* tag) {
+    lattice::with_score_storage(c.dtype, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       std::vector<Tensor> scratch;
       auto* alpha = static_cast<double*>(state.mutable_data_ptr());
@@ -206,7 +169,7 @@ struct CTCLoss {
 
     Tensor grad = empty_like(c.log_probs, c.dtype);
     Operand grads = by_step(grad), given = operand_of(grad_output);
-    with_log_prob_storage(c.dtype, [&](auto* tag) {
+    lattice::with_score_storage(c.dtype, [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
       using T = ctc::Compute<S>;
       std::vector<Tensor> scratch;

@@ -54,6 +54,14 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     return loss.sum() if reduction == "sum" else loss
 
 
+def log_add(*terms: Tensor) -> Tensor:
+    """log Σ exp of the terms; where all are −inf it is −inf, without a gradient."""
+    top = torch.stack(terms).amax(0).detach()
+    top = torch.where(top == -torch.inf, 0.0, top)
+    total = torch.stack([(x - top).exp() for x in terms]).sum(0)
+    return torch.where(total == 0, -torch.inf, torch.where(total == 0, 1.0, total).log() + top)
+
+
 def power(base: Tensor, exponent: float) -> Tensor:
     """The factor of a focal loss, whose derivative at 0, infinite for an exponent below 1, is 0."""
     some = base != 0

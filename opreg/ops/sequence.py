@@ -10,7 +10,7 @@ from .. import meta
 from ..op import ErrorSample, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, lengths, native, reduce, refused
+from ._common import REDUCTIONS, lengths, log_add, native, reduce, refused
 
 
 def ctc_loss(
@@ -97,14 +97,6 @@ def ctc_loss(
     if reduction == "mean":
         loss = loss / target_lengths.squeeze(1).clamp(min=1)
     return reduce(loss if batched else loss.squeeze(0), reduction)
-
-
-def log_add(*terms: Tensor) -> Tensor:
-    """log Σ exp of the terms; where all are −inf it is −inf, without a gradient."""
-    top = torch.stack(terms).amax(0).detach()
-    top = torch.where(top == -torch.inf, 0.0, top)
-    total = torch.stack([(x - top).exp() for x in terms]).sum(0)
-    return torch.where(total == 0, -torch.inf, torch.where(total == 0, 1.0, total).log() + top)
 
 
 def native_ctc_loss(

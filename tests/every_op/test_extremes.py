@@ -119,6 +119,7 @@ RANGES = {
     "segmentation": (0.0, 1e37),
     "softmax": (0.0, 1e30),
     "sequence": (0.0, 1e10),
+    "transducer": (0.0, 1e37),
     "categorical": (0.0, 1e37),
     "detection": (0.0, 1.0),
     "mining": (0.0, 1e37),

@@ -91,7 +91,7 @@ def test_declaration(op):
 def test_schema_conventions(op):
     names = op.arguments
     # the standard terms of each kind of op
-    assert names[0] in ("input", "input1", "anchor", "cosine", "log_probs", "averages", "gate")
+    assert names[0] in ("input", "input1", "anchor", "cosine", "log_probs", "logits", "averages", "gate")
     if op.reduces:
         assert op.value._schema.arguments[names.index("reduction")].default_value == "mean"
         assert op.is_loss

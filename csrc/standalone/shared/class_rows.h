@@ -12,6 +12,8 @@ struct Scores {
   using Compute = T;
   using Storage = S;
   static constexpr int kStrip = L;
+  // Are L neighbours a pack, which a GPU reads with one instruction? Only each_strip asks for L of them then.
+  static constexpr bool kPacked = L > 1 && L * sizeof(S) == 16;
   S* data;
   int64_t row, step;
 
@@ -19,6 +21,14 @@ struct Scores {
   // The n scores from class c on: a pointer into the tensor, if that holds numbers of T side by side, else the buffer.
   HD const T* read(int64_t r, int64_t c, int n, T (&buffer)[L]) const {
     const S* from = data + (r * row + c * step);
+    if constexpr (kPacked) {
+      Packed x;
+      if (n == L) x = *reinterpret_cast<const Packed*>(from);
+      else x.at[0] = from[0];
+      LOSSREG_UNROLL
+      for (int j = 0; j < n; j++) buffer[j] = widen<T>(x.at[j]);
+      return buffer;
+    }
     if constexpr (L > 1 && std::is_same_v<S, T>)
       if (step == 1) return from;
     if (step == 1)
@@ -29,17 +39,54 @@ struct Scores {
   }
   HD void write(int64_t r, int64_t c, int n, const T* x) const {
     S* to = data + (r * row + c * step);
+    if constexpr (kPacked) {
+      Packed y;
+      LOSSREG_UNROLL
+      for (int j = 0; j < n; j++) y.at[j] = Narrow<S>::from(x[j]);
+      if (n == L) *reinterpret_cast<Packed*>(to) = y;
+      else to[0] = y.at[0];
+      return;
+    }
     if (step == 1)
       for (int j = 0; j < n; j++) to[j] = Narrow<S>::from(x[j]);
     else
       for (int j = 0; j < n; j++) to[j * step] = Narrow<S>::from(x[j]);
   }
+
+  // How many classes of a row lie before the first pack, which begins on a boundary of 16 bytes.
+  HD int64_t head(int64_t r) const { return int64_t(-reinterpret_cast<uintptr_t>(data + r * row) / sizeof(S) % L); }
+  // Are packs of this row packs of the other's row too?
+  HD bool packs_with(const Scores& other, int64_t r) const {
+    return step == 1 && other.step == 1 && head(r) == other.head(r);
+  }
+
+ private:
+  struct alignas(16) Packed {
+    S at[L];
+  };
 };
 
 // Shares the classes out to the threads of a team: calls use(c, n) for classes c to c + n - 1, with n <= L.
 template <int L, class Team, class Use>
 HD void each_tile(int64_t classes, const Team& team, Use use) {
   for (int64_t c = team.rank() * L; c < classes; c += team.size() * L) use(c, int(classes - c < L ? classes - c : L));
+}
+// The same for a row of scores, by packs where scores are `packed`, and what is left over at both ends one by one:
+// there n is a constant, either L or 1.
+template <class In, class Team, class Use>
+HD void each_strip(const In& x, int64_t r, bool packed, int64_t classes, const Team& team, Use use) {
+  constexpr int L = In::kStrip;
+  if constexpr (!In::kPacked) {
+    each_tile<L>(classes, team, use);
+  } else {
+    int64_t head = packed ? x.head(r) : classes;
+    if (head > classes) head = classes;
+    const int64_t packs = (classes - head) / L, edges = classes - packs * L;
+    LOSSREG_UNROLL_BY(4)  // that many loads are under way at once
+    for (int64_t p = team.rank(); p < packs; p += team.size()) use(head + p * L, std::integral_constant<int, L>{});
+    for (int64_t e = team.rank(); e < edges; e += team.size())
+      use(e < head ? e : e + packs * L, std::integral_constant<int, 1>{});
+  }
 }
 // The sum of L numbers, which is halved into vectors first. Overwrites them.
 template <class T, int L>
@@ -60,6 +107,10 @@ struct Alone {
   HD T sum(T value) const {
     return value;
   }
+  template <class T>
+  HD T max(T value) const {
+    return value;
+  }
 };
 template <class Body>
 struct OneThread {
@@ -75,6 +126,9 @@ void each_row(int64_t rows, int64_t classes, int64_t cost, const Body& body) {
 }
 template <class Backend>
 constexpr int kClassStrip = Backend::kStrip > 1 ? 64 : 1;
+// The same for each_strip, of scores that are stored as S.
+template <class Backend, class S>
+constexpr int kPackStrip = Backend::kStrip > 1 ? 64 : 16 / int(sizeof(S));
 
 // The class indices of each row, one or a list of them, and how many classes there are.
 struct Classes {

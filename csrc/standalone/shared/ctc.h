@@ -1,12 +1,12 @@
 #pragma once
 // Connectionist temporal classification (Graves et al., ICML 2006): what its kernels do with one sequence. The op over
 // them is in standalone/sequence.h.
-#include "../../base/iteration.h"
-#include "../../base/log_sum_exp.h"
-#include "../../skeletons/formula.h"
+#include "lattice.h"
 
 namespace lossreg {
 namespace ctc {
+
+using lattice::Compute, lattice::copy_steps, lattice::kMostSteps, lattice::Memory;
 
 // A sample's lattice has a state for each of its labels and for the blanks around them, 2 labels + 1. A row of it holds
 // one value a state, and before them a -inf for each of the two that a path may come from.
@@ -70,55 +70,6 @@ struct BoundedLengths {
     int64_t length = batch.target_length(n);
     bounded[n] = length < 0 ? 0 : length > batch.labels ? batch.labels + 1 : length;
   }
-};
-
-// The type that is computed in, for log_probs that hold S.
-template <class S>
-using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-// Of how many steps the scores are read at once. Where a team has memory of its own, the steps between two reads wait
-// for no other.
-template <class Team>
-constexpr int kMostSteps = Team::kMemory > 0 ? 8 : 1;
-
-// Copies one value a step. All are read before the first is written, so that they are under way at once.
-template <int K, class S, class T>
-HD void copy_steps(const S* from, int64_t from_step, T* to, int64_t to_step, int steps) {
-  T value[K];
-  LOSSREG_UNROLL
-  for (int k = 0; k < K; k++)
-    if (K == 1 || k < steps) value[k] = widen<T>(from[k * from_step]);
-  LOSSREG_UNROLL
-  for (int k = 0; k < K; k++)
-    if (K == 1 || k < steps) to[k * to_step] = value[k];
-}
-
-// A team's memory for the states of one sample, by arrays of one place a state.
-template <class Team>
-class Memory {
- public:
-  // With so many bytes a state, and so many more a state and step.
-  HD Memory(const Team& team, const Sample& x, int64_t fixed, int64_t a_step) : width_(x.width()) {
-    if constexpr (Team::kMemory > 0) {
-      next_ = reinterpret_cast<char*>(team.memory());
-      // a place between two arrays, so that each begins where a double may
-      int64_t fit = (Team::kMemory / (width_ + 1) - fixed) / a_step;
-      steps_ = int(fit < 0 ? 0 : fit < kMostSteps<Team> ? fit : kMostSteps<Team>);
-    }
-  }
-  // How many steps fit; 0: not one.
-  HD int steps() const { return steps_; }
-  template <class T>
-  HD T* take(int64_t rows) {
-    T* array = reinterpret_cast<T*>(next_);
-    next_ += (rows * width_ * int64_t(sizeof(T)) + 7) / 8 * 8;
-    return array;
-  }
-
- private:
-  int64_t width_;
-  char* next_ = nullptr;
-  int steps_ = 0;
 };
 
 // What both passes need to know of the states: arrays of one row a sample, or of a team's memory.
@@ -188,7 +139,7 @@ struct Forward {
       return;
     }
     // two rows in turn, and what the lattice has
-    Memory<Team> memory(team, x, 2 * sizeof(double) + Lattice<S>::kBytes, Lattice<S>::kStepBytes);
+    Memory<Team> memory(team, x.width(), 2 * sizeof(double) + Lattice<S>::kBytes, Lattice<S>::kStepBytes);
     const bool inside = memory.steps() > 0;
     const int together = inside ? memory.steps() : 1;
     double* two = inside ? memory.template take<double>(2) : nullptr;
@@ -290,7 +241,7 @@ struct Labelled {
     if (!x.fits() || x.steps == 0 || scale[n] == T(0)) return;
     // two rows of beta, the chains, and what the lattice has; and at each step alpha and the posterior probability
     constexpr int64_t kFixed = 2 * sizeof(double) + 2 * sizeof(int32_t) + Lattice<S>::kBytes;
-    Memory<Team> memory(team, x, kFixed, sizeof(double) + sizeof(T) + Lattice<S>::kStepBytes);
+    Memory<Team> memory(team, x.width(), kFixed, sizeof(double) + sizeof(T) + Lattice<S>::kStepBytes);
     const bool inside = memory.steps() > 0;
     const int together = inside ? memory.steps() : 1;
     const int64_t states = x.states(), width = x.width(), room = inside ? width : batch.room();
