@@ -35,6 +35,7 @@ def test_every_op_along_every_dimension() -> None:
         "giou_loss dimension -2",
         "dice_loss batch",
         "ctc_loss batch",
+        "rnnt_loss batch",
     ]
     stays += [f"{op} classes" for op in ("cross_entropy", "arcface_loss", "distillation_loss", "linear_cross_entropy")]
     assert {ways[tuple(name.split(" ", 1))] for name in stays} == {"split"}

@@ -189,7 +189,12 @@ def test_other_overloads(any_op):
 
 
 # Options whose domain depends on the tensors, so that no constructor can know it.
-IN_CALL = {("ctc_loss", "blank"), ("rnnt_loss", "blank"), ("affinity_loss", "kernel_size"), ("cross_entropy", "ignore_index")}
+IN_CALL = {
+    ("ctc_loss", "blank"),
+    ("rnnt_loss", "blank"),
+    ("affinity_loss", "kernel_size"),
+    ("cross_entropy", "ignore_index"),
+}
 
 
 def test_option_out_of_domain(any_op):

@@ -133,6 +133,7 @@ SLOW = [
     "lovasz_softmax_loss",
     "lovasz_hinge_loss",
     "ctc_loss",
+    "rnnt_loss",
 ]
 
 
@@ -222,14 +223,18 @@ def test_a_prior_that_is_not_positive_is_nan(emulated, classes):
     assert torch.ops.lossreg_emulated.pc_softmax_cross_entropy(x, t, prior, reduction="none").isnan().all()
 
 
-def test_a_captured_call_with_lengths_on_the_host_is_refused(emulated):
+@pytest.mark.parametrize(
+    ("name", "shape", "argument"),
+    [("ctc_loss", (4, 2, 3), "input_lengths"), ("rnnt_loss", (2, 4, 3, 3), "logit_lengths")],
+)
+def test_a_captured_call_with_lengths_on_the_host_is_refused(emulated, name, shape, argument):
     """A replay would send what their memory holds by then. The meta device stands for the GPU: nothing is launched."""
-    log_probs, targets = torch.empty(4, 2, 3, device="meta"), torch.ones(2, 2, dtype=torch.int64, device="meta")
+    scores, targets = torch.empty(shape, device="meta"), torch.ones(2, 2, dtype=torch.int64, device="meta")
     lengths = torch.full((2,), 4), torch.full((2,), 2, device="meta")
     emulated.functions.lossreg_emulator_record(True)
     try:
-        with pytest.raises(RuntimeError, match=r"expected input_lengths on .* while a graph is captured, got cpu"):
-            torch.ops.lossreg_emulated.ctc_loss(log_probs, targets, *lengths)
+        with pytest.raises(RuntimeError, match=f"expected {argument} on .* while a graph is captured, got cpu"):
+            getattr(torch.ops.lossreg_emulated, name)(scores, targets, *lengths)
     finally:
         emulated.functions.lossreg_emulator_record(False)
 

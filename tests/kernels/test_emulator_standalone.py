@@ -105,6 +105,33 @@ def test_alignments_of_any_length(emulated, labels, dtype):
     compare(emulated, opreg.get("ctc_loss"), sample, tolerance)
 
 
+# labels of a sample: of the lattice's diagonals eight fit into a block's memory, fewer, one, none; with as many rows of
+# logits, of so many classes: a thread takes a row, or a warp, in packs or not
+LATTICES = [(4, 1, 28), (3, 20, 100), (2, 300, 5), (1, 700, 3), (1, 1300, 2), (1, 2000, 2)]
+LATTICES = [(*sizes, torch.float32) for sizes in [*LATTICES, (2, 3, 64), (2, 2, 67), (1, 2, 1100)]]
+LATTICES += [(3, 9, classes, dtype) for classes in (28, 128, 131) for dtype in (torch.bfloat16, torch.float64)]
+
+
+@pytest.mark.parametrize(("steps", "labels", "classes", "dtype"), LATTICES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "classes apart"])
+def test_lattices_of_any_size(emulated, steps, labels, classes, dtype, layout):
+    """Several samples, of which some are shorter, or without a step."""
+    if layout != "contiguous" and labels > 20:
+        pytest.skip("rows of other layouts are tried with fewer of them")
+    make = Maker(dtype)
+    logits = make.normal(3, steps, labels + 1, classes)
+    if layout == "misaligned":
+        logits = misaligned(*logits.shape, dtype=dtype)
+    elif layout == "classes apart":
+        logits = logits.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    targets = make.index(classes, 3, labels)
+    inputs, lengths = torch.tensor([steps, max(steps - 1, 1), 0]), torch.tensor([labels, labels // 3, labels // 2])
+    options = {"reduction": "none", "clamp": 0.05 * (labels % 2)}
+    sample = opreg.Sample((logits.detach().requires_grad_(), targets, inputs, lengths), options)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-11}[dtype]
+    compare(emulated, opreg.get("rnnt_loss"), sample, tolerance)
+
+
 VALUES = [(v, torch.float32) for v in ("few", "many", "nan", "ignored")]
 VALUES += [("few", torch.bfloat16), ("many", torch.float64)]
 
