@@ -102,6 +102,12 @@ def sup_con(input: Tensor, target: Tensor, temperature: float) -> Tensor:
     return module("pytorch_metric_learning.losses").SupConLoss(temperature)(input, target)
 
 
+def torchaudio_rnnt(targets: Tensor, logit_lengths: Tensor, target_lengths: Tensor, **options: Any) -> Tensor:
+    """Integers of 32 bits are all that it takes."""
+    whole = {"targets": targets, "logit_lengths": logit_lengths, "target_lengths": target_lengths}
+    return module("torchaudio.functional").rnnt_loss(**{n: t.int() for n, t in whole.items()}, **options)
+
+
 SMP, METRIC = "segmentation-models-pytorch", "pytorch-metric-learning"
 PEERS = {
     "focal_loss": Peer("torchvision", torchvision_focal),
@@ -117,6 +123,7 @@ PEERS = {
     "binary_cross_entropy_with_logits": Peer(SMP, smp("SoftBCEWithLogitsLoss", ignore_index=None)),
     "lovasz_softmax_loss": Peer(SMP, smp("LovaszLoss", "multiclass")),
     "lovasz_hinge_loss": Peer(SMP, smp("LovaszLoss", "binary")),
+    "rnnt_loss": Peer("torchaudio", torchaudio_rnnt),
     "arcface_loss": Peer(METRIC, over_cosines("ArcFaceLoss")),
     "amsoftmax_loss": Peer(METRIC, over_cosines("CosFaceLoss")),
     "nt_xent_loss": Peer(METRIC, nt_xent),

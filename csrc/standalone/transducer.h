@@ -68,6 +68,7 @@ struct RNNTLoss {
                get<int64_t>(b.targets, n * b.targets.stride[0] + u * b.targets.stride[1]));
     }
   }
+
   // About how many elements a step of one sample, and a sample's lattice, touches.
   static int64_t step_cost(const transducer::Batch& b) { return 2 * b.width * b.classes; }
   static int64_t lattice_cost(const transducer::Batch& b) { return 8 * b.width * b.steps; }
@@ -90,11 +91,11 @@ struct RNNTLoss {
       using T = lattice::Compute<S>;
       Tensor memory = new_empty(c.logits, {2 * b.nodes()}, dtype_of_storage<T>);
       auto* blank = static_cast<T*>(memory.mutable_data_ptr());
-      transducer::Scores<T> scores{blank, blank + b.nodes()};
+      transducer::Ways<T> ways{blank, blank + b.nodes()};
       constexpr int L = kPackStrip<Backend, S>;
-      Backend::teams(b.samples * b.steps, step_cost(b), transducer::Normalise<S, L>{b, state, scores});
+      Backend::teams(b.samples * b.steps, step_cost(b), transducer::Normalise<S, L>{b, state, ways});
       Backend::teams((keep ? 2 : 1) * b.samples, lattice_cost(b),
-                     transducer::Lattice<T>{b, state, scores, operand_of(losses)});
+                     transducer::Lattice<T>{b, state, ways, operand_of(losses)});
     });
     if (reduced)
       Backend::template total<1>(

@@ -107,12 +107,13 @@ def test_alignments_of_any_length(emulated, labels, dtype):
 
 # labels of a sample: of the lattice's diagonals eight fit into a block's memory, fewer, one, none; with as many rows of
 # logits, of so many classes: a thread takes a row, or a warp, in packs or not
-LATTICES = [(4, 1, 28), (3, 20, 100), (2, 300, 5), (1, 700, 3), (1, 1300, 2), (1, 2000, 2)]
-LATTICES = [(*sizes, torch.float32) for sizes in [*LATTICES, (2, 3, 64), (2, 2, 67), (1, 2, 1100)]]
+LATTICES = [(4, 1, 28), (3, 20, 100), (2, 3, 64), (2, 2, 67), (1, 2, 1100), (2, 300, 5)]
+LATTICES = [(*sizes, torch.float32) for sizes in LATTICES]
 LATTICES += [(3, 9, classes, dtype) for classes in (28, 128, 131) for dtype in (torch.bfloat16, torch.float64)]
+LONG = [pytest.param(1, n, 2, torch.float32, marks=pytest.mark.slow) for n in (700, 1300, 2000)]
 
 
-@pytest.mark.parametrize(("steps", "labels", "classes", "dtype"), LATTICES, ids=str)
+@pytest.mark.parametrize(("steps", "labels", "classes", "dtype"), LATTICES + LONG, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned", "classes apart"])
 def test_lattices_of_any_size(emulated, steps, labels, classes, dtype, layout):
     """Several samples, of which some are shorter, or without a step."""

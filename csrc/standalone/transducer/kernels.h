@@ -1,7 +1,6 @@
 #pragma once
 // The RNN transducer (Graves, arXiv 1211.3711): what its kernels do with the logits of one step, and with one sample's
-// lattice. The op over them is in
-// standalone/transducer.h.
+// lattice. The op over them is in standalone/transducer.h.
 #include "../../skeletons/rowwise/formula.h"
 #include "../shared/class_rows.h"
 #include "../shared/lattice.h"
@@ -59,7 +58,7 @@ HD double log_add(double a, double b) {
 
 // One row of logits, or of their gradient.
 template <class S, int L>
-using Row = lossreg::Scores<Compute<S>, S, L>;
+using Row = Scores<Compute<S>, S, L>;
 
 template <class S, int L>
 HD Row<S, L> row_of(const Operand& o, int64_t n, int64_t t, int64_t u) {
@@ -77,7 +76,7 @@ HD void each_row_of_step(int64_t n, int64_t classes, const Team& team, Use use) 
   team.each_part(n, use);
 }
 
-// Every thread of the team gets it.
+// The log-sum-exp of a row, for every thread of the team.
 template <class S, int L, class Team>
 HD LogSum<Compute<S>> log_sum_exp_of(const Row<S, L>& x, int64_t classes, const Team& team) {
   using T = Compute<S>;
@@ -116,8 +115,8 @@ HD T log_probability(LogSum<T> lse, T logit) {
   return (logit - lse.high) - lse.low;
 }
 
-// Arrays of the lattices' size: what is kept for the backward pass. Without one, the backward variables alone are
-// there.
+// What is kept for the backward pass, a number for each node. Without a backward pass only the backward variables are
+// there, because the loss is one of them.
 struct State {
   double *alpha, *beta;  // forward and backward variables
   double *high, *low;    // the log-sum-exp of a node's logits
@@ -128,9 +127,9 @@ struct State {
   }
   HD bool is_kept() const { return alpha != nullptr; }
 };
-// And log p of what leads on from a node; NaN for a label that is no class.
+// log p of the two ways that lead on from each node; NaN for a label that is no class.
 template <class T>
-struct Scores {
+struct Ways {
   T *blank, *label;
 };
 
@@ -140,7 +139,7 @@ struct Normalise {
   using T = Compute<S>;
   Batch batch;
   State state;
-  Scores<T> scores;
+  Ways<T> ways;
 
   template <class Team>
   HD void operator()(int64_t i, Team team) const {
@@ -158,8 +157,8 @@ struct Normalise {
       const LogSum<T> lse = log_sum_exp_of<S, L>(row, batch.classes, part);
       if (part.rank() != 0) return;
       const int64_t place = batch.place(n, t, u), label = u < x.labels ? batch.label(n, u) : -1;
-      scores.blank[place] = log_probability(lse, row.at(0, batch.blank));
-      scores.label[place] = label < 0 ? T(NAN) : log_probability(lse, row.at(0, label));
+      ways.blank[place] = log_probability(lse, row.at(0, batch.blank));
+      ways.label[place] = label < 0 ? T(NAN) : log_probability(lse, row.at(0, label));
       if (state.is_kept()) state.high[place] = double(lse.high), state.low[place] = double(lse.low);
     });
   }
@@ -172,7 +171,7 @@ template <class T>
 struct Lattice {
   Batch batch;
   State state;
-  Scores<T> scores;
+  Ways<T> ways;
   Operand losses;
 
   // Of the sample i, or of sample i - samples.
@@ -198,8 +197,8 @@ struct Lattice {
     constexpr int K = kMostSteps<Team>;
     const int64_t steps = x.steps, labels = x.labels, width = labels + 1, diagonals = steps + labels;
     double* lattice = forward ? state.alpha : state.beta;
-    const T *blank = scores.blank, *label = scores.label;
-    // two rows in turn, and of a few diagonals what leads on from their nodes
+    const T *blank = ways.blank, *label = ways.label;
+    // two rows in turn, and the scores of a few diagonals
     Memory<Team> memory(team, width, 2 * sizeof(double), 2 * sizeof(T));
     const bool inside = memory.steps() > 0;
     const int together = inside ? memory.steps() : 1;
