@@ -23,8 +23,8 @@ bench.ROWS.update(ROWS)
 HEADS = ((8192, 4096, 128256), (8192, 2304, 256000))
 # What a training step asks gradients of, where that is not the first argument alone.
 TRAINED = {
-    "linear_cross_entropy": 2, "triplet_margin_loss": 3, "triplet_margin_with_distance_loss": 3, "coord_conv2d": 2,
-    "dynamic_conv2d": 3, "clip_loss": 3, "siglip_loss": 4, "nt_xent_loss": 2,
+    "linear_cross_entropy": 2, "linear_log_prob": 2, "triplet_margin_loss": 3, "triplet_margin_with_distance_loss": 3,
+    "coord_conv2d": 2, "dynamic_conv2d": 3, "clip_loss": 3, "siglip_loss": 4, "nt_xent_loss": 2,
 }  # fmt: skip
 # The tensors of ResNet-50, nearly: 160 of them, 25 million elements.
 AVERAGED = [(2048, 512)] * 8 + [(1024, 1024)] * 12 + [(256, 1024)] * 12 + [(256,)] * 128
@@ -79,7 +79,7 @@ class GpuCase:
         tensors = first if isinstance(first, Sequence) else [first]
         if tensors is first:
             return f"{len(tensors)} tensors"
-        weight = self.sample.args[1].shape[:1] if self.op.short == "linear_cross_entropy" else ()
+        weight = self.sample.args[1].shape[:1] if "linear_weight" in self.op.arguments else ()
         return "×".join(map(str, (*tensors[0].shape, *weight)))
 
     @property
@@ -102,7 +102,7 @@ def samples(op: Op, make: Maker, size: str) -> Iterator[Sample]:
         yield Sample((*pairs, 0.999))
     elif op.workload is not None:
         yield from op.workload(make, "large" if size == "gpu" else size)
-        if op.short == "linear_cross_entropy" and size == "gpu" and make.dtype == torch.bfloat16:
+        if "linear_weight" in op.arguments and size == "gpu" and make.dtype == torch.bfloat16:
             for rows, features, classes in HEADS:
                 x, w = make.normal(rows, features), make.normal(classes, features, scale=features**-0.5)
                 yield Sample((x, w, make.index(classes, rows)))
