@@ -43,11 +43,35 @@ def kornia_focal(input: Tensor, target: Tensor, gamma: float, **options: Any) ->
     return module("kornia.losses").focal_loss(input, target, None, gamma, "sum") / target.numel()
 
 
-def monai_dice(input: Tensor, target: Tensor, p: float, smooth: float, **options: Any) -> Tensor:
-    """A sample is one channel, for ours takes all of its classes together; p = 2 are the squares."""
-    loss = module("monai.losses").DiceLoss(sigmoid=True, squared_pred=p == 2, smooth_nr=smooth, smooth_dr=smooth)
+def monai_overlap(name: str, input: Tensor, target: Tensor, smooth: float, **options: Any) -> Tensor:
+    """A sample is one channel, for ours takes all of its classes together."""
+    loss = getattr(module("monai.losses"), name)(sigmoid=True, smooth_nr=smooth, smooth_dr=smooth, **options)
     hot = torch.nn.functional.one_hot(target, input.shape[1]).movedim(-1, 1).to(input.dtype)
     return loss(input.flatten(1).unsqueeze(1), hot.flatten(1).unsqueeze(1))
+
+
+def monai_dice(input: Tensor, target: Tensor, p: float, smooth: float, **options: Any) -> Tensor:
+    """p = 2 are the squares."""
+    return monai_overlap("DiceLoss", input, target, smooth, squared_pred=p == 2)
+
+
+def monai_tversky(
+    input: Tensor, target: Tensor, alpha: float, beta: float, gamma: float, smooth: float, **options: Any
+) -> Tensor:
+    """It has no γ."""
+    return monai_overlap("TverskyLoss", input, target, smooth, alpha=alpha, beta=beta)
+
+
+def monai_jaccard(input: Tensor, target: Tensor, smooth: float, **options: Any) -> Tensor:
+    """Twice the intersection over twice the union."""
+    return monai_overlap("DiceLoss", input, target, 2 * smooth, jaccard=True)
+
+
+def kornia_ssim(
+    input: Tensor, target: Tensor, window_size: int, data_range: float, k1: float, k2: float, **options: Any
+) -> Tensor:
+    """Its own is half of the distance from 1, and its window's sigma 1.5."""
+    return 2 * module("kornia.losses").ssim_loss(input, target, window_size, data_range, padding="valid")
 
 
 def monai_generalized_dice(input: Tensor, target: Tensor, eps: float, **options: Any) -> Tensor:
@@ -116,7 +140,10 @@ PEERS = {
     "ciou_loss": Peer("torchvision", torchvision_boxes("complete_box_iou_loss")),
     "softmax_focal_loss": Peer("kornia", kornia_focal),
     "dice_loss": Peer("monai", monai_dice),
+    "tversky_loss": Peer("monai", monai_tversky),
+    "jaccard_loss": Peer("monai", monai_jaccard),
     "generalized_dice_loss": Peer("monai", monai_generalized_dice),
+    "ssim_loss": Peer("kornia", kornia_ssim),
     "swish": Peer("monai", monai_swish),
     "mish": Peer("monai", monai_activation("Mish")),
     "cross_entropy": Peer(SMP, smp("SoftCrossEntropyLoss", smooth_factor=0.0)),
