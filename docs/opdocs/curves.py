@@ -27,6 +27,11 @@ SILENT = {"reduction", "dtype", "ignore_index", "eps"}
 BOX = 4
 
 
+# Where a line of inputs begins, its direction, what to say of it, and how far it goes.
+Line = tuple[Tensor, Tensor, str, Tensor]
+Path = Callable[[Op, dict[str, Any], Tensor, str], Line]
+
+
 @dataclass
 class Curve:
     x: Tensor
@@ -48,6 +53,13 @@ class Drawing:
     axis: str
     says: str
     curves: list[Curve]
+
+    @property
+    def faint(self) -> bool:
+        """Is the first curve nearly a level line, as of one pixel among many?"""
+        value = self.curves[0].value
+        good = value[torch.isfinite(value)]
+        return float(good.max() - good.min()) < 0.02 * float(good.abs().max())
 
 
 def drawable(op: Op) -> bool:
@@ -102,15 +114,20 @@ def draw(op: Op) -> Drawing:
     Raises:
         ValueError: none of its samples has a curve.
     """
-    ways = [partial(_pointwise, op), *(partial(_along, op, sample) for sample in small_samples(op))]
+    samples = small_samples(op)
+    ways = [partial(_pointwise, op), *(partial(_along, op, sample, path) for path in _PATHS for sample in samples)]
+    faint = None
     for way in ways:
         try:
             drawing = way()
         except RuntimeError:  # the op takes no such call: the next way
             continue
         drawing.curves = [c for c in drawing.curves if not c.flat]
-        if drawing.curves:
+        if drawing.curves and not drawing.faint:
             return drawing
+        faint = faint or (drawing if drawing.curves else None)
+    if faint is not None:
+        return faint
     raise ValueError(f"{op.name}: expected a sample with an element whose change changes the result, got none")
 
 
@@ -197,7 +214,7 @@ def _typical(values: Tensor) -> list[float]:
     return [0.0]
 
 
-def _along(op: Op, sample: Sample) -> Drawing:
+def _along(op: Op, sample: Sample, path: Path) -> Drawing:
     first = op.differentiable[0]
     bound = bind(op.value, sample.args, sample.kwargs) | op.defaults
     if op.reduces:
@@ -206,10 +223,7 @@ def _along(op: Op, sample: Sample) -> Drawing:
     boxes = op.rule.pointwise and base.dim() > 0 and base.shape[-1] >= BOX
     # what slides is where the op takes it already
     allowed = op.domain if op.domain is not None and not boxes else _as_it_is
-    if boxes:
-        start, moved, says, x = _sliding(op, bound, base, first)
-    else:
-        start, moved, says, x = _one_element(op, bound, base, first)
+    start, moved, says, x = (_sliding if boxes else path)(op, bound, base, first)
 
     def curve(options: Mapping[str, Any]) -> Curve | None:
         def at(point: Tensor) -> Tensor:
@@ -229,7 +243,8 @@ def _along(op: Op, sample: Sample) -> Drawing:
                 return None
             raise
 
-    return Drawing("shift" if boxes else first, says, _different(map(tried, choices(op)), MOST_OPTIONS))
+    axis = "shift" if boxes else first if path is _one_element else "step"
+    return Drawing(axis, says, _different(map(tried, choices(op)), MOST_OPTIONS))
 
 
 def _as_it_is(t: Tensor) -> Tensor:
@@ -245,7 +260,7 @@ def _untouched(op: Op, bound: Mapping[str, Any], first: str, inputs: list[Tensor
     return torch.where(stay, values[0], 0.0).sum()
 
 
-def _sliding(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> tuple[Tensor, Tensor, str, Tensor]:
+def _sliding(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> Line:
     """A box that slides over its target: both corners where they are corners, else the centre."""
     target = bound[next(n for n in required(op) if n != first)].detach().double()
     bound[first], start = target, target.clone()
@@ -261,7 +276,7 @@ def _sliding(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> tuple[T
     return start, moved, says, torch.linspace(-2.5, 2.5, POINTS, dtype=torch.float64)
 
 
-def _one_element(op: Op, bound: Mapping[str, Any], base: Tensor, first: str) -> tuple[Tensor, Tensor, str, Tensor]:
+def _one_element(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> Line:
     """The element of the target's class where the target is a class, else the first one."""
     place = [0] * base.dim()
     made = "" if op.domain is None else ", before they are made into what the op takes"
@@ -278,3 +293,16 @@ def _one_element(op: Op, bound: Mapping[str, Any], base: Tensor, first: str) -> 
     start[tuple(place)], moved[tuple(place)] = 0.0, 1.0
     seen = [tensors(op, s)[first].detach() for s in small_samples(op)]
     return start, moved, says, _range(seen) if op.domain is None else torch.linspace(-5, 5, POINTS, dtype=torch.float64)
+
+
+def _from_target(op: Op, bound: dict[str, Any], base: Tensor, first: str) -> Line:
+    """From the target to a sample's input, and beyond: all elements at once."""
+    same = [bound[n] for n in required(op)[1:] if bound[n].shape == base.shape and bound[n].is_floating_point()]
+    if not same:
+        raise RuntimeError("no target of the input's shape")
+    start = same[0].detach().double()
+    says = f"All of ``{first}`` moves: from its target, at 0, to other values, at 1."
+    return start, base - start, says, torch.linspace(-1, 2, POINTS, dtype=torch.float64)
+
+
+_PATHS: tuple[Path, ...] = (_one_element, _from_target)

@@ -47,7 +47,7 @@ TASKS: dict[str, tuple[str, str]] = {
     ),
     "metric learning": (
         "What belongs together lies together: embeddings, pairs, triplets, contrast.",
-        r"^pairs\b|\bembedding|\btriplet|\brank from pairs|\bcontrast|\bpositive pairs?\b|\bmetric learning",
+        r"^pairs\b|\bembedding|\btriplet|\brank from pairs|\bcontrastive|\bpositive pairs?\b|\bmetric learning",
     ),
     "faces": ("Identities, many of them, few pictures of each.", r"\bfac(es|ial)\b|\bspeakers\b"),
     "sequences": ("The target is a sequence, and where its parts lie is not known.", r"\bsequences?\b|\bspeech\b"),
