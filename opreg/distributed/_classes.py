@@ -371,13 +371,37 @@ def linear_cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor 
     return smoothed(shard, rows, args, combined, None if weight is None else combined.others[0])
 
 
-# Of each op that can be computed of parts of the classes: the losses of the rows, and their weights in the mean where
-# they depend on weights of classes that are split too.
-ROWS: Mapping[str, Callable[[Shard, Arguments], tuple[Tensor, Tensor | None]]] = {
+def linear_log_prob(shard: Shard, args: Arguments) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    x, head, bias = args["input"], args["linear_weight"], args["linear_bias"]
+    rows = Rows.of(shard, args["target"].reshape(x.shape[:-1]), args["ignore_index"])
+    dtype = compute_dtype(x)
+    if shard.size:
+        counted = torch.where(rows.here, rows.place, -100)
+        options = (args["temperature"], args["softcap"], -100)
+        log_p, entropy, low = OPS.linear_log_prob(x, head, counted, bias, *options, dtype=dtype)
+    else:
+        nothing = F.linear(x, head, bias).sum(-1, dtype=dtype)
+        log_p, entropy, low = nothing, nothing, nothing - torch.inf
+    high = shard.max(low.detach())
+    # of the classes here, with u = z - high: the sums of e^u and of e^u u; of the target's class u
+    masked = low == -torch.inf
+    below = torch.where(masked, 0.0, low) - high
+    part = torch.where(masked, 0.0, below.exp())
+    score = torch.where(rows.here, log_p + below, 0.0)
+    total, weighted, score = shard.sum(torch.stack([part, part * (below - entropy), score])).unbind(0)
+    log_total = total.log()
+    log_prob = torch.where(rows.valid, score - log_total, 0.0)
+    log_prob = torch.where(rows.unknown, torch.nan, log_prob)
+    return (log_prob, log_total - weighted / total, high + log_total), None
+
+
+# Of each op that can be computed of parts of the classes: the losses of the rows, or its results, and their weights in
+# the mean where they depend on weights of classes that are split too.
+ROWS: Mapping[str, Callable[[Shard, Arguments], tuple[Any, Tensor | None]]] = {
     function.__name__: function
     for function in (
-        amsoftmax_loss, arcface_loss, cross_entropy, distillation_loss, linear_cross_entropy, nll_loss,
-        poly1_cross_entropy, softmax_focal_loss,
+        amsoftmax_loss, arcface_loss, cross_entropy, distillation_loss, linear_cross_entropy, linear_log_prob,
+        nll_loss, poly1_cross_entropy, softmax_focal_loss,
     )
 }  # fmt: skip
 
@@ -386,6 +410,6 @@ def why_not(op: Op, args: Arguments) -> str:
     """Why the classes of a call can't be split; nothing where they can."""
     if op.qualname not in {f"{NAMESPACE}::{name}" for name in ROWS}:
         return "it has no way to compute with a part of the classes"
-    if op.short == "linear_cross_entropy" and args["linear_weight"].dim() > 2:
+    if "linear_weight" in args and args["linear_weight"].dim() > 2:
         return "with several places a class the scores are computed together"
     return ""

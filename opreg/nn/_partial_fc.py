@@ -136,7 +136,7 @@ class PartialFC(torch.nn.Module):
         groups = (str(self.group),) if self.processes > 1 else ()
         shard = _classes.Shard(groups, self.first_class, places.numel(), self.num_classes, self.first_class + places)
         options = {"margin": self.margin, "scale": self.scale, "ignore_index": self.ignore_index}
-        losses, _ = _classes.ROWS[self.loss](shard, {"cosine": cosine, "target": target, **options})
+        losses: Tensor = _classes.ROWS[self.loss](shard, {"cosine": cosine, "target": target, **options})[0]
         return losses.sum() / (target != self.ignore_index).sum()
 
     def extra_repr(self) -> str:

@@ -37,7 +37,8 @@ def test_every_op_along_every_dimension() -> None:
         "ctc_loss batch",
         "rnnt_loss batch",
     ]
-    stays += [f"{op} classes" for op in ("cross_entropy", "arcface_loss", "distillation_loss", "linear_cross_entropy")]
+    stays += [f"{op} classes" for op in ("cross_entropy", "arcface_loss", "distillation_loss")]
+    stays += [f"{op} classes" for op in ("linear_cross_entropy", "linear_log_prob")]
     assert {ways[tuple(name.split(" ", 1))] for name in stays} == {"split"}
     assert ways["ohem_cross_entropy", "batch"] == ways["lovasz_hinge_loss", "1"] == "gathered"
 
