@@ -14,7 +14,7 @@ from opreg.faces.modules import class_name, derivable
 from opreg.testing import Maker
 
 from . import facts, formula
-from .curves import Drawing, drawable
+from .curves import Drawing, draw, drawable
 from .mistakes import Mistake, form, mistakes, target_names
 from .pictures import legend
 
@@ -277,8 +277,6 @@ def page(op: Op, drawing: Drawing | None) -> str:
 
 
 def drawing_of(op: Op) -> Drawing | None:
-    from .curves import draw
-
     return draw(op) if drawable(op) else None
 
 
