@@ -16,26 +16,7 @@ struct SigLipLoss {
 
   static SigLipLoss make() { return {}; }
   using Call = contrast::PairCall<SigLipLoss>;
-
-  // The state: of the sum of losses the gradients in input and target, but for the scale, and those in scale and bias.
-  struct State {
-    Tensor whole, part[2];
-    int64_t numbers;  // where the last two begin
-
-    static int64_t size(const Call& call, const std::vector<bool>& mask, DType sums) {
-      return numbers_for((int(mask[0]) + int(mask[1])) * call.rows * call.features, sums, call.wide()) + 2;
-    }
-    State(const Call& call, const std::vector<bool>& mask, DType sums, const Tensor& state)
-        : whole(state), numbers(state.numel() - 2) {
-      Tensor flat = as_sums(state, sums);
-      int64_t size = call.rows * call.features, start = 0;
-      for (int k = 0; k < 2; k++) {
-        if (!mask[k]) continue;
-        part[k] = strided(flat, {call.rows, call.features}, {call.features, 1}, start);
-        start += size;
-      }
-    }
-  };
+  using Kept = contrast::KeptGradients<SigLipLoss>;
 
   template <class Backend>
   Tensor value(const Inputs& tensors, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
@@ -50,7 +31,7 @@ struct SigLipLoss {
     typename Backend::Guard guard(call.input);
     DType sums_dtype = Backend::Products::sum_dtype(call.dtype);
     Tensor result = new_empty(call.input, {}, result_dtype(name, dtype, call.dtype));
-    State state(call, mask, sums_dtype, new_empty(call.input, {State::size(call, mask, sums_dtype)}, call.wide()));
+    Kept kept(call, mask, sums_dtype, new_empty(call.input, {Kept::size(call, mask, sums_dtype)}, call.wide()));
     Tensor sums = new_empty(call.input, {call.rows, 3}, DType::float64);
     bool products = mask[0] || mask[1];
     auto pass = call.template pass<Backend>(products);
@@ -62,62 +43,68 @@ struct SigLipLoss {
                                                     static_cast<double*>(sums.mutable_data_ptr())};
         Backend::teams(c.count, call.rows, body);
       });
-      if (mask[0]) pass.rows_gradient(c, state.part[0]);
-      if (mask[1]) pass.add_columns_gradient(c, state.part[1]);
+      if (mask[0]) pass.rows_gradient(c, kept.part[0]);
+      if (mask[1]) pass.add_columns_gradient(c, kept.part[1]);
     });
-    FinishSigLip finish{operand_of(result), operand_of(state.whole), state.numbers, double(call.rows)};
+    FinishSigLip finish{operand_of(result), operand_of(kept.number(0)), operand_of(kept.number(1)), double(call.rows)};
     Backend::template total<3>(sums, call.rows, 1, AddSigLip{static_cast<const double*>(sums.const_data_ptr())},
                                finish);
-    return {result, state.whole};
+    return {result, kept.state};
   }
 
   template <class Backend>
-  Grads<gradients> grad(const Tensor& grad_output, const Tensor& kept, const Inputs& tensors, std::optional<Reduction>,
+  Grads<gradients> grad(const Tensor& grad_output, const Tensor& state, const Inputs& tensors, std::optional<Reduction>,
                         const std::vector<bool>& mask) const {
-    using namespace contrast;
     Call call(tensors);
     typename Backend::Guard guard(call.input);
     check_grad_output(name, grad_output, {}, call.input);
-    DType sums_dtype = Backend::Products::sum_dtype(call.dtype);
-    check_state(name, kept, {State::size(call, mask, sums_dtype)}, call.wide(), call.input);
-    State state(call, mask, sums_dtype, kept);
-    Grads<gradients> grads;
-    for (int k = 0; k < gradients; k++)
-      if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
-    double pairs = double(call.rows);
-    Tensor of_vectors =
-        factor_of<Backend>(call.input, call.wide(), operand_of(grad_output), operand_of(call.numbers[0]), pairs);
-    Tensor of_numbers = factor_of<Backend>(call.input, call.wide(), operand_of(grad_output), {}, pairs);
-    for (int k = 0; k < 2; k++)
-      if (mask[k]) write_gradient<Backend>(name, state.part[k], of_vectors, *grads[k]);
-    for (int k = 2; k < 4; k++)
-      if (mask[k]) write_gradient<Backend>(name, strided(kept, {}, {}, state.numbers + k - 2), of_numbers, *grads[k]);
-    return grads;
+    DType sums = Backend::Products::sum_dtype(call.dtype);
+    check_state(name, state, {Kept::size(call, mask, sums)}, call.wide(), call.input);
+    return Kept(call, mask, sums, state).template times<Backend>(call, tensors, grad_output, double(call.rows), mask);
   }
 };
 
-// 1/2 (CE(z, i) + CE(z^T, i)) of each pair i, z = s a b^T. A column's softmax is known when all rows have been seen, so
-// the backward pass makes the products again.
+// 1/2 (CE(z, i) + CE(z^T, i)) of each pair i, z = s a b^T. A column's softmax is known when all rows have been seen:
+// where these are one chunk, its products are still there for the gradients, else they are made again. As in
+// siglip_loss, the forward pass computes the gradients of a reduced loss. Without a reduction, each pair's loss has a
+// gradient of its own, which the backward pass alone knows: what is kept then are the log-sum-exps.
 struct ClipLoss {
   static constexpr auto name = "clip_loss";
   static constexpr auto args = "Tensor input, Tensor target, Tensor logit_scale, str reduction=\"mean\"";
   static constexpr int inputs = 3, gradients = 3;
-  static constexpr bool keeps_state = true;
+  static constexpr bool keeps_state = true, forward_mask = true;
 
   static ClipLoss make(Reduction) { return {}; }
   using Call = contrast::PairCall<ClipLoss>;
+  using Kept = contrast::KeptGradients<ClipLoss>;
+
+  static bool keeps_gradients(std::optional<Reduction> reduction, const std::vector<bool>& mask) {
+    return reduction != Reduction::none && (mask[0] || mask[1] || mask[2]);
+  }
+
+  template <class Backend>
+  Tensor value(const Inputs& tensors, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) const {
+    return std::get<0>(forward<Backend>(tensors, reduction, dtype, std::vector<bool>(gradients)));
+  }
 
   template <class Backend>
   std::tuple<Tensor, Tensor> forward(const Inputs& tensors, std::optional<Reduction> reduction,
-                                     std::optional<ScalarType> dtype) const {
+                                     std::optional<ScalarType> dtype, const std::vector<bool>& mask) const {
     using namespace contrast;
     Call call(tensors);
     typename Backend::Guard guard(call.input);
-    bool reduced = reduction != Reduction::none;
+    bool reduced = reduction != Reduction::none, keep = keeps_gradients(reduction, mask);
+    DType sums = Backend::Products::sum_dtype(call.dtype);
     Tensor result = new_empty(call.input, reduced ? Shape{} : Shape{call.rows}, result_dtype(name, dtype, call.dtype));
-    Tensor state = new_empty(call.input, {4 * call.rows}, call.wide());
+    Tensor log_sums = new_empty(call.input, {4 * call.rows}, call.wide()), state = log_sums;
+    if (keep) state = new_empty(call.input, {Kept::size(call, mask, sums)}, call.wide());
     Tensor own_scores = new_empty(call.input, {call.rows}, call.wide());
-    auto pass = call.template pass<Backend>(false);
+    auto pass = call.template pass<Backend>(keep && (mask[0] || mask[1]));
+    bool once = pass.chunks().count == 1;
+    std::optional<Slopes<Backend>> slopes;
+    if (keep)
+      slopes.emplace(Slopes<Backend>{call, pass, log_sums, ones(call.input, {call.rows}, call.wide()), mask,
+                                     Kept(call, mask, sums, state)});
     Tensor segments =
         new_empty(call.input, {2, (pass.chunks().rows + kSegment - 1) / kSegment, call.rows}, call.wide());
     pass.each([&](const Chunk& c) {
@@ -125,7 +112,7 @@ struct ClipLoss {
         using T = typename decltype(products)::Compute;
         Operand scale = operand_of(call.numbers[0]);
         T* own = static_cast<T*>(own_scores.mutable_data_ptr());
-        ClipRows<T, kClassStrip<Backend>> rows{products, scale, of_rows<T>(state, call.rows), own};
+        ClipRows<T, kClassStrip<Backend>> rows{products, scale, of_rows<T>(log_sums, call.rows), own};
         Backend::teams(c.count, call.rows, rows);
 
         constexpr int strip = Backend::kStrip;
@@ -133,23 +120,21 @@ struct ClipLoss {
         T *max = static_cast<T*>(segments.mutable_data_ptr()), *sum = max + segments.numel() / 2;
         ClipSegments<T, strip> columns{products, scale, c.count, max, sum};
         Backend::each(count * strips, kSegment * strip, columns);
-        JoinSegments<T> join{max,
-                             sum,
-                             count,
-                             call.rows,
-                             c.index == 0,
-                             c.index + 1 == pass.chunks().count,
-                             of_columns<T>(state, call.rows)};
-        Backend::each(call.rows, count, join);
+        bool last = c.index + 1 == pass.chunks().count;
+        auto of = of_columns<T>(log_sums, call.rows);
+        Backend::each(call.rows, count, JoinSegments<T>{max, sum, count, call.rows, c.index == 0, last, of});
       });
+      if (keep && once) slopes->add(c);
     });
+    if (keep && !once) pass.each([&](const Chunk& c) { slopes->add(c); });
+    if (keep) slopes->finish();
     in_compute_type(call.dtype, call.dtype, [&](auto zero) {
       using T = decltype(zero);
-      ClipValue<T> value{of_rows<T>(state, call.rows), of_columns<T>(state, call.rows),
+      ClipValue<T> value{of_rows<T>(log_sums, call.rows), of_columns<T>(log_sums, call.rows),
                          static_cast<const T*>(own_scores.const_data_ptr())};
       if (!reduced) return Backend::each(call.rows, 1, WriteEach<ClipValue<T>>{value, operand_of(result)});
       WriteLoss finish{operand_of(result), reduction == Reduction::mean ? 1.0 / double(call.rows) : 1.0};
-      Backend::template total<1>(state, call.rows, 1, AddEach<ClipValue<T>>{value}, finish);
+      Backend::template total<1>(log_sums, call.rows, 1, AddEach<ClipValue<T>>{value}, finish);
     });
     return {result, state};
   }
@@ -160,55 +145,57 @@ struct ClipLoss {
     using namespace contrast;
     Call call(tensors);
     typename Backend::Guard guard(call.input);
-    bool reduced = reduction != Reduction::none;
+    bool reduced = reduction != Reduction::none, keep = keeps_gradients(reduction, mask);
     check_grad_output(name, grad_output, reduced ? Shape{} : Shape{call.rows}, call.input);
-    check_state(name, state, {4 * call.rows}, call.wide(), call.input);
     DType sums = Backend::Products::sum_dtype(call.dtype);
-    Grads<gradients> grads;
-    Tensor part[2];
-    for (int k = 0; k < gradients; k++)
-      if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
-    for (int k = 0; k < 2; k++)
-      if (mask[k]) part[k] = place_of_sum(*grads[k], sums);
-
-    Tensor weight = ones(call.input, {call.rows}, call.wide());
-    if (!reduced) torch::stable::copy_(weight, detached(grad_output));
-    Tensor along = new_empty(call.input, {call.rows}, DType::float64);
-    bool products = mask[0] || mask[1];
-    auto pass = call.template pass<Backend>(products);
-    pass.each([&](const Chunk& c) {
-      with_slopes<Backend>(c, products, [&](auto slopes) {
-        using T = typename decltype(slopes)::Compute;
-        using S = typename decltype(slopes)::Storage;
-        ClipSlopes<T, S, kClassStrip<Backend>> body{slopes,
-                                                    operand_of(call.numbers[0]),
-                                                    of_rows<T>(state, call.rows),
-                                                    of_columns<T>(state, call.rows),
-                                                    static_cast<const T*>(weight.const_data_ptr()),
-                                                    static_cast<double*>(along.mutable_data_ptr())};
-        Backend::teams(c.count, call.rows, body);
-      });
-      if (mask[0]) pass.rows_gradient(c, part[0]);
-      if (mask[1]) pass.add_columns_gradient(c, part[1]);
-    });
-
-    // what the pairs' losses were weighted by is in the slopes; the rest is one number
-    Operand g = reduced ? operand_of(grad_output) : Operand{};
+    check_state(name, state, {keep ? Kept::size(call, mask, sums) : 4 * call.rows}, call.wide(), call.input);
     double divisor = reduction == Reduction::mean ? double(call.rows) : 1.0;
-    Tensor of_vectors = factor_of<Backend>(call.input, call.wide(), g, operand_of(call.numbers[0]), divisor);
-    for (int k = 0; k < 2; k++)
-      if (mask[k]) write_gradient<Backend>(name, part[k], of_vectors, *grads[k]);
-    if (mask[2]) {
-      Tensor sum = new_empty(call.input, {}, DType::float64);
-      Backend::template total<1>(along, call.rows, 1, AddLoss{static_cast<const double*>(along.const_data_ptr())},
-                                 WriteLoss{operand_of(sum), 1.0});
-      write_gradient<Backend>(name, sum, factor_of<Backend>(call.input, call.wide(), g, {}, divisor), *grads[2]);
-    }
-    return grads;
+    if (keep) return Kept(call, mask, sums, state).template times<Backend>(call, tensors, grad_output, divisor, mask);
+    if (reduced) return {};
+
+    // what each loss's gradient is, is in the slopes
+    Kept sum(call, mask, sums, new_empty(call.input, {Kept::size(call, mask, sums)}, call.wide()));
+    Tensor weight = new_empty(call.input, {call.rows}, call.wide());
+    torch::stable::copy_(weight, detached(grad_output));
+    auto pass = call.template pass<Backend>(mask[0] || mask[1]);
+    Slopes<Backend> slopes{call, pass, state, weight, mask, sum};
+    pass.each([&](const Chunk& c) { slopes.add(c); });
+    slopes.finish();
+    return sum.template times<Backend>(call, tensors, ones(call.input, {}, call.wide()), 1.0, mask);
   }
 
  private:
-  // The state: log-sum-exps of the rows and of the columns.
+  // The gradients of the sum of the losses, each times its weight, chunk by chunk.
+  template <class Backend>
+  struct Slopes {
+    const Call& call;
+    const contrast::Pass<Backend>& pass;
+    Tensor log_sums, weight;
+    std::vector<bool> mask;
+    Kept kept;
+    Tensor along = new_empty(weight, {call.rows}, DType::float64);
+
+    void add(const contrast::Chunk& c) const {
+      contrast::with_slopes<Backend>(c, mask[0] || mask[1], [&](auto slopes) {
+        using T = typename decltype(slopes)::Compute;
+        using S = typename decltype(slopes)::Storage;
+        contrast::ClipSlopes<T, S, kClassStrip<Backend>> body{slopes,
+                                                              operand_of(call.numbers[0]),
+                                                              of_rows<T>(log_sums, call.rows),
+                                                              of_columns<T>(log_sums, call.rows),
+                                                              static_cast<const T*>(weight.const_data_ptr()),
+                                                              static_cast<double*>(along.mutable_data_ptr())};
+        Backend::teams(c.count, call.rows, body);
+      });
+      if (mask[0]) pass.rows_gradient(c, kept.part[0]);
+      if (mask[1]) pass.add_columns_gradient(c, kept.part[1]);
+    }
+    void finish() const {
+      AddLoss sum{static_cast<const double*>(along.const_data_ptr())};
+      Backend::template total<1>(along, call.rows, 1, sum, WriteLoss{operand_of(kept.number(0)), 1.0});
+    }
+  };
+  // Log-sum-exps of the rows and of the columns.
   template <class T>
   static contrast::LogSumExps<T> of_rows(const Tensor& state, int64_t rows) {
     T* data = static_cast<T*>(const_cast<void*>(state.const_data_ptr()));

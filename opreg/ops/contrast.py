@@ -54,8 +54,8 @@ def siglip_loss(input: Tensor, target: Tensor, logit_scale: Tensor, logit_bias: 
 def clip_loss(input: Tensor, target: Tensor, logit_scale: Tensor, reduction: str) -> Tensor:
     """Contrastive loss of image and text features: each image is to find its text in the batch, each text its image.
 
-    For CLIP-like models. The (N, N) scores exist for one chunk of rows at a time, in the forward pass and once more in
-    the backward pass.
+    For CLIP-like models. The (N, N) scores exist for one chunk of rows at a time. They are made a second time for the
+    gradients where all of them are more than one chunk, which a reduced loss does in the forward pass.
 
     Args:
         input: features (N, D) of one side, as a rule of length 1: this loss does not normalise them.
@@ -208,22 +208,32 @@ def number(value: Tensor | float, args: Mapping[str, Any]) -> Any:
     return value
 
 
-def siglip_state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The gradients in input and target that were asked for, one after the other, and those in scale and bias."""
+def kept_gradients(args: Arguments, numbers: int) -> Tensor:
+    """The gradients in input and target that were asked for, one after the other, and those in the numbers."""
     x: Tensor = args["input"]
     in_input, in_target, *_ = map(int, args["needs_input_grad"])
     size = (in_input + in_target) * x.numel()
     if x.dtype == torch.bfloat16 and x.device.type == "cuda":  # sums of that dtype, two in the place of one
         size = (size + 1) // 2
-    kept: Tensor = x.new_empty((size + 2,), dtype=wide(x))
+    kept: Tensor = x.new_empty((size + numbers,), dtype=wide(x))
     return kept
+
+
+def siglip_state(shape: Sequence[int], args: Arguments) -> Tensor:
+    return kept_gradients(args, 2)
 
 
 def clip_state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """The log-sum-exp of each row and of each column, in two numbers."""
+    """Of a reduced loss its gradients; else the log-sum-exp of each row and of each column, in two numbers."""
+    if clip_keeps_gradients(args):
+        return kept_gradients(args, 1)
     x: Tensor = args["input"]
     kept: Tensor = x.new_empty((4 * x.shape[0],), dtype=wide(x))
     return kept
+
+
+def clip_keeps_gradients(args: Arguments) -> bool:
+    return args["reduction"] != "none" and any(args["needs_input_grad"])
 
 
 def anchors_state(sides: int) -> State:
@@ -255,6 +265,15 @@ def scores_alone(args: Arguments, result: Any) -> int:
 def with_gradients(args: Arguments, result: Any) -> int:
     """The scores, and the gradients that are asked for."""
     return products(args, 1 + sum(args["needs_input_grad"][:2]))
+
+
+def clip_forward(args: Arguments, result: Any) -> int:
+    """With the gradients, where they are kept; scores that are made again, for want of room for all, do not count."""
+    return with_gradients(args, result) if clip_keeps_gradients(args) else scores_alone(args, result)
+
+
+def clip_backward(args: Arguments, result: Any) -> int:
+    return 0 if clip_keeps_gradients(args) else with_gradients(args, result)
 
 
 def vectors(make: Maker, n: int, d: int) -> tuple[Tensor, Tensor]:
@@ -405,7 +424,7 @@ register(
         advice=NO_DIMENSIONS,
         lowered=("input", "target"),
         workload=clip_workload,
-        flops={"": scores_alone, "_forward": scores_alone, "_backward": with_gradients},
+        flops={"": scores_alone, "_forward": clip_forward, "_backward": clip_backward},
     )
 )
 register(

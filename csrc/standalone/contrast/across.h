@@ -40,6 +40,45 @@ struct PairCall {
   }
 };
 
+// What is kept of a loss whose gradient the forward pass finds but for one factor: of the sum of all losses, the
+// gradients in input and target, those that are asked for, but for the scale; and those in the numbers.
+template <class F>
+struct KeptGradients {
+  static constexpr int numbers = F::inputs - 2;
+  Tensor state, part[2];
+
+  static int64_t size(const PairCall<F>& call, const std::vector<bool>& mask, DType sums) {
+    return numbers_for((int(mask[0]) + int(mask[1])) * call.rows * call.features, sums, call.wide()) + numbers;
+  }
+  KeptGradients(const PairCall<F>& call, const std::vector<bool>& mask, DType sums, const Tensor& state)
+      : state(state) {
+    Tensor flat = as_sums(state, sums);
+    int64_t start = 0;
+    for (int k = 0; k < 2; k++) {
+      if (!mask[k]) continue;
+      part[k] = strided(flat, {call.rows, call.features}, {call.features, 1}, start);
+      start += call.rows * call.features;
+    }
+  }
+  Tensor number(int k) const { return strided(state, {}, {}, state.numel() - numbers + k); }
+
+  // The gradients, for that of the result, which is the sum divided by `divisor`.
+  template <class Backend>
+  Grads<F::gradients> times(const PairCall<F>& call, const Inputs& tensors, const Tensor& grad_output, double divisor,
+                            const std::vector<bool>& mask) const {
+    Operand g = operand_of(grad_output);
+    Tensor of_vectors = factor_of<Backend>(call.input, call.wide(), g, operand_of(call.numbers[0]), divisor);
+    Tensor of_numbers = factor_of<Backend>(call.input, call.wide(), g, {}, divisor);
+    Grads<F::gradients> grads;
+    for (int k = 0; k < F::gradients; k++) {
+      if (!mask[k]) continue;
+      grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
+      write_gradient<Backend>(F::name, k < 2 ? part[k] : number(k - 2), k < 2 ? of_vectors : of_numbers, *grads[k]);
+    }
+    return grads;
+  }
+};
+
 // ---- SigLIP: each score is a binary decision of its own.
 
 // The row's loss, and its sums of slope * product and of slope, which the scale's and the bias's gradients are made of.
@@ -80,13 +119,12 @@ struct AddSigLip {
   }
 };
 struct FinishSigLip {
-  Operand result, state;
-  int64_t at;
+  Operand result, in_scale, in_bias;
   double pairs;
   HD void operator()(const double (&total)[3]) const {
     put(result, 0, total[0] / pairs);
-    put(state, at, total[1]);
-    put(state, at + 1, total[2]);
+    put(in_scale, 0, total[1]);
+    put(in_bias, 0, total[2]);
   }
 };
 

@@ -182,10 +182,5 @@ void write_gradient(const char* op, const Tensor& part, const Tensor& factor, co
   DType compute = compute_dtype(*known_dtype(factor.scalar_type()), *known_dtype(gradient.scalar_type()));
   map_tensors<Backend, Times>(op, compute, {part, factor}, gradient);
 }
-// The gradient itself, where that can hold such a sum, else a tensor of its own.
-inline Tensor place_of_sum(const Tensor& gradient, DType dtype) {
-  bool fits = gradient.scalar_type() == scalar_type(dtype) && gradient.is_contiguous();
-  return fits ? gradient : new_empty(gradient, shape_of(gradient), dtype);
-}
 
 }  // namespace lossreg::contrast
