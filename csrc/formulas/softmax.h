@@ -112,22 +112,20 @@ struct JSDLoss : OfProbabilities {
   // Of d = log p - log q: log r/m, r the larger of both, so that m/r is a sum of no large numbers.
   template <class T>
   HD T larger_over_mixture(T d) const {
-    T own = d > T(0) ? T(beta) : T(rest), other = d > T(0) ? T(rest) : T(beta);
+    T own = d > T(0) ? T(beta) : T(rest);
     // at least: a beta too small for T
-    return -log(at_least(own + other * exp_term(-abs(d)), T(1.2e-38)));
+    return -log(at_least(own + (T(1) - own) * exp_term(-abs(d)), T(1.2e-38)));
   }
   // log p/m and log q/m
   template <int Mode, class T>
   HD T p_over(T d) const {
     if constexpr (Mode != kMixed) return d;
-    T r = larger_over_mixture(d);
-    return d > T(0) ? r : r + d;
+    return larger_over_mixture(d) + at_most(d, T(0));
   }
   template <int Mode, class T>
   HD T q_over(T d) const {
     if constexpr (Mode != kMixed) return -d;
-    T r = larger_over_mixture(d);
-    return d > T(0) ? r - d : r;
+    return larger_over_mixture(d) - at_least(d, T(0));
   }
   // The terms of both divergences. A class of probability 0 adds nothing, however unlikely it is.
   template <int Mode, class T>
