@@ -108,10 +108,15 @@ def as_a_user(case: Case, args: Mapping[str, Any]) -> tuple[Function, list[Any],
     return eager_for(case), [], dict(args)
 
 
+def can_be_compiled(op: Op) -> bool:
+    """An unrolled reference would take minutes, and there may be no other function."""
+    return not op.unrolled or op.native is not None
+
+
 def compiled(case: Case, args: Mapping[str, Any]) -> tuple[str, Function]:
     """Inductor's compilation of the eager function, else of the reference; and which of them it was.
 
-    An unrolled reference would take minutes to compile: then the eager function with graph breaks.
+    Where that is unrolled: the eager function with graph breaks.
     """
     second = ("native, graph breaks", case.op.native) if case.op.unrolled else ("reference", case.op.reference)
     error: Exception | None = None

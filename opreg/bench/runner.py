@@ -23,6 +23,7 @@ from .providers import (
     Peers,
     as_a_user,
     as_called,
+    can_be_compiled,
     check_agreement,
     check_values,
     compiled,
@@ -101,7 +102,7 @@ def calls_of(case: Case, which: str, wanted: Sequence[str], peers: Peers) -> tup
             calls[name] = call(function, places, options)
         elif name == "eager":
             calls[name] = call(*as_a_user(case, args))
-        elif name == "inductor":
+        elif name == "inductor" and can_be_compiled(case.op):
             notes["inductor_of"], inductor = compiled(case, args)
             calls[name] = call(inductor, (), args)
         elif name == "peer" and peer is not None:

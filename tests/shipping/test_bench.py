@@ -161,6 +161,13 @@ def test_eager_and_the_call_of_ours_compute_the_same(name):
         assert notes["eager"] == ("native" if bench.is_native(case) else "composition")
 
 
+@pytest.mark.skipif("rnnt_loss" not in NAMES, reason="no rnnt_loss in this library")
+def test_an_unrolled_reference_is_not_compiled():
+    (case,) = bench.cases(opreg.get("rnnt_loss"), "small", torch.float32)
+    calls, _ = runner.calls_of(case, "forward", ["ours", "inductor"], providers.Peers())
+    assert list(calls) == ["ours"]
+
+
 def test_native_is_one_function_of_aten():
     def natives(dtype):
         first = {name: next(bench.cases(opreg.get(name), "small", dtype)) for name in NAMES}
