@@ -473,6 +473,8 @@ class Search:
                 found = found_as(forms, values, scaled)
                 if found is None or (factors and found[0]):
                     self.compare(formula, values, forms)
+                    if any(sums_over_others(form, value) for form, value in zip(forms, values, strict=True)):
+                        break  # whatever its numbers are
                     continue
                 yield Match(
                     formula,
@@ -553,6 +555,11 @@ def difference(p: algebra.Poly, q: algebra.Poly) -> str:
 
 # Calls that read class indices.
 _BY_INDEX = frozenset({"cross_entropy", "nll_loss", "gather", "one_hot", "index", "getitem", "scatter"})
+
+
+def sums_over_others(form: Value | None, value: Value) -> bool:
+    """Does a pattern sum over dimensions over which a value does not?"""
+    return form is not None and not form.poly.reductions <= value.poly.reductions
 
 
 def scales(view: GraphView, root: fx.Node) -> bool:

@@ -254,6 +254,38 @@ def dice_of_channels(g: Generator) -> None:
     g.after(g.let(f"1 - (2 * {inter} + {top}) / ({both} + {bottom})"))
 
 
+def regions(g: Generator) -> tuple[str, str, str]:
+    """What logits and target share, and the size of each, over samples, channels, or the batch."""
+    shape = g.one((2, 3, 4), (2, 1, 3, 2))
+    x, t = g.before(g.real(*shape), shape), g.one(g.bits, g.unit)(*shape)
+    p = g.let(f"torch.sigmoid({x})") if g.miss != "probabilities" else g.unit(*shape)
+    pixels = tuple(range(2, len(shape)))
+    over = g.one(pixels, (0, *pixels), (1, *pixels), ())
+    over = g.near("another dimension", over, (1,))
+    into = f", dim={over}" if over else ""
+    return g.let(f"torch.sum({p} * {t}{into})"), g.let(f"torch.sum({p}{into})"), g.let(f"torch.sum({t}{into})")
+
+
+@piece("jaccard_loss", "channels", "two smooths", "probabilities", "another dimension", "twice")
+def jaccard_written(g: Generator) -> None:
+    shared, predicted, true = regions(g)
+    smooth, again = g.one(1, 1e-3), g.near("twice", 1, 2)
+    other = g.near("two smooths", smooth, 0.5)
+    union = g.let(g.one(f"{predicted} + {true} - {shared}", f"{true} + ({predicted} - {shared})"))
+    g.after(g.let(f"1 - ({again} * {shared} + {smooth}) / ({union} + {other})"))
+
+
+@piece("tversky_loss", "channels", "two smooths", "probabilities", "another dimension")
+def tversky_written(g: Generator) -> None:
+    shared, predicted, true = regions(g)
+    alpha = g.one(0.3, 0.75, 2.0)
+    smooth, beta = g.one(1, 1e-3), g.one(1 - alpha, 0.6)
+    other = g.near("two smooths", smooth, 0.5)
+    wrong, missed = g.let(f"{predicted} - {shared}"), g.let(f"{true} - {shared}")
+    bottom = g.let(f"{shared} + {alpha} * {wrong} + {beta} * {missed} + {other}")
+    g.after(g.let(f"1 - ({shared} + {smooth}) / {bottom}"))
+
+
 # activations, alone and of a gate
 
 

@@ -164,6 +164,24 @@ class Poly:
             visit(monomial)
         return frozenset(names), frozenset(leaves)
 
+    @cached_property
+    def reductions(self) -> frozenset[tuple[str, Any]]:
+        """Its sums and means, each by the dimensions."""
+        found: set[tuple[str, Any]] = set()
+
+        def visit(part: Any) -> None:
+            if isinstance(part, Poly):
+                found.update(part.reductions)
+            elif isinstance(part, frozenset | tuple):
+                if isinstance(part, tuple) and len(part) > 2 and part[0] in ("sum", "mean"):
+                    found.add((part[0], part[2]))
+                for item in part:
+                    visit(item)
+
+        for monomial, _ in self.terms:
+            visit(monomial)
+        return frozenset(found)
+
 
 def repr_key(monomial: Monomial) -> str:
     return "*".join(sorted(f"{atom_key(a)}^{e}" for a, e in monomial))

@@ -1,7 +1,8 @@
 """Overlap of regions, one value a sample or one of the batch."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,92 +10,113 @@ from torch import Tensor
 
 from ...registry import get
 from .._rule import NearMiss, Rule
-from ._objections import first_of, unless_at_least, unless_floating, unless_same_shape
+from ._objections import Objection, first_of, unless_at_least, unless_floating, unless_same_shape
 
-Overlap = Callable[[Tensor, Tensor, float], Tensor]
+# What both regions share, and the size of each.
+Sums = tuple[Tensor, Tensor, Tensor]
+# A loss of logits and target, by sample or of the whole batch.
+Loss = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 # As people write it. The op's reference takes class indices too, and has a value where both regions are empty.
-def ratio(overlap: Tensor, both: Tensor, smooth: float) -> Tensor:
-    return 1 - (2 * overlap + smooth) / (both + smooth)
-
-
-def over(dims: tuple[int, ...], power: int) -> Overlap:
+def over(dims: tuple[int, ...]) -> Callable[[Tensor, Tensor, int], Sums]:
     """Of regions (N, C, pixels): one value a sample, a channel of each, or a channel of the batch."""
 
-    def overlap(p: Tensor, target: Tensor, smooth: float) -> Tensor:
+    def sums(p: Tensor, target: Tensor, power: int) -> Sums:
         p, t = (p.flatten(1), target.flatten(1)) if dims == (1,) else (p.flatten(2), target.flatten(2))
-        return ratio((p * t).sum(dims), (p**power).sum(dims) + (t**power).sum(dims), smooth)
+        return (p * t).sum(dims), (p**power).sum(dims), (t**power).sum(dims)
 
-    return overlap
+    return sums
 
 
-def of_batch(power: int) -> Overlap:
-    def overlap(p: Tensor, target: Tensor, smooth: float) -> Tensor:
-        return ratio((p * target).sum(), (p**power).sum() + (target**power).sum(), smooth)
+def over_batch(p: Tensor, target: Tensor, power: int) -> Sums:
+    return (p * target).sum(), (p**power).sum(), (target**power).sum()
 
-    return overlap
+
+def of_channels(loss: Loss, input: Tensor, target: Tensor) -> Tensor:
+    """Each channel of each sample as a sample of one channel."""
+    x, t = input.flatten(2), target.flatten(2)
+    return loss(x.flatten(0, 1).unsqueeze(1), t.flatten(0, 1).unsqueeze(1), False).view_as(x.select(2, 0))
+
+
+def of_channels_of_batch(loss: Loss, input: Tensor, target: Tensor) -> Tensor:
+    """The channels as samples, which hold the pixels of the whole batch."""
+    x, t = input.flatten(2).transpose(0, 1), target.flatten(2).transpose(0, 1)
+    return loss(x.flatten(1).unsqueeze(1), t.flatten(1).unsqueeze(1), False)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a program sums over, and how the op is called for that."""
+
+    name: str
+    sums: Callable[[Tensor, Tensor, int], Sums]
+    compute: Callable[[Loss, Tensor, Tensor], Tensor]
 
 
 SAMPLE, CHANNEL, CHANNEL_OF_BATCH = (1,), (2,), (0, 2)
+WAYS = (
+    Way("by sample", over(SAMPLE), lambda loss, x, t: loss(x, t, False)),
+    Way("by channel", over(CHANNEL), of_channels),
+    Way("by channel of the batch", over(CHANNEL_OF_BATCH), of_channels_of_batch),
+    Way("of the batch", over_batch, lambda loss, x, t: loss(x, t, True)),
+)
 
 
-def of_logits(overlap: Overlap) -> Callable[..., Tensor]:
-    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        return overlap(torch.sigmoid(input), target, smooth)
-
-    return pattern
+def dice_of(sums: Sums, *, smooth: float) -> Tensor:
+    shared, predicted, true = sums
+    return 1 - (2 * shared + smooth) / (predicted + true + smooth)
 
 
-def of_probabilities(overlap: Overlap) -> Callable[..., Tensor]:
-    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        return overlap(input, target, smooth)
+def jaccard_of(sums: Sums, *, smooth: float) -> Tensor:
+    shared, predicted, true = sums
+    return 1 - (shared + smooth) / (predicted + true - shared + smooth)
 
-    return pattern
+
+def tversky_of(sums: Sums, *, alpha: float, beta: float, smooth: float) -> Tensor:
+    shared, predicted, true = sums
+    return 1 - (shared + smooth) / (shared + alpha * (predicted - shared) + beta * (true - shared) + smooth)
 
 
 def unless_rows_and_classes(arguments: Mapping[str, Any]) -> str:
     shape = arguments["input"].shape
-    return "" if shape is not None and len(shape) >= 2 else "input has one dimension, and dice_loss takes (N, C, ...)"
+    return "" if shape is not None and len(shape) >= 2 else "input has one dimension, and the op takes (N, C, ...)"
 
 
-def dice_loss(input: Tensor, target: Tensor, power: float, smooth: float, batch: bool) -> Tensor:
-    result: Tensor = get("dice_loss").value(input, target, power, smooth, None, -100, batch, "none")
-    return result
+REGIONS = first_of(
+    unless_at_least(0, "smooth"),
+    unless_same_shape("input", "target"),
+    unless_rows_and_classes,
+    unless_floating("target", "class indices"),
+)
+WEIGHTED_REGIONS = first_of(unless_at_least(0, "alpha"), unless_at_least(0, "beta"), REGIONS)
 
 
-def of_samples(input: Tensor, target: Tensor, power: float, smooth: float) -> Tensor:
-    return dice_loss(input, target, power, smooth, False)
+def rule(op: str, index: Callable[..., Tensor], way: Way, objection: Objection, power: int = 1, **fixed: float) -> Rule:
+    """``index``: of the sums, and of the rule's numbers as keyword-only arguments; ``fixed``: the op's others."""
+    numbers = [p for p in inspect.signature(index).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    tensors = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("input", "target")]
+
+    def pattern(input: Tensor, target: Tensor, **given: float) -> Tensor:
+        return index(way.sums(torch.sigmoid(input), target, power), **given)
+
+    def replacement(input: Tensor, target: Tensor, **given: float) -> Tensor:
+        def loss(x: Tensor, t: Tensor, batch: bool) -> Tensor:
+            result: Tensor = get(op).value(x, t, **fixed, **given, batch=batch, reduction="none")
+            return result
+
+        return way.compute(loss, input, target)
+
+    pattern.__signature__ = replacement.__signature__ = inspect.Signature([*tensors, *numbers])  # type: ignore[attr-defined]
+    squares = " with squares" if power == 2 else ""
+    return Rule(f"{op} {way.name}{squares}, written out", pattern, replacement, objection)
 
 
-def of_all(input: Tensor, target: Tensor, power: float, smooth: float) -> Tensor:
-    return dice_loss(input, target, power, smooth, True)
+def dice_of_probabilities(way: Way, power: int) -> NearMiss:
+    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
+        return dice_of(way.sums(input, target, power), smooth=smooth)
 
-
-def of_channels(input: Tensor, target: Tensor, power: float, smooth: float) -> Tensor:
-    """Each channel of each sample as a sample of one channel."""
-    x, t = input.flatten(2), target.flatten(2)
-    loss = dice_loss(x.flatten(0, 1).unsqueeze(1), t.flatten(0, 1).unsqueeze(1), power, smooth, False)
-    return loss.view_as(x.select(2, 0))
-
-
-def of_channels_of_batch(input: Tensor, target: Tensor, power: float, smooth: float) -> Tensor:
-    """The channels as samples, which hold the pixels of the whole batch."""
-    x, t = input.flatten(2).transpose(0, 1), target.flatten(2).transpose(0, 1)
-    return dice_loss(x.flatten(1).unsqueeze(1), t.flatten(1).unsqueeze(1), power, smooth, False)
-
-
-def rule(name: str, overlap: Overlap, power: float, compute: Callable[..., Tensor]) -> Rule:
-    def replacement(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        return compute(input, target, power, smooth)
-
-    objection = first_of(
-        unless_at_least(0, "smooth"),
-        unless_same_shape("input", "target"),
-        unless_rows_and_classes,
-        unless_floating("target", "class indices"),
-    )
-    return Rule(name, of_logits(overlap), replacement, objection)
+    return NearMiss(f"dice_loss {way.name} of probabilities", pattern, PROBABILITIES)
 
 
 def of_bounded_ratio(p: Tensor, target: Tensor, *, eps: float) -> Tensor:
@@ -114,21 +136,13 @@ PROBABILITIES = (
 )
 BOUNDED = "its denominator has a lower bound, where dice_loss adds smooth alone: leave out the bound, and use smooth"
 UNSMOOTHED = "it adds eps to the denominator alone, and dice_loss adds smooth to both: add it to the numerator too"
-WAYS: tuple[tuple[str, Callable[[int], Overlap], Callable[..., Tensor]], ...] = (
-    ("by sample", partial(over, SAMPLE), of_samples),
-    ("by channel", partial(over, CHANNEL), of_channels),
-    ("by channel of the batch", partial(over, CHANNEL_OF_BATCH), of_channels_of_batch),
-    ("of the batch", of_batch, of_all),
-)
 
 RULES: tuple[Rule | NearMiss, ...] = (
-    *(rule(f"dice_loss {name}, written out", way(1), 1.0, compute) for name, way, compute in WAYS),
-    *(rule(f"dice_loss {name} with squares, written out", way(2), 2.0, compute) for name, way, compute in WAYS),
-    *(
-        NearMiss(f"dice_loss {name} of probabilities", of_probabilities(way(power)), PROBABILITIES)
-        for power in (1, 2)
-        for name, way, _ in WAYS
-    ),
+    *(rule("dice_loss", dice_of, way, REGIONS, power, p=float(power)) for power in (1, 2) for way in WAYS),
+    *(rule("jaccard_loss", jaccard_of, way, REGIONS) for way in WAYS),
+    # Dice's and Jaccard's are indices of its family
+    *(rule("tversky_loss", tversky_of, way, WEIGHTED_REGIONS) for way in WAYS),
+    *(dice_of_probabilities(way, power) for power in (1, 2) for way in WAYS),
     NearMiss(
         "dice_loss of a bounded ratio",
         lambda input, target, *, eps: of_bounded_ratio(torch.sigmoid(input), target, eps=eps),
