@@ -144,6 +144,12 @@ class GroupWorker {
       x[k] = load(o.dtype, o.data, place(k, offset, 0, c), stride(k), buffer_[k].get() + c * width_, n);
     }
   }
+  // The same once more, of what the buffers hold from the first time.
+  void members_again(const int64_t* offset, int64_t c, const T* (&x)[M]) const {
+    for (int k = 0; k < M; k++)
+      x[k] =
+          buffer_[k] ? buffer_[k].get() + c * width_ : static_cast<const T*>(operand(k).data) + place(k, offset, 0, c);
+  }
   // Group i of the run: of every tensor, an array along its members.
   template <class S>
   void members_along(const int64_t* offset, int64_t i, const S* (&x)[M]) {
@@ -197,7 +203,8 @@ class GroupWorker {
     for (int64_t first = 0; first < g_.members; first += kGroupBlock) {
       for (int k = 0; k < kTerms; k++) std::fill(sums[k], sums[k] + n, T(0));
       for (int64_t c = first; c < std::min(first + kGroupBlock, g_.members); c++) {
-        members_across(offset, c, n, x);
+        if (Later || F::maxima(Mode) > 0) members_again(offset, c, x);
+        else members_across(offset, c, n, x);
         add_terms<Later, T, Mode>(f_, a_, x, g_.members, int32_t(c), n);
       }
       for (int k = 0; k < kTerms; k++)
