@@ -89,7 +89,7 @@ def check_backward(
     shape = rule(op, operands)
     shapes = dict(zip(results, shapes_of_results(shape, len(results)), strict=True))
     given = given_gradients(op, results, args)
-    for t in (*given.values(), *(args[n] for n in ("state",) if n in args)):
+    for t in (*given.values(), *([] if state is None else [args["state"]])):
         if t.device != first.device:
             raise fail(op, "all tensors on one device", first.device, t.device)
     for name, grad in given.items():

@@ -129,7 +129,7 @@ struct LinearCrossEntropy {
     if (keep) {
       sums.place_in(state);
     } else {
-      sums.place_beside(grads);
+      sums.place_beside(grads, call.input);
       Tensor grad_loss = torch::stable::reshape(grad_output, reduced ? Shape{1} : call.losses_shape(call.rows));
       if (reduced) {
         grad_loss = new_empty(call.input, {1}, call.wide());
@@ -253,21 +253,33 @@ struct LinearLogProb {
     check_targets<Backend>(call);
 
     Grads<gradients> grads;
-    for (int k = 0; k < gradients; k++)
-      if (mask[k]) grads[k] = empty_like(*tensors[k], call.dtype);
     GradientSums sums(call, mask, Backend::Products::sum_dtype(call.dtype));
-    if (sums.elements == 0) {
-      for (auto& grad : grads)
-        if (grad) torch::stable::zero_(*grad);
-      return grads;
-    }
-    sums.place_beside(grads);
+    auto allocate = [&] {
+      for (int k = 0; k < gradients; k++)
+        if (mask[k]) grads[k] = empty_like(*tensors[k], call.dtype);
+    };
+    // Gradients of fewer bits than their sums wait until the memory of the scores is free again.
+    const bool of_sums = sums.dtype == call.dtype || sums.elements == 0;
+    if (of_sums) allocate();
+    if (sums.elements == 0) return grads;
+    sums.place_beside(grads, call.input);
+    backpropagate<Backend>(call, of_results, state, computed, sums);
+    if (!of_sums) allocate();
+    sums.copy_to(grads);
+    return grads;
+  }
+
+ private:
+  template <class Backend>
+  void backpropagate(const linear::Call<LinearLogProb>& call, const Operand (&of_results)[3], const Tensor& state,
+                     DType computed, linear::GradientSums& sums) const {
+    using namespace linear;
     Pass<LinearLogProb, Backend> pass(call, true);
     if (pass.chunks() == 0) sums.zero();
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
       Tensor one = ones(call.input, {}, computed), target = flat_target(call);
-      const RowState<T> kept{static_cast<T*>(state.mutable_data_ptr()), rows};
+      const RowState<T> kept{static_cast<T*>(state.mutable_data_ptr()), state.numel() / 3};
       pass.each([&](const Chunk& c) {
         GroupCall<RowStatistics> groups(Inputs{c.scores});
         Tensor coefficients = new_empty(call.input, {groups.state_size()}, computed);
@@ -289,11 +301,7 @@ struct LinearLogProb {
         pass.backpropagate(c, sums);
       });
     });
-    sums.copy_to(grads);
-    return grads;
   }
-
- private:
   template <class Backend>
   std::array<Tensor, 3> run(const Inputs& tensors, std::optional<ScalarType> dtype, Tensor* state) const {
     using namespace linear;

@@ -97,10 +97,11 @@ def test_several_chunks(dtype, tolerance):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
-def test_memory():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory(dtype):
     """No more than linear_cross_entropy takes: the scores, 262 MB, are there for a chunk of rows at a time."""
-    rows, features, classes = 2048, 64, 32_000
-    x, w = torch.randn(rows, features, requires_grad=True), torch.randn(classes, features, requires_grad=True)
+    rows, features, classes = 2048, 128, 32_000
+    x, w = (torch.randn(n, features).to(dtype).requires_grad_() for n in (rows, classes))
     target = torch.randint(classes, (rows,))
 
     def ours():

@@ -130,14 +130,13 @@ struct GradientSums {
       start += shape[k][0] * shape[k][1];
     }
   }
-  // Puts each into the gradient itself, where that can hold it, else into a tensor of its own.
+  // Puts each into the gradient itself, where that is there and can hold it, else into a tensor of its own.
   template <size_t N>
-  void place_beside(const Grads<N>& grads) {
+  void place_beside(const Grads<N>& grads, const Tensor& like) {
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;
-      const Tensor& grad = *grads[k];
-      bool fits = grad.scalar_type() == scalar_type(dtype) && grad.is_contiguous();
-      part[k] = fits ? strided(grad, shape[k], {shape[k][1], 1}) : new_empty(grad, shape[k], dtype);
+      bool fits = grads[k] && grads[k]->scalar_type() == scalar_type(dtype) && grads[k]->is_contiguous();
+      part[k] = fits ? strided(*grads[k], shape[k], {shape[k][1], 1}) : new_empty(like, shape[k], dtype);
     }
   }
   // Then fills the gradients from those.
