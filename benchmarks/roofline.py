@@ -172,7 +172,7 @@ class Eager(TorchDispatchMode):
         return result
 
 
-def of_eager(call: Callable[[], Tensor], wanted: Sequence[Tensor]) -> dict[str, tuple[Prediction, int]]:
+def of_eager(call: Callable[[], Any], wanted: Sequence[Tensor]) -> dict[str, tuple[Prediction, int]]:
     """The passes of a call on meta tensors, and their floating-point operations in products."""
     found = {}
     with Eager() as mode:
@@ -180,6 +180,7 @@ def of_eager(call: Callable[[], Tensor], wanted: Sequence[Tensor]) -> dict[str, 
         found["forward"] = total(mode.parts), mode.flops
     if wanted:
         with Eager() as mode:
-            torch.autograd.grad(result, wanted, torch.empty_like(result))
+            results = tree_leaves(result)
+            torch.autograd.grad(results, wanted, [torch.empty_like(t) for t in results])
             found["backward"] = total(mode.parts), mode.flops
     return found

@@ -71,7 +71,7 @@ def prob_iou_loss(input: Tensor, target: Tensor, reduction: str, eps: float) -> 
     apart, common = squares / 144, w1 * h1 * w2 * h2 / 36
     det = apart + common
     far = ratio(square, det, eps) / 4
-    distance = (far + log_of_quotient(apart, common, eps) / 2).clamp(eps, 100)
+    distance = (far + log_of_quotient(apart, common, eps) / 2).clamp(eps, 100.0)
     if eps == 0:  # boxes without area: apart where their centres are
         distance = torch.where((det == 0) & (square > 0), 100.0, distance)
     squared = -torch.expm1(-distance) + eps

@@ -208,7 +208,7 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
 
 def workload(make: Maker, size: str) -> Iterator[Sample]:
     # N, T, U, V: letters, up to word pieces of an utterance
-    shapes = {"small": (2, 8, 3, 8), "usual": (4, 50, 20, 64), "large": (8, 200, 40, 256), "huge": (16, 400, 80, 1024)}
+    shapes = {"small": (1, 4, 3, 4), "usual": (4, 50, 20, 64), "large": (8, 200, 40, 256), "huge": (16, 400, 80, 1024)}
     batch, steps, labels, classes = shapes[size]
     targets = make.index(classes - 1, batch, labels)
     lengths = make.index(labels // 4 + 1, batch) + labels - labels // 4

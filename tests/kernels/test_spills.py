@@ -35,6 +35,7 @@ USING = {
         32,
         "CUDA's own sine, where an angle is so large that it takes its reduction there",
     ),
+    r"groups_forward<float> .*JSDLoss": (104, "16 bits on sm_80: two logarithms an element, of a pack of eight"),
     r"rows_\w+<float> ": (32, "a register or two, where classes have weights: more of them cost more than that"),
 }
 

@@ -362,13 +362,6 @@ def geglu_written(g: Generator) -> None:
     g.after(g.plus(opened, up) if g.miss == "a sum" else g.times(opened, up))
 
 
-@piece("reglu", "gates", "broadcast", "a sum")
-def reglu_written(g: Generator) -> None:
-    gate, up, _ = halves(g)
-    opened = g.let(g.one(f"F.relu({gate})", f"{gate}.clamp(min=0)", f"torch.relu({gate})"))
-    g.after(g.plus(opened, up) if g.miss == "a sum" else g.times(opened, up))
-
-
 @piece("clamped_swiglu", "gates", "broadcast", "another bound", "without one", dtypes=WIDE)
 def clamped_swiglu_written(g: Generator) -> None:
     gate, up, _ = halves(g)

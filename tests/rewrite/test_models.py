@@ -353,7 +353,13 @@ CASES = {
         not_exchanged={("BCEWithLogitsLoss, CrossEntropyLoss, MSELoss", OPTIONAL): 1},
     ),
     # its loss, as llama's and vit's, is a function that the model's forward gets from elsewhere
-    "gpt2": Case(gpt2, {"cross_entropy": 1}, {"cross_entropy": 1}, not_exchanged={("loss_function", OPTIONAL): 1}),
+    "gpt2": Case(
+        gpt2,
+        {"cross_entropy": 1},
+        {"cross_entropy": 1},
+        exchanged={"gelu": 2},
+        not_exchanged={("loss_function", OPTIONAL): 1},
+    ),
     "llama": Case(
         llama,
         {"silu": 2, "cross_entropy": 1},

@@ -27,11 +27,11 @@ def geglu(approximate: str) -> Rule:
     )
 
 
-# What is gated comes first: the activation alone is found in it too, with a factor.
+# What is gated comes first: the activation alone is found in it too, with a factor. The product of a ReLU, and reglu
+# with it, is anybody's: the overlap of two boxes is one.
 RULES = (
     Rule.of(get("swiglu"), ALIKE, defaults={"beta": 1.0}),
     *map(geglu, WAYS),
-    Rule.of(get("reglu"), ALIKE),
     Rule.of(get("clamped_swiglu"), first_of(ALIKE, unless_at_least(0, "limit"))),
     Rule.of(get("quick_gelu")),
     Rule.of(get("swish")),
