@@ -69,6 +69,8 @@ softmax_focal_loss 1024x32000: 1, 3; 1, 1
 softmax_focal_loss 8x19x512x512: 1, 3; 1, 1
 pc_softmax_cross_entropy 1024x32000: 2, 4; 2, 2
 pc_softmax_cross_entropy 8x19x512x512: 2, 4; 2, 2
+poly1_cross_entropy 1024x32000: 1, 3; 1, 1
+poly1_cross_entropy 8x19x512x512: 1, 3; 1, 1
 arcface_loss 1024x32000: 1, 3; 1, 1
 arcface_loss 8x19x512x512: 1, 3; 1, 1
 amsoftmax_loss 1024x32000: 1, 3; 1, 1
@@ -86,21 +88,32 @@ focal_eiou_loss 1048576x4: 1, 2; 1, 1
 alpha_iou_loss 1048576x4: 1, 2; 1, 1
 siou_loss 1048576x4: 1, 2; 1, 1
 wiou_loss 1048576x4: 1, 2; 1, 1
+clip_loss 4096x512: 6, 10 + 3 mm.out + 2 to.dtype_layout; 5, 5
+siglip_loss 4096x512: 2, 5 + 3 mm.out + 2 to.dtype_layout; 6, 6
+nt_xent_loss 4096x512: 3, 7 + 2 copy_ + mm.out + 2 to.dtype_layout; 4, 7 + 4 copy_ + 2 mm.out + 2 to.dtype_layout
+sup_con_loss 4096x512: 3, 7 + contiguous + copy_ + mm.out + 3 to.dtype_layout; 4, 6 + contiguous + 2 copy_ + 2 mm.out + 3 to.dtype_layout
 coord_conv2d 16x64x64x64: 2, 2 + 2 convolution + 2 to.dtype_layout; 1, 3 + 2 convolution_backward + 3 copy_ + sum.dim_IntList + 2 to.dtype_layout
 dynamic_conv2d 16x64x64x64: 0, 1 + convolution + copy_ + 2 matmul + 5 reshape; 1, 3 + convolution_backward + 3 copy_ + 4 matmul + 9 reshape + to.dtype_layout
 quality_focal_loss 16777216: 1, 2; 1, 1
 varifocal_loss 16777216: 1, 2; 1, 1
 gaussian_focal_loss 16777216: 1, 2; 1, 1
 asymmetric_loss 16777216: 1, 2; 1, 1
+distribution_focal_loss 1024x32000: 1, 3; 1, 1
+zlpr_loss 1024x32000: 1, 3; 1, 1
+zlpr_loss 8x19x512x512: 1, 3; 1, 1
 swiglu 16777216: 1, 1; 1, 1
 geglu 16777216: 1, 1; 1, 1
 reglu 16777216: 1, 1; 1, 1
 clamped_swiglu 16777216: 1, 1; 1, 1
+ssim_loss 8x3x512x512: 5, 5 + 2 to.dtype_layout; 7, 4 + 3 to.dtype_layout
 poisson_nll_loss 16777216: 1, 2; 1, 1
 gaussian_nll_loss 16777216: 1, 2; 1, 1
 kl_div 16777216: 1, 2; 1, 1
 linear_cross_entropy 1024x512x32000: 3, 11 + 2 copy_ + 3 mm.out + 3 reshape; 2, 3 + 5 reshape
+linear_log_prob 1024x512x32000: 2, 8 + mm.out + 4 reshape; 3, 7 + 3 mm.out + 7 reshape
 dice_loss 8x19x512x512: 2, 4; 1, 1
+tversky_loss 8x19x512x512: 2, 4; 1, 1
+jaccard_loss 8x19x512x512: 2, 4; 1, 1
 generalized_dice_loss 8x19x512x512: 2, 4; 1, 1
 lovasz_softmax_loss 8x19x512x512: 33, 28 + 10 sort.stable; 1, 1
 lovasz_hinge_loss 8x512x512: 6, 9 + sort.stable; 1, 1
@@ -124,14 +137,26 @@ charbonnier_loss 16777216: 1, 2; 1, 1
 log_cosh_loss 16777216: 1, 2; 1, 1
 quantile_loss 16777216: 1, 2; 1, 1
 wing_loss 16777216: 1, 2; 1, 1
+prob_iou_loss 1048576x5: 1, 2; 1, 1
 ctc_loss 512x32x128: 2, 7; 3, 9
 distillation_loss 1024x32000: 1, 3; 1, 1
 distillation_loss 8x19x512x512: 1, 3; 1, 1
+jsd_loss 1024x32000: 1, 3; 1, 1
+jsd_loss 8x19x512x512: 1, 3; 1, 1
+total_variation_loss 1024x32000: 1, 3; 1, 1
+total_variation_loss 8x19x512x512: 1, 3; 1, 1
 large_margin_softmax_loss 1024x32000: 1, 3; 1, 1
 large_margin_softmax_loss 8x19x512x512: 1, 3; 1, 1
+rnnt_loss 8x200x41x256: 3, 5; 1, 1
+bfloat16 clip_loss 4096x512: 6, 11 + copy_ + mm + 2 mm.out + 2 to.dtype_layout + view.dtype; 5, 5 + view.dtype
+bfloat16 siglip_loss 4096x512: 2, 6 + copy_ + mm + 2 mm.out + 2 to.dtype_layout + view.dtype; 6, 6 + view.dtype
+bfloat16 nt_xent_loss 4096x512: 3, 7 + 3 copy_ + mm + 2 to.dtype_layout; 4, 8 + 6 copy_ + 2 mm + 2 to.dtype_layout
+bfloat16 sup_con_loss 4096x512: 3, 7 + contiguous + 2 copy_ + mm + 3 to.dtype_layout; 4, 7 + contiguous + 4 copy_ + 2 mm + 3 to.dtype_layout
 bfloat16 linear_cross_entropy 1024x512x32000: 3, 11 + 2 copy_ + 3 mm.out + 3 reshape + view.dtype; 2, 3 + 5 reshape + view.dtype
 bfloat16 linear_cross_entropy 8192x4096x128256: 5, 14 + addmm.out + 4 copy_ + 5 mm.out + 3 reshape + view.dtype; 2, 3 + 5 reshape + view.dtype
-bfloat16 linear_cross_entropy 8192x2304x256000: 9, 20 + 3 addmm.out + 8 copy_ + 9 mm.out + 3 reshape + view.dtype; 2, 3 + 5 reshape + view.dtype""",
+bfloat16 linear_cross_entropy 8192x2304x256000: 9, 20 + 3 addmm.out + 8 copy_ + 9 mm.out + 3 reshape + view.dtype; 2, 3 + 5 reshape + view.dtype
+bfloat16 linear_log_prob 8192x4096x128256: 4, 10 + 2 mm.out + 4 reshape; 6, 9 + addmm.out + 5 mm.out + 7 reshape
+bfloat16 linear_log_prob 8192x2304x256000: 8, 14 + 4 mm.out + 4 reshape; 12, 13 + 3 addmm.out + 9 mm.out + 7 reshape""",
     )
 
 
