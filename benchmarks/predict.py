@@ -101,7 +101,9 @@ def key(row: Row) -> tuple[str, ...]:
 
 # Not bound by memory: sorts, a chain of steps, products, neighbours, windows and pairs of classes within caches.
 LARGE = 4.0  # microseconds: what takes less waits for its launch
-UNBOUND = re.compile("lovasz|ohem|ctc|rnnt|.*conv2d|linear_|ssim|clip_|siglip|nt_xent|sup_con|affinity|multilabel_margin")
+UNBOUND = re.compile(
+    "lovasz|ohem|ctc|rnnt|.*conv2d|linear_|ssim|clip_|siglip|nt_xent|sup_con|affinity|multilabel_margin"
+)
 
 
 def share(rows: Iterable[Row], dtype: str) -> float:
