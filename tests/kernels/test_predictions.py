@@ -24,6 +24,10 @@ LESS = {
     "nll_loss": "of a row it reads one score, and writes zeros and one slope",
     "lovasz_hinge_loss": "its backward pass reads the slopes that were kept, and neither scores nor labels",
     "linear_cross_entropy": "its backward pass finds the gradients kept, and computes no product",
+    "clip_loss": "the same",
+    "siglip_loss": "the same",
+    "zlpr_loss": "of 8×19×512 rows a team has four or five, and most of the blocks that run here have four",
+    "rnnt_loss": "what lies behind the lengths is not read",
 }
 # Passes that are predicted slower than eager torch, and why.
 SLOWER = {
