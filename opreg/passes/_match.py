@@ -558,8 +558,11 @@ _BY_INDEX = frozenset({"cross_entropy", "nll_loss", "gather", "one_hot", "index"
 
 
 def sums_over_others(form: Value | None, value: Value) -> bool:
-    """Does a pattern sum over dimensions over which a value does not?"""
-    return form is not None and not form.poly.reductions <= value.poly.reductions
+    """Does a pattern, and the mean and the sum of its elements, sum over dimensions over which a value does not?"""
+    if form is None or form.poly.reductions <= value.poly.reductions:
+        return False
+    reduced = [over_all(form, name).poly for name in ("mean", "sum")] if value.shape == () else []
+    return not any(p.reductions <= value.poly.reductions for p in reduced)
 
 
 def scales(view: GraphView, root: fx.Node) -> bool:

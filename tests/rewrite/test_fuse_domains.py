@@ -26,7 +26,7 @@ from opreg.passes.rules import RULES, angular
 # numbers that a rule's options may have, those outside of the op's domain too
 NUMBERS = {
     "eps": (0.0, 1e-7, 0.1, -0.1), "gamma": (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 0.0, -1.0), "alpha": (0.25, 0, 1, 1.5, -0.5),
-    "beta": (1.0, -1.0, 0.0, 1.7),  # of smooth_l1_loss, swish, tversky_loss
+    "beta": (1.0, -1.0, 0.0, 1.7),
     "delta": (1.0, 0.0, 0.3, -1.0),
     "smooth": (0.0, 1.0, 1e-3, -1.0), "factor": (0.5, -2.0), "margin": (0.35, 0.0, -0.5),
     "smoothing": (0.0, 0.1, 1.0), "ignore_index": (-100, 2), "scale": (30.0, -1.0, 0.0),

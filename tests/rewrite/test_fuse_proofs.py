@@ -10,6 +10,7 @@ from test_fuse import KINDS, exported, swapped
 from torch import fx
 
 import opreg
+from opreg.passes._match import matches
 from opreg.passes.graph.ranges import Ranges
 from opreg.passes.graph.view import GraphView
 
@@ -176,3 +177,44 @@ def test_what_a_formula_nearly_is():
     _, report = opreg.fuse(fx.symbolic_trace(giou), example_inputs=(torch.rand(3, 4), torch.rand(3, 4)))
     assert report.swapped == []
     assert any(e.what.startswith("giou_loss") and "has the coefficient" in e.why for e in report.left)
+
+
+def bce(x, t):
+    return F.binary_cross_entropy_with_logits(x, t, reduction="none")
+
+
+# Losses of detectors that are others than the op's, and what the report says of each.
+QUALITIES = {
+    "quality, detached": (
+        lambda x, t, y: (bce(x, t) * (t - x.sigmoid().detach()).abs() ** 1.5).sum(),
+        "quality_focal_loss differentiates through it",
+    ),
+    "labels": (
+        lambda x, t, y: (bce(x, t) * (0.75 * x.sigmoid() ** 1.5 * (1 - y) + t * y)).sum(),
+        "varifocal_loss takes what has a quality above 0",
+    ),
+    "labels, detached": (
+        lambda x, t, y: (bce(x, t) * (0.75 * x.sigmoid().detach() ** 1.5 * (1 - y) + t * y)).sum(),
+        "varifocal_loss differentiates through it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUALITIES)
+def test_qualities_that_are_another_loss(name):
+    program, why = QUALITIES[name]
+    x, t, y = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3), torch.randint(0, 2, (4, 3)).float()
+    new, report = opreg.fuse(fx.symbolic_trace(program), example_inputs=(x, t, y))
+    assert not {"quality_focal_loss", "varifocal_loss"} & set(swapped([report]))
+    assert any(why in left.why for left in report.left)
+    torch.testing.assert_close(new(x, t, y), program(x, t, y))
+
+
+def test_a_formula_of_sums_under_a_mean():
+    """The mean of sums is one sum: it is the pattern's, whatever number of the program is tried first."""
+    rule = opreg.Rule("sums", lambda a, b, *, k: (torch.tanh(k * a) * b).sum(1), lambda a, b, *, k: a)
+    module = fx.symbolic_trace(lambda a, b: (torch.tanh(3.0 * a) * b * 0.25).sum(1).mean())
+    opreg.passes._fuse.propagate(module, [torch.randn(4, 5), torch.randn(4, 5)])
+    root = module.graph.output_node().args[0]
+    found = [(m.reduction, m.numbers, m.factor) for m in matches([rule], GraphView(module.graph, module), root)]
+    assert ("mean", {"k": 3.0}, 0.25) in found

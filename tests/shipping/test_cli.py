@@ -24,8 +24,9 @@ def test_ops_lists_every_registered_op(capsys):
     assert header.split() == ["op", "CPU", "CUDA", "fake", "autograd", "second", "derivative", "vmap"]
     assert set(rule) == {"-", " "}
     assert [row.split()[0] for row in rows] == [op.name for op in opreg.registered()]
-    for row in rows[: len(NAMES)]:
-        name, cpu, _, fake, autograd, second, vmap = row.split()
+    own = [row.split() for row in rows if row.split()[0] in NAMES]
+    assert len(own) == len(NAMES)
+    for name, cpu, _, fake, autograd, second, vmap in own:
         assert [cpu, fake, autograd, vmap] == ["yes"] * 4
         assert second == ("no" if name in ("ctc_loss", "rnnt_loss", "ema_update_") else "yes")
 

@@ -43,19 +43,19 @@ class NotFinite(TooLarge):
     """A constant is no real number, or a tensor is multiplied by 0, which gives NaN where it is infinite."""
 
 
-_OF_NORMALS = (math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi), math.sqrt(math.pi / 2))
+# Of the normal distribution.
+_ROOTS = (math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi), math.sqrt(math.pi / 2))
 
 
 @lru_cache(2**12)
 def rounded(x: float) -> float:
     """A number of twelve digits: so 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not.
 
-    The constants of the normal distribution are the same in all ways to write them, of eleven digits and to multiply by
-    their inverse.
+    The roots that GELU holds are themselves, however they were rounded: 1/1.41421356237 is √½, 0.7978845608 is √(2/π).
     """
     if x == 0 or not math.isfinite(x):
         return float(x)
-    x = next((c for c in _OF_NORMALS if abs(x - c) < 1e-11), x)
+    x = next((c for c in _ROOTS if abs(x - c) < 1e-11), x)
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
