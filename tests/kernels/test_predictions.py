@@ -26,7 +26,7 @@ LESS = {
     "linear_cross_entropy": "its backward pass finds the gradients kept, and computes no product",
     "clip_loss": "the same",
     "siglip_loss": "the same",
-    "zlpr_loss": "three teams in four have five rows, the others four; of two blocks that run here, one has teams of four",
+    "zlpr_loss": "three teams in four have five rows, the others four; here one of two blocks has the latter",
     "rnnt_loss": "what lies behind the lengths is not read",
 }
 # Passes that are predicted slower than eager torch, and why.
