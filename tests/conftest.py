@@ -18,11 +18,11 @@ import torch
 
 import emulated as emulator
 import opreg
-from emulated import Emulator, run_raw
+from emulated import Emulator, new_memory_filled, run_raw
 from opreg.registry import of_namespace
 from opreg.testing import Maker
 
-__all__ = ["run_raw"]  # beside what stands here
+__all__ = ["new_memory_filled", "run_raw"]  # beside what stands here
 
 ROOT = Path(__file__).parents[1]
 # make gpu-check sets this: the same suite, on the GPU

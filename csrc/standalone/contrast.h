@@ -31,7 +31,7 @@ struct SigLipLoss {
     typename Backend::Guard guard(call.input);
     DType sums_dtype = Backend::Products::sum_dtype(call.dtype);
     Tensor result = new_empty(call.input, {}, result_dtype(name, dtype, call.dtype));
-    Kept kept(call, mask, sums_dtype, new_empty(call.input, {Kept::size(call, mask, sums_dtype)}, call.wide()));
+    Kept kept(call, mask, sums_dtype, Kept::new_state(call, mask, sums_dtype));
     Tensor sums = new_empty(call.input, {call.rows, 3}, DType::float64);
     bool products = mask[0] || mask[1];
     auto pass = call.template pass<Backend>(products);
@@ -97,7 +97,7 @@ struct ClipLoss {
     DType sums = Backend::Products::sum_dtype(call.dtype);
     Tensor result = new_empty(call.input, reduced ? Shape{} : Shape{call.rows}, result_dtype(name, dtype, call.dtype));
     Tensor log_sums = new_empty(call.input, {4 * call.rows}, call.wide()), state = log_sums;
-    if (keep) state = new_empty(call.input, {Kept::size(call, mask, sums)}, call.wide());
+    if (keep) state = Kept::new_state(call, mask, sums);
     Tensor own_scores = new_empty(call.input, {call.rows}, call.wide());
     auto pass = call.template pass<Backend>(keep && (mask[0] || mask[1]));
     bool once = pass.chunks().count == 1;
@@ -154,7 +154,7 @@ struct ClipLoss {
     if (reduced) return {};
 
     // what each loss's gradient is, is in the slopes
-    Kept sum(call, mask, sums, new_empty(call.input, {Kept::size(call, mask, sums)}, call.wide()));
+    Kept sum(call, mask, sums, Kept::new_state(call, mask, sums));
     Tensor weight = new_empty(call.input, {call.rows}, call.wide());
     torch::stable::copy_(weight, detached(grad_output));
     auto pass = call.template pass<Backend>(mask[0] || mask[1]);

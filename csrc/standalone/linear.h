@@ -78,7 +78,7 @@ struct LinearCrossEntropy {
     DType out_dtype = result_dtype(name, dtype, call.result), loss_dtype = compute_dtype(out_dtype, call.result);
     bool keep = kept(reduction, mask), reduced = reduction != Reduction::none;
     GradientSums sums(call, keep ? mask : std::vector<bool>(gradients), Backend::Products::sum_dtype(call.dtype));
-    Tensor state = new_empty(call.input, {sums.state_size(call.wide())}, call.wide());
+    Tensor state = sums.new_state(call.input, call.wide());
     sums.place_in(state);
 
     Pass<LinearCrossEntropy, Backend> pass(call, keep);

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import opreg
-from conftest import DEVICE, run_raw, samples_of
+from conftest import DEVICE, new_memory_filled, run_raw, samples_of
 from opreg._library import OPS
 from opreg.meta.schema import bind, results_of
 from opreg.testing import Maker, as_function, batched, joined, repeated, tensors_with_grad
@@ -240,6 +240,20 @@ def test_inputs_are_not_written(op, index):
     gradients(op, sample, op.value)
     for t, b in zip(tensors, before, strict=True):
         assert torch.equal(t.detach(), b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_byte_is_written(op, dtype):
+    """Results, states and gradients, whatever the memory held that they were given."""
+    for sample in samples_of(op, dtype=dtype, requires_grad=True):
+        usual = run_raw(OPS, op, sample)
+        with new_memory_filled():
+            filled = run_raw(OPS, op, sample)
+        for a, b in zip(usual, filled, strict=True):
+            if op.lowered:  # torch's own products
+                assert torch.equal(a.isnan(), b.isnan())
+            else:
+                assert torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)), sample.name
 
 
 FINITE = {

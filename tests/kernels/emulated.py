@@ -42,6 +42,19 @@ def run_raw(namespace: Any, op: opreg.Op, sample: opreg.Sample) -> list[Tensor]:
         return [*made, *(g for g, wanted in zip(grads, mask, strict=True) if wanted)]
 
 
+@contextlib.contextmanager
+def new_memory_filled() -> Iterator[None]:
+    """On Linux, what the C library allocates holds bytes 127 until it is written, huge numbers: what nobody writes is
+    seen. (torch.utils.deterministic.fill_uninitialized_memory does not reach what a library of the stable ABI asks.)"""
+    fill = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)  # glibc's
+    perturb = -6  # M_PERTURB of malloc.h: memory that is given out holds the complement of this byte, 0 is none
+    fill(perturb, 255 - 127)
+    try:
+        yield
+    finally:
+        fill(perturb, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Traffic:
     """Of a launch's loads, or stores: what its warps asked for, sectors of 32 bytes, those sectors each counted once a

@@ -47,8 +47,14 @@ struct KeptGradients {
   static constexpr int numbers = F::inputs - 2;
   Tensor state, part[2];
 
+  static int64_t elements(const PairCall<F>& call, const std::vector<bool>& mask) {
+    return (int(mask[0]) + int(mask[1])) * call.rows * call.features;
+  }
   static int64_t size(const PairCall<F>& call, const std::vector<bool>& mask, DType sums) {
-    return numbers_for((int(mask[0]) + int(mask[1])) * call.rows * call.features, sums, call.wide()) + numbers;
+    return numbers_for(elements(call, mask), sums, call.wide()) + numbers;
+  }
+  static Tensor new_state(const PairCall<F>& call, const std::vector<bool>& mask, DType sums) {
+    return lossreg::new_state(call.input, elements(call, mask), sums, numbers, call.wide());
   }
   KeptGradients(const PairCall<F>& call, const std::vector<bool>& mask, DType sums, const Tensor& state)
       : state(state) {

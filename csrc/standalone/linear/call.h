@@ -120,6 +120,7 @@ struct GradientSums {
   }
   // The elements of the state, a tensor of dtype `wide`: the sums one after the other, then the mean's denominator.
   int64_t state_size(DType wide) const { return numbers_for(elements, dtype, wide) + 1; }
+  Tensor new_state(const Tensor& like, DType wide) const { return lossreg::new_state(like, elements, dtype, 1, wide); }
   // Puts the sums into a state.
   void place_in(const Tensor& state) {
     Tensor flat = as_sums(state, dtype);

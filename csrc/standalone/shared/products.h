@@ -44,6 +44,14 @@ void add_over_rows(const char* op, const Tensor& sum, bool first, const Tensor& 
 inline int64_t numbers_for(int64_t sums, DType dtype, DType wide) {
   return (sums * size_of(dtype) + size_of(wide) - 1) / size_of(wide);
 }
+// Such a state, with so many numbers behind the sums. Where the sums end inside a number, its rest is zero: of equal
+// calls, the states are equal bit by bit.
+inline Tensor new_state(const Tensor& like, int64_t sums, DType dtype, int64_t numbers, DType wide) {
+  int64_t held = numbers_for(sums, dtype, wide);
+  Tensor state = new_empty(like, {held + numbers}, wide);
+  if (sums * size_of(dtype) % size_of(wide) != 0) torch::stable::fill_(rows_of(state, held - 1, 1), 0.0);
+  return state;
+}
 inline Tensor as_sums(const Tensor& state, DType dtype) {
   bool same = state.scalar_type() == scalar_type(dtype);
   return same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
