@@ -1,4 +1,5 @@
 # make demo · make test · make docs · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
+# make runtimes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test docs check fuzz format bench predict wheel compat gpu-check clean
+.PHONY: install demo test docs check fuzz format bench predict wheel compat gpu-check runtimes clean
 
 # Another nvcc than that on PATH, as in NVCC=/usr/local/cuda-12.8/bin/nvcc, for drivers of CUDA 12: PyPI's packages of
 # CUDA 12 have no compiler, only ptxas. And other GPUs than csrc/CMakeLists.txt says, as in ARCHITECTURES=90-real: sm_90
@@ -114,6 +115,16 @@ compat: install wheel
 # On a machine with a GPU, with that machine's own Python and torch: nothing is installed.
 gpu-check:
 	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
+
+# What an exported program needs of other runtimes: ExecuTorch and OpenVINO, without what would bring another torch.
+RUNTIMES := executorch flatbuffers "torchao<0.19" ruamel.yaml tabulate pyyaml pandas openvino openvino-telemetry
+$(BIN)/runtimes-installed: $(BIN)/tests-installed
+	$(BIN)/pip install --quiet --no-deps $(RUNTIMES)
+	touch $@
+
+# Every op there, with eager's numbers.
+runtimes: install $(BIN)/runtimes-installed
+	$(BIN)/python -m pytest -m slow -rs tests/shipping/test_runtimes.py
 
 clean:
 	rm -rf build dist out $(VENV) opreg/*.pyi opreg/nn/__init__.pyi

@@ -8,9 +8,10 @@ import torch
 
 
 def onnx_translations() -> dict[Any, Callable[..., Any]]:
-    """The operators that ``opreg.decompositions()`` leaves and torch's ONNX exporter does not know, said in ONNX.
+    """Operators that torch's ONNX exporter does not know, said in ONNX: a stable sort.
 
-    The exporter takes them as its ``custom_translation_table``. Needs onnxscript, as the exporter itself does::
+    No op is made of one; a model may hold one, as losses on sorted errors do. The exporter takes them as its
+    ``custom_translation_table``. Needs onnxscript, as the exporter itself does::
 
         program = torch.export.export(model, inputs).run_decompositions(opreg.decompositions())
         table = opreg.onnx_translations()

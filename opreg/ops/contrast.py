@@ -78,7 +78,7 @@ def clip_loss(input: Tensor, target: Tensor, logit_scale: Tensor, reduction: str
         >>> loss = opreg.functional.clip_loss(images, texts, scale)
     """
     scores = logit_scale * (input @ target.t())
-    return reduce(-0.5 * (scores.log_softmax(1) + scores.log_softmax(0)).diagonal(), reduction)
+    return reduce(-0.5 * diagonal(scores.log_softmax(1) + scores.log_softmax(0)), reduction)
 
 
 def nt_xent_loss(input: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -107,7 +107,7 @@ def nt_xent_loss(input: Tensor, target: Tensor, temperature: float) -> Tensor:
     """
     log_p, _ = log_softmax_of_others(torch.cat([input, target]), temperature)
     n = input.shape[0]
-    return -torch.cat([log_p[:n, n:].diagonal(), log_p[n:, :n].diagonal()]).mean()
+    return -torch.cat([diagonal(log_p[:n, n:]), diagonal(log_p[n:, :n])]).mean()
 
 
 def sup_con_loss(input: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -141,6 +141,11 @@ def sup_con_loss(input: Tensor, target: Tensor, temperature: float) -> Tensor:
     count = positive.sum(1)
     loss = -torch.where(positive, log_p, 0.0).sum(1) / count.clamp(min=1)
     return loss.sum() / (count > 0).sum().clamp(min=1)
+
+
+def diagonal(x: Tensor) -> Tensor:
+    """Of a square matrix. OpenVINO has no torch.diagonal."""
+    return x.gather(1, torch.arange(x.shape[0], device=x.device)[:, None]).squeeze(1)
 
 
 def log_softmax_of_others(x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import meta
@@ -52,12 +53,21 @@ def ohem_cross_entropy(
     p = torch.where(valid, torch.where(p.isnan(), -1.0, p), 2.0)
     hard = valid & (p <= thresh)
     least = nll.numel() // 16 if n_min < 0 else n_min
-    place = p.flatten().sort(stable=True).indices.argsort().reshape(p.shape)
-    kept = hard | (valid & (place < least) & (hard.sum() < least))
+    kept = hard | (valid & among_least(p, least) & (hard.sum() < least))
     loss = torch.where(kept, nll, 0.0)
     if reduction == "mean":
         return loss.sum() / kept.sum()
     return loss.sum() if reduction == "sum" else loss
+
+
+def among_least(p: Tensor, count: int) -> Tensor:
+    """Which elements are the ``count`` least ones, or all where there are fewer; of equal ones the first."""
+    # the sorted values, after one that is less than all; by topk, because not every runtime has a sort
+    ascending = F.pad(p.flatten().topk(p.numel(), largest=False).values, (1, 0), value=-torch.inf)
+    greatest = ascending[torch.sym_min(count, p.numel())]
+    below, equal = p < greatest, p == greatest
+    nth = equal.flatten().long().cumsum(0).reshape(p.shape)
+    return below | (equal & (nth <= count - below.sum()))
 
 
 def samples(make: Maker) -> Iterator[Sample]:

@@ -78,12 +78,13 @@ def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: str) -> Ten
     scores = input.reshape(-1, input.shape[-1] if input.dim() else 1)
     classes = scores.shape[1]
     lists = target.long().reshape(scores.shape)
-    listed = (lists == -1).cumsum(1) == 0
+    listed = (lists == -1).long().cumsum(1) == 0
     y = torch.where(listed, lists, 0)
     is_class = torch.arange(classes, device=input.device) == y.unsqueeze(2)
     is_target = (is_class & listed.unsqueeze(2)).any(1, keepdim=True)
     gaps = F.relu(1 - scores.gather(1, y).unsqueeze(2) + scores.unsqueeze(1))
-    loss = torch.where(listed.unsqueeze(2) & ~is_target, gaps, 0.0).sum((1, 2)) / classes
+    # divided before it is summed: OpenVINO 2026.4 gives wrong numbers for a sum that is divided by a constant
+    loss = torch.where(listed.unsqueeze(2) & ~is_target, gaps / classes, 0.0).sum((1, 2))
     return reduce(loss.reshape(input.shape[:-1]), reduction)
 
 

@@ -170,7 +170,8 @@ def large_margin_softmax_loss(input: Tensor, target: Tensor, lam: float, ignore_
     highest = others.detach().amax(axis, keepdim=True)
     x, others = x - highest, others - highest
     distance = torch.where(hit, 0.0, x)
-    regulariser = (others.softmax(axis) * distance).sum(axis) - distance.sum(axis) / (classes - 1)
+    # divided before it is summed: OpenVINO 2026.4 gives wrong numbers for a sum that is divided by a constant
+    regulariser = (others.softmax(axis) * distance).sum(axis) - (distance / (classes - 1)).sum(axis)
     lead = torch.where(hit, x, 0.0).sum(axis) - others.logsumexp(axis)
     loss = torch.where(valid, -F.logsigmoid(lead) + lam / 2 * regulariser, 0.0)
     return loss.sum() / valid.sum() if reduction == "mean" else reduce(loss, reduction)

@@ -69,10 +69,10 @@ def rnnt_loss(
     inside = (t < logit_lengths) & (u <= target_lengths)
     x = torch.where(inside[..., None], logits, 0.0)
     log_p = x.log_softmax(-1)
-    labels = torch.where(u[:-1] < target_lengths[:, 0], targets.long(), blank)
+    labels = torch.where(u < target_lengths[:, 0], F.pad(targets.long(), (0, 1)), blank)
     each = labels[:, None].expand(-1, steps, -1)
     log_blank = skew(log_p[..., blank])
-    log_label = skew(F.pad(log_p[:, :, :-1].gather(3, each[..., None]).squeeze(3), (0, 1), value=-torch.inf))
+    log_label = skew(torch.where(u < places - 1, log_p.gather(3, each[..., None]).squeeze(3), -torch.inf))
     last = skew((inside & (t == logit_lengths - 1) & (u == target_lengths)).to(x.dtype), 0.0) > 0
 
     # backward variables, one anti-diagonal after the other: log P of the labels from a node on
@@ -133,7 +133,7 @@ def transducer_gradient(
         for onwards in (beta, log_blank + behind_blank, log_label + behind_label)
     )
     classes = torch.arange(log_p.shape[-1], device=log_p.device)
-    is_label = classes == F.pad(labels, (0, 1), value=-1)[..., None]
+    is_label = classes == labels[..., None]
     gradient = torch.where(through == 0, 0.0, through * log_p.exp())
     gradient = gradient - torch.where(classes == blank, by_blank, 0.0) - torch.where(is_label, by_label, 0.0)
     return torch.where(possible[..., None], gradient, 0.0)
