@@ -4,7 +4,7 @@
 #include "skeletons/boxwise/formula.h"
 #include "skeletons/formula.h"
 #include "skeletons/groupwise/formula.h"
-#include "skeletons/regionwise/formula.h"
+#include "skeletons/regionwise/overlap.h"
 #include "skeletons/rowwise/formula.h"
 #include "skeletons/standalone.h"
 #include "version.h"

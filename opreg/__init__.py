@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "cmake_prefix_path", "decompositions",
     "distributed", "emit", "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn",
-    "on_report", "onnx_translations", "passes", "pointwise", "register", "registered", "row", "testing", "use",
+    "on_report", "onnx_translations", "passes", "pointwise", "region", "register", "registered", "row", "testing",
+    "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
@@ -40,6 +41,7 @@ _LATER = {
     "on_report": "backend",
     "passes": "",
     "pointwise": "formulas",
+    "region": "formulas",
     "row": "formulas",
     "use": "eager",
 }

@@ -1,54 +1,13 @@
 #pragma once
-// Losses of the overlap of predicted and true regions. All are functions of three weighted sums over the pixels and
-// classes of a region, of q y, q^p and y^p (Tversky in regionwise/formula.h): one pass adds them up, and the gradient
-// in q is a y + b p q^(p-1), where a and b, of a region or of a class of it, are the state.
-#include "../skeletons/regionwise/call.h"
-#include "../skeletons/standalone.h"
+// Losses of the overlap of predicted and true regions: Dice's, Tversky's and Jaccard's indices.
+#include "../skeletons/regionwise/overlap.h"
 
 namespace lossreg {
 
-// Where the losses of regions go: to the result, or into its mean or sum.
-struct RegionLosses {
-  Operand result;
-  bool reduced;
-  double* losses;  // one a region, where they are added up
-  double scale;    // of their sum
-
-  HD void put_loss(int64_t region, double loss) const {
-    if (reduced) losses[region] = loss;
-    else put(result, region * result.stride[0], loss);
-  }
-  template <class Team>
-  HD void finish(int64_t regions, const Team& team) const {
-    if (!reduced) return;
-    double sum = 0;
-    for (int64_t i = team.rank(); i < regions; i += team.size()) sum += losses[i];
-    sum = team.sum(sum);
-    if (team.rank() == 0) put(result, 0, sum * scale);
-  }
-};
 // Dice's coefficient (2 A + s) / (Q + Y + s), as an index.
 HD Tversky dice_index(double smooth) {
   return {0.5, 0.5, 0.5 * smooth};
 }
-struct CloseOverlap : RegionLosses {
-  Tversky index;
-  double* state;
-  template <class Team>
-  HD void operator()(int64_t region, double* partial, int64_t chunks, const Team& team) const {
-    double sums[3] = {0, 0, 0};
-    for (int64_t i = team.rank(); i < chunks; i += team.size())
-      for (int k = 0; k < 3; k++) sums[k] += partial[i * 3 + k];
-    for (int k = 0; k < 3; k++) sums[k] = team.sum(sums[k]);
-    if (team.rank() != 0) return;
-    auto o = Overlap<double>::of(sums[0], sums[1], sums[2], index);
-    put_loss(region, o.loss);
-    double* slopes = state + region * OverlapSlopes<double>::count;
-    slopes[0] = o.slopes.a;
-    slopes[1] = o.slopes.q;
-    slopes[2] = o.slopes.y;
-  }
-};
 // A class's weight is one over the square of its pixels' number; an absent class takes the largest one.
 struct CloseGeneralizedDice : RegionLosses {
   double eps;
@@ -99,157 +58,41 @@ struct CloseGeneralizedDice : RegionLosses {
     return parts;
   }
 };
-// The state times the gradient of the loss, in the type that the pass over the pixels computes in.
-template <class T>
-struct StateCoefficients {
-  const double* state;
-  Operand grad;
-  double scale;
-  HD double factor(int64_t region) const { return get<double>(grad, region * grad.stride[0]) * scale; }
-  HD T operator()(double factor, int64_t i) const { return finite<T>(state[i] * factor); }
-};
-
-// What all ops share. Op has name, args, softmax, soft_targets; batch, power(), close().
-template <class Op>
-struct OverlapLoss {
-  static constexpr bool keeps_state = true;
-  int64_t ignore_index;
-  Reduction reduction;
-
-  const Op& op() const { return static_cast<const Op&>(*this); }
-  Power power() const { return {}; }  // 1, where Op has no other
-  RegionCall call(const Inputs& inputs) const { return {Op::name, Op::args, inputs, true, Op::soft_targets}; }
-  Shape result_shape(const RegionCall& call) const {
-    return op().batch || reduction != Reduction::none ? Shape{} : Shape{call.samples()};
-  }
-  int64_t slots(const RegionCall& call) const { return Op::softmax ? call.classes() : 1; }
-  Shape state_shape(const RegionCall& call) const {
-    constexpr int numbers = Op::softmax ? 2 : OverlapSlopes<double>::count;
-    return {(op().batch ? 1 : call.samples()) * slots(call) * numbers};
-  }
-  // A batch that is one region has one loss, and there is nothing to take the mean of.
-  double scale(const RegionCall& call) const {
-    return reduction == Reduction::mean && !op().batch ? 1.0 / double(call.samples()) : 1.0;
-  }
-
-  template <class Backend, class T>
-  RegionPass<T> pass(RegionCall& call, const Regions& regions) const {
-    RegionPass<T> p;
-    p.regions = regions;
-    p.power = op().power();
-    p.slots = slots(call);
-    p.divide(Backend::Regions::template chunk_pixels<T>(regions));
-    if (call.weight) {
-      call.weight = torch::stable::contiguous(torch::stable::to(*call.weight, scalar_type(dtype_of_storage<T>)));
-      p.weight = static_cast<const T*>(call.weight->const_data_ptr());
-    }
-    return p;
-  }
-
-  template <class Backend>
-  std::tuple<Tensor, Tensor> forward(const Inputs& inputs, std::optional<Reduction>,
-                                     std::optional<ScalarType> dtype) const {
-    RegionCall c = call(inputs);
-    typename Backend::Guard guard(c.input);
-    DType out_dtype = result_dtype(Op::name, dtype, c.result);
-    Tensor out = new_empty(c.input, result_shape(c), out_dtype);
-    Tensor state = new_empty(c.input, state_shape(c), DType::float64);
-    Regions regions = c.regions(op().batch, ignore_index);
-    RegionLosses losses{operand_of(out), !op().batch && reduction != Reduction::none, nullptr, scale(c)};
-    std::optional<Tensor> of_region;
-    if (losses.reduced) {
-      of_region = new_empty(c.input, {regions.count}, DType::float64);
-      losses.losses = static_cast<double*>(of_region->mutable_data_ptr());
-    }
-    in_compute_type(c.result, out_dtype, [&](auto zero) {
-      using T = decltype(zero);
-      RegionPass<T> p = pass<Backend, T>(c, regions);
-      auto close = op().close(losses, p, static_cast<double*>(state.mutable_data_ptr()));
-      with_kind(c.soft, p.power, [&](auto soft, auto mode) {
-        Backend::Regions::template sums<T, Op::softmax, soft, mode>(Op::name, c.input, p, close);
-      });
-    });
-    return {out, state};
-  }
-
-  template <class Backend>
-  auto grad(const Tensor& grad_output, const Tensor& state, Inputs inputs, std::optional<Reduction>,
-            const std::vector<bool>& mask) const {
-    RegionCall c = call(inputs);
-    typename Backend::Guard guard(c.input);
-    DType grad_dtype = check_grad_output(Op::name, grad_output, result_shape(c), c.input);
-    check_state(Op::name, state, state_shape(c), DType::float64, c.input);
-    if (Op::gradients == 2) check_no_gradient_beside_indices(Op::name, "target", mask.back(), !c.soft);
-    // the pass always writes the gradient in the input
-    Tensor grad_input = empty_like(c.input, c.input_dtype);
-    Grads<Op::gradients> grads;
-    if (Op::gradients == 2 && mask.back()) grads.back() = empty_like(c.target, c.target_dtype);
-    Tensor* grad_target = Op::gradients == 2 && grads.back() ? &*grads.back() : nullptr;
-    Regions regions = c.regions(op().batch, ignore_index, &grad_input, grad_target);
-    in_compute_type(c.result, grad_dtype, [&](auto zero) {
-      using T = decltype(zero);
-      RegionPass<T> p = pass<Backend, T>(c, regions);
-      StateCoefficients<T> k{static_cast<const double*>(state.const_data_ptr()), operand_of(grad_output), scale(c)};
-      if constexpr (Op::softmax) {
-        Backend::Regions::template grad_softmax<T, false>(p, k, nullptr);
-      } else {
-        with_kind(c.soft, p.power,
-                  [&](auto soft, auto mode) { Backend::Regions::template grad_sigmoid<T, soft, mode>(p, k); });
-      }
-    });
-    if (mask[0]) grads[0] = grad_input;
-    return grads;
-  }
-
-  template <class Use>
-  static void with_kind(bool soft, const Power& power, Use use) {
-    if constexpr (Op::softmax) {
-      use(std::false_type{}, std::integral_constant<int, 0>{});
-    } else {
-      with_mode(power, [&](auto mode) {
-        if (soft) use(std::true_type{}, mode);
-        else use(std::false_type{}, mode);
-      });
-    }
-  }
-};
-
 inline double checked_smooth(const char* name, double smooth) {
   expect(smooth >= 0 && smooth < INFINITY, name, "smooth >= 0", smooth);
   return smooth;
 }
 
-// What the losses of a sigmoid share: Op has the index, and unless that is 1, the power p.
-template <class Op>
-struct SigmoidOverlap : OverlapLoss<Op> {
-  static constexpr int inputs = 3, gradients = 2;
-  static constexpr bool softmax = false, soft_targets = true;
-  Tversky index;
-  bool batch;
-
-  template <class T>
-  CloseOverlap close(const RegionLosses& losses, const RegionPass<T>&, double* state) const {
-    return {losses, index, state};
+// The losses of a sigmoid that are Tversky's index of some alpha, beta and gamma.
+struct TverskyIndex : Tversky {
+  HD Overlap<double> overlap(double shared, double of_q, double of_y) const {
+    return Overlap<double>::of(shared, of_q, of_y, *this);
   }
 };
+template <class Op>
+struct TverskyOverlap : RegionFormula<Op> {
+  TverskyIndex index;
+  const TverskyIndex& formula() const { return index; }
+};
 
-struct DiceLoss : SigmoidOverlap<DiceLoss> {
+struct DiceLoss : TverskyOverlap<DiceLoss> {
   static constexpr auto name = "dice_loss";
   static constexpr auto args =
       "Tensor input, Tensor target, float p=1.0, float smooth=1.0, Tensor? weight=None, int ignore_index=-100, "
       "bool batch=False, str reduction=\"mean\"";
+  static constexpr bool has_power = true;
   double p;
 
   static DiceLoss make(double p, double smooth, int64_t ignore_index, bool batch, Reduction reduction) {
     expect(p >= 1 && p < INFINITY, name, "p >= 1", p);
-    return {{{ignore_index, reduction}, dice_index(checked_smooth(name, smooth)), batch}, p};
+    return {{{{ignore_index, reduction}, batch}, {dice_index(checked_smooth(name, smooth))}}, p};
   }
   Power power() const { return {p}; }
 };
 
 // Salehi et al., Tversky loss function for image segmentation, arXiv 1706.05721; with gamma, Abraham and Khan's focal
 // Tversky loss, arXiv 1810.07842.
-struct TverskyLoss : SigmoidOverlap<TverskyLoss> {
+struct TverskyLoss : TverskyOverlap<TverskyLoss> {
   static constexpr auto name = "tversky_loss";
   static constexpr auto args =
       "Tensor input, Tensor target, float alpha=0.5, float beta=0.5, float gamma=1.0, float smooth=1.0, "
@@ -260,19 +103,19 @@ struct TverskyLoss : SigmoidOverlap<TverskyLoss> {
     expect(alpha >= 0 && alpha < INFINITY, name, "alpha >= 0", alpha);
     expect(beta >= 0 && beta < INFINITY, name, "beta >= 0", beta);
     expect(gamma >= 0 && gamma < INFINITY, name, "gamma >= 0", gamma);
-    return {{{ignore_index, reduction}, {alpha, beta, checked_smooth(name, smooth), gamma}, batch}};
+    return {{{{ignore_index, reduction}, batch}, {{alpha, beta, checked_smooth(name, smooth), gamma}}}};
   }
 };
 
 // 1 - (A + s) / (Q + Y - A + s): of the intersection and the union.
-struct JaccardLoss : SigmoidOverlap<JaccardLoss> {
+struct JaccardLoss : TverskyOverlap<JaccardLoss> {
   static constexpr auto name = "jaccard_loss";
   static constexpr auto args =
       "Tensor input, Tensor target, float smooth=1.0, Tensor? weight=None, int ignore_index=-100, bool batch=False, "
       "str reduction=\"mean\"";
 
   static JaccardLoss make(double smooth, int64_t ignore_index, bool batch, Reduction reduction) {
-    return {{{ignore_index, reduction}, {1, 1, checked_smooth(name, smooth)}, batch}};
+    return {{{{ignore_index, reduction}, batch}, {{1, 1, checked_smooth(name, smooth)}}}};
   }
 };
 

@@ -9,4 +9,5 @@ skeleton of csrc asks for, ``declaring`` makes the op's declaration. ``decorator
 from . import stable as stable  # its forms are entered in algebra
 from .decorators import emit as emit
 from .decorators import pointwise as pointwise
+from .decorators import region as region
 from .decorators import row as row

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..ops._common import REDUCTIONS, outside, reduce, refused
+from ..ops._regions import NOTHING_IN_COMMON, OVERLAP, overlap_errors, overlap_samples, region_sums
 from ..ops._rows import row_errors, row_samples
 from ..testing import Maker
 from .domains import Domain
@@ -49,6 +50,20 @@ def row_op(qualname: str, function: Function, signature: Signature, source: str)
         batch_dims={"weight": None},
         state=meta.per_row(2),
         source=source or _origin(function),
+    )
+
+
+def region_op(qualname: str, function: Function, signature: Signature, source: str) -> Op:
+    """Of ``@opreg.region``."""
+    reference = _of_regions(function, [a.name for a in signature.tensors])
+    return _op(
+        qualname,
+        function,
+        reference,
+        functools.partial(_region_samples, signature, reference),
+        functools.partial(_region_errors, signature),
+        source=source or _origin(function),
+        **OVERLAP,
     )
 
 
@@ -95,6 +110,19 @@ def _of_rows(function: Function, options: Sequence[str], nll: str) -> Function:
         if reduction == "mean":
             return loss.sum() / weights.sum()
         return loss.sum() if reduction == "sum" else loss
+
+    return reference
+
+
+def _of_regions(function: Function, names: Sequence[str]) -> Function:
+    @functools.wraps(function)
+    def reference(
+        *, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, batch: bool = False,
+        reduction: str = "mean", **given: Any,
+    ) -> Tensor:  # fmt: skip
+        sums = region_sums(input, target, weight, ignore_index, batch)
+        loss = function(**{name: sums[name] for name in names}, **given)
+        return loss if batch else reduce(loss, reduction)
 
     return reference
 
@@ -203,3 +231,26 @@ def _row_errors(signature: Signature, make: Maker) -> Iterator[ErrorSample]:
     for error in row_errors(signature.name, make):
         yield ErrorSample(error.args, error.message, {**first, **error.kwargs}, error.values)
     yield from _option_errors(signature, (make.normal(4, 3), make.index(3, 4)), first)
+
+
+def _region_samples(signature: Signature, reference: Function, make: Maker) -> Iterator[Sample]:
+    first, *others = _option_choices(signature)
+    for sample in overlap_samples(make, *(others or [first]), required=first):
+        # where a region is empty, or all is wrong, a quotient or a root may have no number
+        if sample.name not in NOTHING_IN_COMMON or _is_finite(reference, sample):
+            yield sample
+
+
+def _is_finite(reference: Function, sample: Sample) -> bool:
+    """Are the loss and its slopes numbers there?"""
+    x, target = (t.detach().double() if t.is_floating_point() else t for t in sample.args)
+    loss = reference(input=x.requires_grad_(), target=target, **sample.kwargs)
+    slopes = torch.autograd.grad(loss.sum(), x, allow_unused=True) if loss.requires_grad else ()
+    return all(bool(t.isfinite().all()) for t in (loss, *slopes) if t is not None)
+
+
+def _region_errors(signature: Signature, make: Maker) -> Iterator[ErrorSample]:
+    first, *_ = _option_choices(signature)
+    for error in overlap_errors(signature.name)(make):
+        yield ErrorSample(error.args, error.message, {**first, **error.kwargs}, error.values)
+    yield from _option_errors(signature, (make.normal(2, 3, 4), make.index(3, 2, 4)), first)

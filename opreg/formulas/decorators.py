@@ -1,6 +1,7 @@
-"""``@opreg.pointwise`` and ``@opreg.row``: a Python function becomes an op, with kernels compiled of its formula."""
+"""``@opreg.pointwise``, ``@opreg.row``, ``@opreg.region``: a Python function becomes an op."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ..building import build
@@ -9,10 +10,10 @@ from ..faces.modules import module_class
 from ..op import Op
 from ..registry import register
 from .algebra import remade
-from .declaring import pointwise_op, row_op
+from .declaring import pointwise_op, region_op, row_op
 from .expression import ONE, Expr, Variable, replaced, tensor
 from .signature import Signature
-from .structs import branches, family, pointwise_struct, row_struct
+from .structs import REGION_SUMS, branches, family, pointwise_struct, region_struct, row_struct, slopes_in_sums
 from .tracing import Formula
 
 Function = Callable[..., Any]
@@ -103,12 +104,59 @@ def row(
         if len(signature.tensors) != 1 or not signature.required:
             names = ", ".join(a.name for a in signature.tensors) or "none"
             raise TypeError(f"{signature.name}: expected one tensor, the cross entropy of a row, got {names}")
+        signature.expect_free("input", "target", "weight")
         nll = Variable(signature.required[0].name, 0.0)
         text = row_struct(signature, branches(signature, _traced(function, signature, [nll]), [nll]), nll.name)
         text = family(signature, text, "RowOps", "skeletons/rowwise/formula.h")
         return _made(
             row_op(f"{namespace}::{signature.name}", function, signature, source), function, text, cuda, replace
         )
+
+    return decorate
+
+
+def region(
+    namespace: str,
+    *,
+    domain: Mapping[str, str] | None = None,
+    source: str = "",
+    cuda: bool | None = None,
+    replace: bool = False,
+) -> Callable[[Function], Function]:
+    """Makes a segmentation loss of a function of how the predicted and the true region of each sample overlap.
+
+    The function has one tensor or several, by these names, and options as those of ``pointwise``. With the prediction
+    s = σ(input) and the one-hot target y, each is a sum over the pixels and classes of a sample, weighted by class:
+    ``tp`` and ``intersection`` are Σ s·y, ``fp`` is Σ s·(1 − y), ``fn`` Σ (1 − s)·y, ``predicted`` Σ s, ``true`` Σ y,
+    ``union`` Σ (s + y − s·y). A quotient that is 0/0 where both regions are empty is NaN: the function avoids it.
+
+    The op has ``(input, target, options, weight=None, ignore_index=-100, batch=False, reduction="mean")``, those of
+    ``dice_loss``: logits (N, C, d1 … dk), class indices or probabilities, weights of classes; with ``batch`` the sums
+    run over all samples.
+
+    Args, Returns, Raises:
+        As ``pointwise``; TypeError for a tensor of another name.
+
+    Example:
+        >>> @opreg.region("mylib", domain={"smooth": ">= 0"})
+        ... def log_dice_loss(tp: Tensor, fp: Tensor, fn: Tensor, *, smooth: float = 1.0) -> Tensor:
+        ...     return -torch.log((2 * tp + smooth) / (2 * tp + fp + fn + smooth))
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = Signature.of(function, domain or {})
+        names = [a.name for a in signature.tensors]
+        if not names or len(names) > len(signature.required) or not set(names) <= REGION_SUMS.keys():
+            expected = f"tensors of the names {', '.join(REGION_SUMS)}"
+            got = ", ".join(a.schema.removeprefix("Tensor ") for a in signature.tensors) or "none"
+            raise TypeError(f"{signature.name}: expected {expected}, got {got}")
+        signature.expect_free("input", "target", "weight", "batch")
+        sums = [Variable(n, 0.0) for n in names]
+        found = branches(signature, _traced(function, signature, sums), sums, partial(slopes_in_sums, names))
+        text = region_struct(signature, found)
+        text = family(signature, text, "RegionOps", "skeletons/regionwise/overlap.h")
+        op = region_op(f"{namespace}::{signature.name}", function, signature, source)
+        return _made(op, function, text, cuda, replace)
 
     return decorate
 
@@ -121,7 +169,7 @@ def emit(function: Function) -> str:
     """
     text = getattr(function, "text", None)
     if not isinstance(text, str) or not hasattr(function, "op"):
-        raise TypeError(f"opreg.emit: expected a function that opreg.pointwise or opreg.row made, got {function!r}")
+        raise TypeError(f"opreg.emit: expected a function that opreg.pointwise, row or region made, got {function!r}")
     return text
 
 

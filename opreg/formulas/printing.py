@@ -26,12 +26,17 @@ _WORDS = """
     abs at_least at_most relu clamp sign exp exp_negative exp_term log log1m log1p log1p_unit inverse_1p_unit
     one_minus_exp expm1 pow pow_unit sqrt atan2 detached sigmoid softplus tanh erf erfc log_cosh sin cos floor maximum
     minimum bits INFINITY NAN
+    typed_by batchmean align says_broadcast numbers loss forward_mask results keeps_state
+    softmax state_values share uses_shares even probability_mode share_grad has_margin logit logit_slope target_logit
+    target_slope has_bias bias normaliser slopes_of_nll
+    op power call result_shape slots state_shape scale pass forward with_kind has_power soft_targets batch formula close
+    overlap ignore_index reduction
 """
 _TAKEN = frozenset(_WORDS.split())
 
 
 def identifier(name: str) -> str:
-    """A name that C++ and math.h leave free."""
+    """A name that C++, math.h and the contracts of the skeletons leave free."""
     return f"{name}_" if name in _TAKEN or name.endswith("_") else name
 
 

@@ -99,6 +99,12 @@ class Signature:
             for chosen in product((False, True), repeat=len(self.flags))
         ]
 
+    def expect_free(self, *names: str) -> None:
+        """The op has arguments of these names itself. Raises TypeError for an option of one of them."""
+        if found := [o.name for o in self.options if o.name in names]:
+            expected = f"options of other names than {', '.join(names)}, which the op has itself"
+            raise TypeError(f"{self.name}: expected {expected}, got {found[0]}")
+
     def schema(self, *, reduction: bool, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> str:
         """The schema's arguments. ``before``: those that stand before the options, ``after`` behind them."""
         ordered = [*before, *(a.schema for a in self.required)]

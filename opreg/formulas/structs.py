@@ -1,17 +1,30 @@
 """The C++ of a formula: the struct that a skeleton of csrc asks for."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from .algebra import is_option_alone, remade
+from .algebra import add, is_option_alone, remade, sub
 from .derivative import derivative
-from .expression import Expr, Variable, const, name_of, option, replaced, tensor, walk
+from .expression import ZERO, Expr, Variable, const, name_of, option, replaced, tensor, walk
 from .lowering import lowered
 from .printing import Writer, identifier
 from .signature import KINDS, Argument, Signature
 
 INDENT = "    "
+
+# What a function of @opreg.region may ask for, made of the sums A of s y, Q of s and Y of y (s is predicted, y true):
+# how often each of them is added.
+REGION_SUMS: dict[str, tuple[int, int, int]] = {
+    "tp": (1, 0, 0),
+    "fp": (-1, 1, 0),
+    "fn": (-1, 0, 1),
+    "intersection": (1, 0, 0),
+    "predicted": (0, 1, 0),
+    "true": (0, 0, 1),
+    "union": (-1, 1, 1),
+}
 
 
 @dataclass
@@ -23,11 +36,24 @@ class Branch:
     slopes: list[Expr]
 
 
+VALUE: Callable[[Branch], list[Expr]] = attrgetter("value")
+SLOPES: Callable[[Branch], list[Expr]] = attrgetter("slopes")
+
+
 def branches(
-    signature: Signature, found: list[tuple[dict[str, bool], Expr]], inputs: Sequence[Variable]
+    signature: Signature,
+    found: list[tuple[dict[str, bool], Expr]],
+    inputs: Sequence[Variable],
+    combined: Callable[[list[Expr]], list[Expr]] = list,
 ) -> list[Branch]:
     """The modes: one for each choice of flags, and beside each the one in which exponents have their defaults, if that
-    spares a power: x ** gamma is a product for gamma = 2."""
+    spares a power: x ** gamma is a product for gamma = 2. ``combined`` makes of the slopes in the inputs those that are
+    asked for."""
+
+    def branch(condition: str, value: Expr) -> Branch:
+        slopes = combined([derivative(value, tensor(it)) for it in inputs])
+        return Branch(condition, lowered([value]), lowered(slopes))
+
     made = []
     for flags, value in found:
         condition = " && ".join(identifier(n) if on else f"!{identifier(n)}" for n, on in flags.items())
@@ -37,13 +63,9 @@ def branches(
             usual = replaced([value], new, remade)[0]
             if _powers([usual]) < _powers([value]):
                 said = " && ".join(f"{identifier(a.name)} == {a.default!r}" for a in fixed)
-                made.append(_branch(f"{condition} && {said}" if condition else said, usual, inputs))
-        made.append(_branch(condition, value, inputs))
+                made.append(branch(f"{condition} && {said}" if condition else said, usual))
+        made.append(branch(condition, value))
     return made
-
-
-def _branch(condition: str, value: Expr, inputs: Sequence[Variable]) -> Branch:
-    return Branch(condition, lowered([value]), lowered([derivative(value, tensor(it)) for it in inputs]))
 
 
 def _powers(roots: Sequence[Expr]) -> int:
@@ -97,10 +119,13 @@ class Struct:
         lines = [f"  {'bool' if a.kind is bool else 'Parameter'} {identifier(a.name)};" for a in self.signature.options]
         return lines + [f"  Parameter {name};" for e, name in self.fields.items() if e.op != "option"]
 
-    def make(self, *, extra: Sequence[str] = (), reduction: bool, first: str = "") -> list[str]:
-        """make(): the options' domains, and what is computed of them. ``first`` initialises the base."""
+    def make(self, *more: str, first: str = "") -> list[str]:
+        """make(): the options' domains, and what is computed of them. It takes ``more`` besides.
+
+        ``first`` initialises the base.
+        """
         takes = [f"{KINDS[a.kind][1]} {identifier(a.name)}" for a in self.signature.options]
-        lines = [f"  static {self.name} make({', '.join([*takes, *extra, *(['Reduction'] if reduction else [])])}) {{"]
+        lines = [f"  static {self.name} make({', '.join([*takes, *more])}) {{"]
         for a in self.signature.numbers:
             name = identifier(a.name)
             lines.append(
@@ -132,17 +157,30 @@ class Struct:
         ]
 
     def function(
-        self, head: str, returned: str, which: str, *, before: Sequence[str] = (), moded: bool = False
+        self,
+        head: str,
+        returned: str,
+        roots: Callable[[Branch], list[Expr]],
+        *,
+        before: Sequence[str] = (),
+        moded: bool = False,
+        templated: bool = True,
     ) -> list[str]:
-        """A member that computes: ``returned`` is the text of the result with the expressions' texts in it."""
+        """A member that computes ``roots``: ``returned`` is the text of the result with their texts in it.
+
+        ``moded``: its mode is a parameter of the template even if there is one alone. Without a template the modes are
+        told apart where it runs, in double.
+        """
         several = len(self.branches) > 1 or moded
-        lines = [f"  template <{'int Mode, ' if several else ''}class T>", f"  HD {head} const {{"]
+        lines = [f"  template <{'int Mode, ' if several else ''}class T>"] if templated else []
+        lines.append(f"  HD {head} const {{")
         for k, branch in enumerate(self.branches):
             writer = Writer(self.fields, self.taken)
-            texts = writer.write(branch.value if which == "value" else branch.slopes)
+            texts = writer.write(roots(branch))
             body = [*before, *writer.lines, f"return {returned.format(*texts, all=', '.join(texts))};"]
-            if len(self.branches) > 1:
-                body = [f"if constexpr (Mode == {k}) {{", *(f"  {line}" for line in body), "}"]
+            condition = f"if constexpr (Mode == {k})" if templated else f"if ({branch.condition})"
+            if len(self.branches) > 1 and (templated or branch is not self.branches[-1]):
+                body = [f"{condition} {{", *(f"  {line}" for line in body), "}"]
             lines += [INDENT + line for line in body]
         return [*lines, "  }"]
 
@@ -160,10 +198,10 @@ def pointwise_struct(signature: Signature, made: list[Branch], reduction: bool) 
         f"  static constexpr Shapes shapes = Shapes::{'same' if len(signature.required) == 1 else 'broadcast'};",
         *s.options(),
         "",
-        *s.make(reduction=reduction),
+        *s.make(*(["Reduction"] if reduction else [])),
         *s.modes(),
-        *s.function(f"T value({arguments})", "{0}", "value"),
-        *s.function(f"Gradients<T, {n}> grad({arguments})", "{{{all}}}", "slopes"),
+        *s.function(f"T value({arguments})", "{0}", VALUE),
+        *s.function(f"Gradients<T, {n}> grad({arguments})", "{{{all}}}", SLOPES),
         "};",
     ]
     return "\n".join(lines)
@@ -185,16 +223,16 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
         "  static constexpr int inputs = 3, gradients = 1;",
         *s.options(),
         "",
-        *s.make(extra=["int64_t ignore_index"], reduction=True, first="{ignore_index}"),
+        *s.make("int64_t ignore_index", "Reduction", first="{ignore_index}"),
         *s.modes("bool"),
         *s.function(
-            "T value([[maybe_unused]] const Row<T>& row)", "row.weight * ({0})", "value", before=before, moded=True
+            "T value([[maybe_unused]] const Row<T>& row)", "row.weight * ({0})", VALUE, before=before, moded=True
         ),
         f"  static constexpr bool slopes_of_nll = {'true' if by_value else 'false'};",
         *s.function(
             "Slopes<T> slopes([[maybe_unused]] const Row<T>& row)",
             "{{row.weight * ({0}), T(0)}}",
-            "slopes",
+            SLOPES,
             before=[f"[[maybe_unused]] {before[0]}"],
             moded=True,
         ),
@@ -202,6 +240,48 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
         "  HD T normaliser(const Row<T>& row) const {",
         f"{INDENT}return row.weight;",
         "  }",
+        "};",
+    ]
+    return "\n".join(lines)
+
+
+def slopes_in_sums(names: Sequence[str], slopes: list[Expr]) -> list[Expr]:
+    """The slopes in A, Q and Y, of those in what ``REGION_SUMS`` makes of them."""
+    made = [ZERO, ZERO, ZERO]
+    for name, slope in zip(names, slopes, strict=True):
+        for k, sign in enumerate(REGION_SUMS[name]):
+            made[k] = add(made[k], slope) if sign > 0 else sub(made[k], slope) if sign < 0 else made[k]
+    return made
+
+
+def region_struct(signature: Signature, made: list[Branch]) -> str:
+    """Of ``RegionOps``: a function of what two regions have in common, and of what they have not."""
+    names = [a.name for a in signature.tensors]
+    s = Struct(signature, made, names)
+    after = ("int ignore_index=-100", "bool batch=False")
+    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
+        reduction=True, before=("Tensor input", "Tensor target"), after=after
+    )
+    sums = ("shared_", "of_q_", "of_y_")  # no option has such a name
+    given = []
+    for name in names:
+        plus, minus = ([n for n, k in zip(sums, REGION_SUMS[name], strict=True) if k == sign] for sign in (1, -1))
+        given.append(f"[[maybe_unused]] const T {identifier(name)} = {' - '.join([' + '.join(plus), *minus])};")
+    lines = [
+        *s.head(f"RegionFormula<{s.name}>"),
+        *_args(_with_weight(schema, ", Tensor? weight=None")),
+        *s.options(),
+        "",
+        *s.make(
+            "int64_t ignore_index", "bool batch", "Reduction reduction", first="{{ignore_index, reduction}, batch}"
+        ),
+        *s.function(
+            f"Overlap<double> overlap({', '.join(f'double {n}' for n in sums)})",
+            "{{{0}, {{{1}, {2}, {3}}}}}",
+            lambda b: b.value + b.slopes,
+            before=["using T = double;", *given],
+            templated=False,
+        ),
         "};",
     ]
     return "\n".join(lines)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 
 from .._private import below_autograd, entry_of, without_fake_mode
+from ..meta.schema import bind
 from ..op import Op
+from ..testing import Maker
 
 
 def option_complaint(op: Op, options: Mapping[str, Any]) -> str | None:
@@ -17,7 +19,19 @@ def option_complaint(op: Op, options: Mapping[str, Any]) -> str | None:
     A kernel looks at the options first. So it is called with tensors that no kernel takes: what it then says of any
     options whatever, it says of the tensors.
     """
-    return None if (text := _probe(op, options)) == _probe(op, {}) else text
+    return None if (text := _probe(op, options)) == _probe(op, _required(op)) else text
+
+
+@cache
+def _required(op: Op) -> Mapping[str, Any]:
+    """Options that the op does not do without, as its first sample has them."""
+    names = [a.name for a in op.value._schema.arguments if a.name not in (*op.tensor_arguments, *op.defaults)]
+    if not names:
+        return {}
+    with without_fake_mode():
+        sample = next(iter(op.samples(Maker())))
+    bound = bind(op.value, sample.args, sample.kwargs)
+    return {n: bound[n] for n in names}
 
 
 def _probe(op: Op, options: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
 from ._common import IMAGES, image_workload, refused
-from .segmentation import one_hot, region_errors
+from ._regions import one_hot, region_errors
 
 
 def jaccard_extension(errors: Tensor, hits: Tensor, valid: Tensor) -> Tensor:

@@ -12,39 +12,8 @@ from ..meta.rules import Arguments
 from ..op import ErrorSample, Op, Sample
 from ..registry import register
 from ..testing import Maker
-from ._common import REDUCTIONS, image_workload, index_errors, outside, power, reduce, refused
-
-
-def one_hot(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Whether each pixel is valid, (N, 1, d1 … dk); and a 1 for its class, of the shape of ``input``.
-
-    A class index out of range gives NaN, as it does on a GPU: where this runs in the kernel's place nothing can raise.
-    """
-    target, count = target.unsqueeze(1), input.shape[1]
-    valid = target != ignore_index
-    classes = torch.arange(count, device=input.device).view(-1, *[1] * (input.dim() - 2))
-    hits = ((target == classes) & valid).to(input.dtype)
-    return valid, torch.where(valid & ((target < 0) | (target >= count)), torch.nan, hits)
-
-
-def overlap_sums(
-    input: Tensor, target: Tensor, p: float, weight: Tensor | None, ignore_index: int, batch: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each region, weighted by class: Σ s·y, Σ s^p and Σ y^p, with s = σ(input) and y the target."""
-    if target.is_floating_point():
-        q = input.sigmoid()
-        y, of_q = target, q**p
-    else:
-        valid, y = one_hot(input, target, ignore_index)
-        # 0.5 at ignored pixels, whatever they hold: no derivative of q^p is infinite there
-        q = torch.where(valid, input, 0.0).sigmoid()
-        of_q = torch.where(valid, q**p, 0.0)
-    terms = (q * y, of_q, y**p)
-    if weight is not None:
-        w = weight.view(-1, *[1] * (input.dim() - 2))
-        terms = (w * terms[0], w * terms[1], w * terms[2])
-    shared, predicted, true = (t.sum() if batch else t.flatten(1).sum(1) for t in terms)
-    return shared, predicted, true
+from ._common import image_workload, outside, power, reduce
+from ._regions import OVERLAP, one_hot, overlap_errors, overlap_samples, overlap_sums, region_errors, region_samples
 
 
 def overlap_loss(shared: Tensor, predicted: Tensor, true: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
@@ -234,47 +203,18 @@ def generalized_dice_loss(input: Tensor, target: Tensor, eps: float, ignore_inde
     return reduce(overlap_loss(sums[0], sums[1], sums[2], 0.5, 0.5, eps / 2), reduction)
 
 
-def shared_samples(make: Maker) -> Iterator[Sample]:
-    for reduction in REDUCTIONS:
-        yield Sample((make.normal(2, 3, 5), make.index(3, 2, 5)), {"reduction": reduction})
-    x, t = make.normal(2, 4, 2, 3, scale=3), make.index(4, 2, 2, 3, ignore=255, dtype=torch.uint8)
-    yield Sample((x, t), {"ignore_index": 255, "reduction": "none"}, "ignored")
-    yield Sample((make.normal(2, 3, 3, 2, 2), make.index(3, 2, 3, 2, 2, ignore=1)), {"ignore_index": 1})
-    yield Sample((make.normal(2, 6), make.index(6, 2, dtype=torch.int32)), {"reduction": "none"}, "no pixels")
-    yield Sample((make.normal(1, 2, 23, 31), make.index(2, 1, 23, 31, ignore=-100)), name="several tiles")
-    ignored = torch.full((2, 3), -100, device=make.device)
-    yield Sample((make.normal(2, 2, 3), ignored), {"reduction": "none"}, "all ignored")
-    yield Sample((make.normal(0, 2, 3), make.index(2, 0, 3)), {"reduction": "sum"}, "empty")
-    yield Sample((make.normal(2, 2, 0), make.index(2, 2, 0)), {"reduction": "none"}, "empty samples")
-    x = make.tensor([[1e4, 0.0, -1e4], [-1e4, 1e4, 1e4], [9999.0, 1e4, 9998.0]])
-    yield Sample((x, make.index(3, 3)), {"reduction": "none"}, name="extremes", smooth=False)
-
-
-def overlap_samples(make: Maker, *options: dict[str, float]) -> Iterator[Sample]:
-    """Of the losses of a sigmoid, with an op's own options."""
-    yield from shared_samples(make)
-    w = make.constant(make.uniform(3, low=0.1))
-    for chosen in options:
-        x, t = make.normal(2, 3, 4), make.index(3, 2, 4, ignore=-100)
-        yield Sample((x, t), {**chosen, "smooth": 0.5, "weight": w, "reduction": "none"}, "weight, ignored")
-        y = make.uniform(2, 3, 5, low=0.1, high=0.9)
-        yield Sample((make.normal(2, 3, 5), y), {**chosen, "reduction": "none"}, "probabilities")
-        yield Sample((x, t), {**chosen, "batch": True}, "batch")
-    y = make.uniform(2, 3, 2, 2, low=0.1, high=0.9)
-    all_set = {**options[-1], "smooth": 0.1, "weight": w, "batch": True}
-    yield Sample((make.normal(2, 3, 2, 2), y), all_set, name="batch, probabilities")
+def index_samples(make: Maker, *options: dict[str, float]) -> Iterator[Sample]:
+    yield from overlap_samples(make, *({**chosen, "smooth": 0.5} for chosen in options))
     ignored = torch.full((2, 3), -100, device=make.device)
     yield Sample((make.normal(2, 2, 3), ignored), {"smooth": 0.0}, "nothing, unsmoothed")
-    yield Sample((make.normal(5, 300), make.index(300, 5)), {"batch": True}, "many classes")
-    yield Sample((make.normal(0, 2, 3), make.index(2, 0, 3)), {"batch": True}, "empty batch")
 
 
 def dice_samples(make: Maker) -> Iterator[Sample]:
-    return overlap_samples(make, {"p": 1.0}, {"p": 1.5}, {"p": 2.0})
+    return index_samples(make, {"p": 1.0}, {"p": 1.5}, {"p": 2.0})
 
 
 def tversky_samples(make: Maker) -> Iterator[Sample]:
-    yield from overlap_samples(make, {"alpha": 0.3, "beta": 0.7}, {"alpha": 1.5, "beta": 0.0, "gamma": 0.75})
+    yield from index_samples(make, {"alpha": 0.3, "beta": 0.7}, {"alpha": 1.5, "beta": 0.0, "gamma": 0.75})
     # all is right, where the power's slope would be infinite
     x = make.tensor([[[1e4, -1e4]], [[1e4, 1e4]]])
     y = make.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
@@ -283,43 +223,16 @@ def tversky_samples(make: Maker) -> Iterator[Sample]:
 
 
 def jaccard_samples(make: Maker) -> Iterator[Sample]:
-    return overlap_samples(make, {})
+    return index_samples(make, {})
 
 
 def generalized_dice_samples(make: Maker) -> Iterator[Sample]:
-    yield from shared_samples(make)
+    yield from region_samples(make)
     x, t = make.normal(2, 5, 4), make.index(2, 2, 4)
     yield Sample((x, t), {"eps": 0.0, "reduction": "none"}, "absent classes, no eps")
     yield Sample((make.normal(1, 1, 4), make.index(1, 1, 4)), {"eps": 1.0}, "one class")
     ignored = torch.full((2, 3), -100, device=make.device)
     yield Sample((make.normal(2, 2, 3), ignored), {"eps": 0.0}, "nothing, no eps")
-
-
-def region_errors(op: str, make: Maker, reduces: bool = True) -> Iterator[ErrorSample]:
-    """What every loss of regions refuses."""
-    x, t = make.normal(2, 3, 4), make.index(3, 2, 4)
-    yield from refused(op, x, t, reduces=reduces)
-    yield ErrorSample((x[0, 0], t), f"{op}: expected input of shape \\(N, C, ...\\), got \\[4\\]")
-    message = f"{op}: expected target of shape \\[2, 4\\] for input of shape \\[2, 3, 4\\], got \\[2, 3\\]"
-    yield ErrorSample((x, t[:, :3]), message)
-    yield ErrorSample((x[:, :0], t), f"{op}: expected input of at least one class, got \\[2, 0, 4\\]")
-    yield from index_errors(op, x, t)
-
-
-def overlap_errors(op: str, **options: tuple[str, tuple[float, ...]]) -> Callable[[Maker], Iterator[ErrorSample]]:
-    """``options``: what each of an op's own must be, and values that it may not have."""
-
-    def errors(make: Maker) -> Iterator[ErrorSample]:
-        x, t = make.normal(2, 3, 4), make.index(3, 2, 4)
-        yield from region_errors(op, make)
-        message = f"{op}: expected target of the shape of input, got \\[2, 3, 4\\] and \\[2, 4\\]"
-        yield ErrorSample((x, make.uniform(2, 4)), message)
-        message = f"{op}: expected weight of one entry a class, \\[3\\], got \\[4\\]"
-        yield ErrorSample((x, t), message, {"weight": make.constant(make.normal(4))})
-        for option, (domain, values) in {**options, "smooth": ("smooth >= 0", (-1.0, math.inf))}.items():
-            yield from outside(op, (x, t), domain, option, *values)
-
-    return errors
 
 
 def generalized_dice_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -330,13 +243,6 @@ def generalized_dice_errors(make: Maker) -> Iterator[ErrorSample]:
     yield from outside(op, (x, t), "eps >= 0", "eps", -1e-5)
 
 
-def overlap_state(shape: Sequence[int], args: Arguments) -> Tensor:
-    """Three numbers a sample, or for the batch."""
-    regions = 1 if args["batch"] else args["input"].shape[0]
-    state: Tensor = args["input"].new_empty((regions * 3,), dtype=torch.float64)
-    return state
-
-
 def generalized_dice_state(shape: Sequence[int], args: Arguments) -> Tensor:
     """Two numbers a class of each sample."""
     n, classes = args["input"].shape[:2]
@@ -344,42 +250,35 @@ def generalized_dice_state(shape: Sequence[int], args: Arguments) -> Tensor:
     return state
 
 
+# What the error says of smooth, and values that it may not have.
+SMOOTH = ("smooth >= 0", (-1.0, math.inf))
+
+
 def register_overlap(reference: Callable[..., Tensor], **fields: Any) -> None:
     """A loss of a sigmoid's regions."""
-    register(
-        Op(
-            reference.__name__,
-            reference=reference,
-            shape=meta.regions("input", "target", weight="weight", soft=True, batch="batch"),
-            indices=("target",),
-            constants=lambda args: () if args["target"].is_floating_point() else ("target",),
-            whole=lambda args: "with batch=True its sums run over the whole batch" if args["batch"] else "",
-            state=overlap_state,
-            batch_dims={"weight": None},
-            workload=image_workload,
-            **fields,
-        )
-    )
+    register(Op(reference.__name__, reference=reference, **OVERLAP, **fields))
 
 
 register_overlap(
     dice_loss,
     samples=dice_samples,
-    errors=overlap_errors("dice_loss", p=("p >= 1", (0.5, math.inf))),
+    errors=overlap_errors("dice_loss", p=("p >= 1", (0.5, math.inf)), smooth=SMOOTH),
     source="V-Net, arXiv 1606.04797 (p = 2)",
 )
 register_overlap(
     tversky_loss,
     samples=tversky_samples,
     errors=overlap_errors(
-        "tversky_loss", **{name: (f"{name} >= 0", (-1.0, math.inf)) for name in ("alpha", "beta", "gamma")}
+        "tversky_loss",
+        **{name: (f"{name} >= 0", (-1.0, math.inf)) for name in ("alpha", "beta", "gamma")},
+        smooth=SMOOTH,
     ),
     source="Salehi et al., arXiv 1706.05721; γ: Abraham and Khan, arXiv 1810.07842",
 )
 register_overlap(
     jaccard_loss,
     samples=jaccard_samples,
-    errors=overlap_errors("jaccard_loss"),
+    errors=overlap_errors("jaccard_loss", smooth=SMOOTH),
     source="Rahman and Wang, Optimizing Intersection-Over-Union in Deep Neural Networks, ISVC 2016",
 )
 register(

@@ -32,6 +32,14 @@ def poly1_loss(nll: Tensor, *, eps: float = 1.0, squared: bool = False) -> Tenso
     return loss**2 if squared else loss
 
 
+def rooted_tversky_loss(
+    tp: Tensor, fp: Tensor, fn: Tensor, *, alpha: float, softmax: float = 1.0, rooted: bool = False
+) -> Tensor:
+    """An option that has no default, and one whose name csrc has for something else."""
+    loss = 1 - (tp + softmax) / (tp + alpha * fp + (1 - alpha) * fn + softmax)
+    return loss + torch.sqrt(fp) if rooted else loss
+
+
 @pytest.fixture(scope="module")
 def cauchy(cache: None):  # type: ignore[no-untyped-def]
     return opreg.pointwise(NAMESPACE, domain={"width": "> 0"})(cauchy_loss)
@@ -69,9 +77,68 @@ def test_row(poly1) -> None:  # type: ignore[no-untyped-def]
     assert next(iter(poly1.op.samples(opreg.testing.Maker()))).args[1].dtype == torch.int64
 
 
+@pytest.fixture(scope="module")
+def tversky(cache: None):  # type: ignore[no-untyped-def]
+    return opreg.region(NAMESPACE, domain={"softmax": ">= 0"})(rooted_tversky_loss)
+
+
+def test_region(tversky) -> None:  # type: ignore[no-untyped-def]
+    x, t, w = 3 * torch.randn(2, 3, 5, 7), torch.randint(0, 3, (2, 5, 7)), torch.rand(3)
+    t[0, :2] = 255
+    for options in ({"weight": w}, {"batch": True}, {"reduction": "none"}, {"reduction": "sum", "softmax": 0.0}):
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        shared = {"ignore_index": 255, **options}
+        loss = tversky(ours, t, alpha=0.3, **shared)
+        smooth = shared.pop("softmax", 1.0)
+        expected = torch.ops.lossreg.tversky_loss(theirs, t, alpha=0.3, beta=0.7, smooth=smooth, **shared)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss.sum(), ours)[0], torch.autograd.grad(expected.sum(), theirs)[0]
+        )
+    y = torch.rand(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, y: tversky(z, y, alpha=0.3, rooted=True), (z, y))
+    with pytest.raises(RuntimeError, match="rooted_tversky_loss: expected softmax >= 0, got -1"):
+        tversky(x, t, alpha=0.3, softmax=-1.0)
+
+
+def test_an_option_without_a_default_under_a_transform_and_in_a_module(tversky) -> None:  # type: ignore[no-untyped-def]
+    x, t = torch.randn(2, 3, 4), torch.randint(0, 3, (2, 4))
+    module = tversky.Module(alpha=0.3)
+    slope = torch.func.grad(lambda x: module(x, t))(x)
+    torch.testing.assert_close(slope, torch.autograd.grad(module(x.requires_grad_(), t), x)[0])
+    with pytest.raises(RuntimeError, match="rooted_tversky_loss: expected softmax >= 0, got -1"):
+        tversky.Module(alpha=0.3, softmax=-1.0)
+
+
 @pytest.mark.slow
-def test_every_check_of_a_row(poly1) -> None:  # type: ignore[no-untyped-def]
-    opreg.testing.check(poly1.op)
+@pytest.mark.parametrize("of", ["poly1", "tversky"])
+def test_every_check_of_rows_and_regions(of: str, request: pytest.FixtureRequest) -> None:
+    opreg.testing.check(request.getfixturevalue(of).op)
+
+
+def test_tensors_and_options_of_a_region() -> None:
+    def of_inputs(input: Tensor, tp: Tensor) -> Tensor:
+        return tp * input
+
+    def weighted(tp: Tensor, *, weight: float = 1.0) -> Tensor:
+        return tp * weight
+
+    def optional(tp: Tensor, fp: Tensor | None = None) -> Tensor:
+        return tp
+
+    def of_options(nll: Tensor, *, weight: float = 1.0) -> Tensor:
+        return nll * weight
+
+    names = "tp, fp, fn, intersection, predicted, true, union"
+    with pytest.raises(TypeError, match=f"of_inputs: expected tensors of the names {names}, got input, tp"):
+        opreg.region(NAMESPACE)(of_inputs)
+    with pytest.raises(TypeError, match=f"optional: expected tensors of the names {names}, got tp, Tensor\\? fp=None"):
+        opreg.region(NAMESPACE)(optional)
+    with pytest.raises(TypeError, match="weighted: expected options of other names than input, target, weight, batch"):
+        opreg.region(NAMESPACE)(weighted)
+    with pytest.raises(TypeError, match="of_options: expected options of other names than input, target, weight"):
+        opreg.row(NAMESPACE)(of_options)
 
 
 def test_faces(cauchy) -> None:  # type: ignore[no-untyped-def]
