@@ -182,15 +182,16 @@ def passes(
     return found
 
 
-def load() -> Emulator:
-    """Builds it, where that was not done, and makes ``torch.ops.lossreg_emulated`` of it."""
-    build = ROOT / "build" / "emulator"
+def load(family: Path | None = None, build: Path = ROOT / "build" / "emulator") -> Emulator:
+    """Builds it, where that was not done, and makes ``torch.ops.lossreg_emulated`` of it, or of a family alone."""
     build.mkdir(parents=True, exist_ok=True)
     torch_dir = Path(torch.__file__).parent
     with (build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one build for all workers
         families = os.environ.get("LOSSREG_FAMILIES", "")  # as in csrc/CMakeLists.txt: while working on some
         options = [f"-DLOSSREG_TORCH_DIR={torch_dir}", f"-DLOSSREG_FAMILIES={families}"]
+        if family is not None:
+            options += [f"-DLOSSREG_HEADER={family}", f"-DLOSSREG_INCLUDE={opreg.building.include_path()}"]
         configure = ["cmake", "-S", str(ROOT / "tests/kernels/emulator"), "-B", str(build), *options]
         for command in (configure, ["cmake", "--build", str(build), "--parallel", "2"]):
             done = subprocess.run(command, capture_output=True, text=True)
