@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._C import _functorch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # vmap: an implementation under this key is called with batched tensors and decomposes the op.
 VMAP_KEY = "FuncTorchBatchedDecomposition"
@@ -212,3 +213,14 @@ def where_defined(name: str) -> str:
     """What the dispatcher says of where the schema of an op comes from."""
     found = re.search(r"^debug: registered at (.*)$", torch._C._dispatch_dump(name), re.MULTILINE)
     return found[1] if found else "another library"
+
+
+class LightDispatchMode(TorchDispatchMode):
+    """A TorchDispatchMode that does not import Dynamo, which takes a second, in order to be left alone by it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False

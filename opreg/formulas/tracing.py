@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from .._private import LightDispatchMode
 from .expression import Expr, Variable, const, option, tensor
 from .numbers import Names, Untraceable
 from .vocabulary import TABLE, UNCHANGED, filled_with, real
@@ -20,11 +20,11 @@ _HERE = str(Path(__file__).parent)
 _SHAPES = ((3,), (2, 5))
 
 
-class Watch(TorchDispatchMode):
+class Watch(LightDispatchMode):
     """Notes what each operator makes of expressions."""
 
     def __init__(self, names: Names) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.names = names
         # an object's number is another's when it has died: so the tensors are kept
         self.known: dict[int, tuple[Tensor, Expr]] = {}
