@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,44 +18,55 @@ from torch import Tensor
 
 import opreg
 
+# Compiles one of them, by its name.
+TEN: dict[str, Callable[[], Any]] = {}
 
-@opreg.pointwise("formulas", domain={"eps": "> 0"})
+
+def later(kind: Callable[..., Any], **options: Any) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """The decorator ``kind``, once somebody calls what TEN has."""
+
+    def note(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        TEN[function.__name__] = lambda: kind("formulas", **options)(function)
+        return function
+
+    return note
+
+
+@later(opreg.pointwise, domain={"eps": "> 0"})
 def charbonnier_loss(input: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
     return ((input - target) ** 2 + eps**2).sqrt()
 
 
-@opreg.pointwise("formulas")
+@later(opreg.pointwise)
 def log_cosh_loss(input: Tensor, target: Tensor) -> Tensor:
     d = input - target
     return d + F.softplus(-2 * d) - math.log(2)
 
 
-@opreg.pointwise("formulas", domain={"tau": "in [0, 1]"})
+@later(opreg.pointwise, domain={"tau": "in [0, 1]"})
 def pinball_loss(input: Tensor, target: Tensor, *, tau: float = 0.5) -> Tensor:
     d = target - input
     return torch.maximum(tau * d, (tau - 1) * d)
 
 
-@opreg.pointwise("formulas", domain={"width": "> 0", "curvature": "> 0"})
+@later(opreg.pointwise, domain={"width": "> 0", "curvature": "> 0"})
 def wing_loss(input: Tensor, target: Tensor, *, width: float = 5.0, curvature: float = 0.5) -> Tensor:
     d = (input - target).abs()
     c = width - width * math.log(1 + width / curvature)
     return torch.where(d < width, width * torch.log(1 + d / curvature), d - c)
 
 
-@opreg.pointwise("formulas")
+@later(opreg.pointwise)
 def tanh_gelu(input: Tensor) -> Tensor:
     return 0.5 * input * (1 + torch.tanh(math.sqrt(2 / math.pi) * (input + 0.044715 * input**3)))
 
 
-@opreg.pointwise("formulas", domain={"beta": "> 0"})
+@later(opreg.pointwise, domain={"beta": "> 0"})
 def softplus_beta(input: Tensor, *, beta: float = 1.0) -> Tensor:
     return torch.log(1 + torch.exp(beta * input)) / beta
 
 
-@opreg.pointwise(
-    "formulas", domain={"gamma_pos": ">= 0", "gamma_neg": ">= 0", "clip": "in [0, 1)", "target": "in [0, 1]"}
-)
+@later(opreg.pointwise, domain={"gamma_pos": ">= 0", "gamma_neg": ">= 0", "clip": "in [0, 1)", "target": "in [0, 1]"})
 def asymmetric_focal_loss(
     input: Tensor, target: Tensor, *, gamma_pos: float = 1.0, gamma_neg: float = 4.0, clip: float = 0.05
 ) -> Tensor:
@@ -66,22 +78,19 @@ def asymmetric_focal_loss(
     )
 
 
-@opreg.row("formulas", domain={"q": "in (0, 1]"})
+@later(opreg.row, domain={"q": "in (0, 1]"})
 def generalized_cross_entropy(nll: Tensor, *, q: float = 0.7) -> Tensor:
     return (1 - torch.exp(-nll) ** q) / q
 
 
-@opreg.row("formulas")
+@later(opreg.row)
 def poly1_loss(nll: Tensor, *, eps: float = 1.0) -> Tensor:
     return nll + eps * (1 - torch.exp(-nll))
 
 
-@opreg.pointwise("formulas", domain={"c": "> 0"})
+@later(opreg.pointwise, domain={"c": "> 0"})
 def welsch_loss(input: Tensor, target: Tensor, *, c: float = 1.0) -> Tensor:
     return c**2 / 2 * (1 - torch.exp(-(((input - target) / c) ** 2)))
-
-
-TEN = [f for f in list(globals().values()) if hasattr(f, "formula")]
 
 
 def least(call: Callable[[], object]) -> float:
@@ -97,8 +106,8 @@ def main(elements: int) -> None:
     torch.set_num_threads(1)
     opreg.build(Path(__file__).with_name("formulas_by_hand.h"), namespace="by_hand")
     ratios = []
-    for f in TEN:
-        op = f.op
+    for made in TEN.values():
+        op = made().op
         fields = {"indices": op.indices, "state": op.state, "batch_dims": op.batch_dims}
         hand = opreg.register(
             opreg.Op(f"by_hand::{op.short}", op.reference, op.shape, op.samples, op.errors, "by hand", **fields)
