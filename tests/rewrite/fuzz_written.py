@@ -406,11 +406,13 @@ def log_cosh_written(g: Generator) -> None:
 def quantile_written(g: Generator) -> None:
     d, q = apart(g), g.one(0.9, 0.1, 0.5, 0.25)
     rest = g.near("another number", 1 - q, 1.1 - q)
+    below = g.let(g.one(f"({d} < 0).float()", f"({d} < 0).to({d}.dtype)"))
     g.after(
         g.let(
             g.one(
                 f"torch.maximum({q} * {d}, -{rest} * {d})", f"torch.max(-{rest} * {d}, {q} * {d})",
-                f"torch.where({d} >= 0, {q} * {d}, -{rest} * {d})", f"{q} * F.relu({d}) + {rest} * F.relu(-{d})",
+                f"torch.where({d} >= 0, {q} * {d}, -{rest} * {d})", f"{d} * ({q} - {q + rest} * {below})",
+                f"{q} * F.relu({d}) + {rest} * F.relu(-{d})",
             )
         )
     )  # fmt: skip

@@ -145,6 +145,7 @@ ACTIVATIONS = {
     "times a sixth": (lambda x: x * F.hardtanh(x + 3, 0.0, 6.0) * (1 / 6), "hard_swish"),
     "x*tanh(softplus(x))": (lambda x: x * torch.tanh(F.softplus(x)), "mish"),
     "x*tanh(log1p(exp(x)))": (lambda x: torch.tanh(torch.log1p(torch.exp(x))) * x, "mish"),
+    "gelu of eight digits": (lambda x: 0.5 * x * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x))), "gelu"),
     "of a sum": (lambda x: (x + Y) * torch.sigmoid(x + Y), "swish"),
 }
 

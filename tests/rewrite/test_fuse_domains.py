@@ -30,7 +30,7 @@ NUMBERS = {
     "delta": (1.0, 0.0, 0.3, -1.0),
     "smooth": (0.0, 1.0, 1e-3, -1.0), "factor": (0.5, -2.0), "margin": (0.35, 0.0, -0.5),
     "smoothing": (0.0, 0.1, 1.0), "ignore_index": (-100, 2), "scale": (30.0, -1.0, 0.0),
-    "limit": (2.0, 0.0, -1.0), "quantile": (0.9, 0.5, 0.0, 1.5),
+    "limit": (2.0, 0.0, -1.0), "root": (0.79788456, 0.7979), "quantile": (0.9, 0.5, 0.0, 1.5),
     "width": (10.0, 1.0, 0.0), "curvature": (2.0, 0.5, -1.0),
     "offset": (10 - 10 * math.log(6), 1 - math.log(3), 1 - math.log(1.5), 0.0),
 }  # fmt: skip
@@ -95,6 +95,8 @@ def test_rule_outside_of_the_usual_domain(rule):
             # where the formula's own gradient has no value, the op's is a number; and where the loss is NaN, nobody
             # reads its gradient
             told = b.isfinite() & (~want.isnan() if want.shape == b.shape else True)
+            if "by a mask" in rule.name:  # at its kink either slope may be the gradient
+                told &= tensors["input"] != tensors["target"]
             torch.testing.assert_close(torch.where(told, a, b), b, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 

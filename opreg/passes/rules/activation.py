@@ -1,6 +1,12 @@
 """Activations, and gated activations: one half of a layer's output opens the other."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ...registry import get
 from .._rule import Rule
@@ -16,6 +22,19 @@ def gelu(approximate: str) -> Rule:
         lambda input: F.gelu(input, approximate=approximate),
         lambda input: get("gelu").value(input, approximate),
     )
+
+
+def by_short_constant(input: Tensor, *, root: float) -> Tensor:
+    return 0.5 * input * (1 + torch.tanh(root * input * (1 + 0.044715 * input * input)))
+
+
+def unless_root(arguments: Mapping[str, Any]) -> str:
+    """Eight digits of √(2/π) are enough for each dtype but float64."""
+    if abs(arguments["root"] - math.sqrt(2 / math.pi)) > 5e-9:
+        return f"its factor is {arguments['root']}, not √(2/π)"
+    if arguments["input"].dtype in (None, torch.float64):
+        return f"its factor is {arguments['root']}: in float64 that is another number than √(2/π)"
+    return ""
 
 
 def geglu(approximate: str) -> Rule:
@@ -39,4 +58,10 @@ RULES = (
     Rule.of(get("mish")),
     Rule.of(get("relu_squared")),
     *map(gelu, WAYS),
+    Rule(
+        "gelu of a rounded constant, written out",
+        by_short_constant,
+        lambda input, *, root: get("gelu").value(input, "tanh"),
+        unless_root,
+    ),
 )

@@ -92,9 +92,24 @@ def wing_rule(choose: Callable[..., Tensor]) -> Rule:
     return Rule("wing_loss, written out", pattern, replacement, WING)
 
 
+def pinball_rule(name: str, pattern: Callable[..., Tensor]) -> Rule:
+    return Rule(
+        name,
+        pattern,
+        lambda input, target, *, quantile: get("quantile_loss").value(input, target, quantile, "none"),
+        first_of(unless_between(0, 1, "quantile"), ALIKE),
+    )
+
+
 def pinball(input: Tensor, target: Tensor, *, quantile: float) -> Tensor:
     below = target - input
     return torch.maximum(quantile * below, (quantile - 1) * below)
+
+
+# The product of a mask: where the difference is infinite, one factor is not 0.
+def pinball_by_mask(input: Tensor, target: Tensor, *, quantile: float) -> Tensor:
+    below = target - input
+    return below * (quantile - (below < 0).float())
 
 
 RULES: tuple[Rule, ...] = (
@@ -114,12 +129,8 @@ RULES: tuple[Rule, ...] = (
         lambda input, target: get("log_cosh_loss").value(input, target, "none"),
         ALIKE,
     ),
-    Rule(
-        "quantile_loss, written out",
-        pinball,
-        lambda input, target, *, quantile: get("quantile_loss").value(input, target, quantile, "none"),
-        first_of(unless_between(0, 1, "quantile"), ALIKE),
-    ),
+    pinball_rule("quantile_loss, written out", pinball),
+    pinball_rule("quantile_loss by a mask", pinball_by_mask),
     Rule(
         "mse_loss, written out",
         lambda input, target: (input - target) ** 2,
