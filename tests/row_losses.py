@@ -6,7 +6,8 @@ from torch import Tensor
 
 import opreg
 
-# the losses of class indices, with options under which each position's loss depends on its own row alone
+# the losses of class indices, with options under which each position's loss depends on its own row alone; what follows
+# a comma tells two calls of an op apart
 OPTIONS = {
     "nll_loss": {},
     "cross_entropy": {},
@@ -16,6 +17,9 @@ OPTIONS = {
     "arcface_loss": {"scale": 8.0},
     "amsoftmax_loss": {"scale": 8.0},
     "ohem_cross_entropy": {"thresh": 1.0},
+    "cross_entropy, softcap": {"softcap": 2.0},
+    "cross_entropy, z_loss": {"z_loss": 0.1},
+    "cross_entropy, softcap and z_loss": {"softcap": 2.0, "z_loss": 0.1},
 }
 NAMES = list(OPTIONS)
 ANGULAR = ("arcface_loss", "amsoftmax_loss")
@@ -34,7 +38,7 @@ def arguments(name: str, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
 
 
 def call(name: str, x: Tensor, t: Tensor, **options: object) -> Tensor:
-    result: Tensor = opreg.get(name).value(*arguments(name, x, t), **OPTIONS[name], **options)
+    result: Tensor = opreg.get(name.split(",")[0]).value(*arguments(name, x, t), **OPTIONS[name], **options)
     return result
 
 
@@ -50,6 +54,9 @@ def oracle(name: str, x: Tensor, t: Tensor) -> Tensor:
         x = 8 * (hot * wide + (1 - hot) * x)
     if name == "amsoftmax_loss":
         x = 8 * (x - 0.35 * hot)
+    if "softcap" in name:
+        e = (x / -1).exp()  # of 2 x / c
+        x = 2 * (1 - e) / (1 + e)
     top = x.max(1, keepdim=True).values
     weights = prior_of(x.shape[1]).to(x.device) if name == "pc_softmax_cross_entropy" else torch.ones_like(x[0])
     others = (weights * (1 - hot) * (x - top).exp()).sum(1)
@@ -57,6 +64,8 @@ def oracle(name: str, x: Tensor, t: Tensor) -> Tensor:
     if name == "pc_softmax_cross_entropy":
         return (own + others).log() - (hot * (x - top)).sum(1)
     odds = others / own  # (1 - p) / p
+    if "z_loss" in name:
+        return odds.log1p() + 0.1 * ((own + others).log() + top.squeeze(1)) ** 2
     if name == "poly1_cross_entropy":
         return odds.log1p() + 1.5 * odds / (1 + odds)
     return odds.log1p() * ((odds / (1 + odds)) ** 2 if name == "softmax_focal_loss" else 1)

@@ -28,6 +28,18 @@ struct NLLLoss : RowFormula {
   }
 };
 
+// The op.
+struct CrossEntropyOp : Bounded<CrossEntropy> {
+  static constexpr auto args =
+      "Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
+      "float label_smoothing=0.0, float softcap=0.0, float z_loss=0.0";
+
+  static CrossEntropyOp make(int64_t ignore_index, Reduction reduction, double label_smoothing, double softcap,
+                             double z_loss) {
+    return {{{CrossEntropy::make(ignore_index, reduction, label_smoothing), z_loss}, softcap}};
+  }
+};
+
 // -w_y (1 - p_y)^gamma log p_y: Lin et al., Focal loss for dense object detection, arXiv 1708.02002, over a softmax.
 struct SoftmaxFocalLoss : RowFormula {
   static constexpr auto name = "softmax_focal_loss";
@@ -114,6 +126,6 @@ struct Poly1CrossEntropy : CrossEntropy {
   }
 };
 
-using Ops = RowOps<NLLLoss, CrossEntropy, SoftmaxFocalLoss, PCSoftmaxCrossEntropy, Poly1CrossEntropy>;
+using Ops = RowOps<NLLLoss, CrossEntropyOp, SoftmaxFocalLoss, PCSoftmaxCrossEntropy, Poly1CrossEntropy>;
 
 }  // namespace lossreg

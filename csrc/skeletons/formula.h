@@ -51,6 +51,8 @@ template <class F>
 using forward_mask = decltype(F::forward_mask);
 template <class F>
 using results = decltype(F::results);
+template <class F>
+using plain = typename F::Plain;
 }  // namespace declared
 
 template <class F>

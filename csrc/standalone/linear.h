@@ -42,15 +42,15 @@ struct LinearCrossEntropy {
   static constexpr auto name = "linear_cross_entropy";
   static constexpr auto args =
       "Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, Tensor? weight=None, "
-      "int ignore_index=-100, str reduction=\"mean\", float label_smoothing=0.0";
+      "int ignore_index=-100, str reduction=\"mean\", float label_smoothing=0.0, float softcap=0.0, float z_loss=0.0";
   static constexpr int inputs = 5, gradients = 5;
   static constexpr bool keeps_state = true, forward_mask = true;
-  int64_t ignore_index;
-  double smoothing;
+  BoundedScoreLoss of_scores;
 
-  static LinearCrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing) {
-    expect(label_smoothing >= 0 && label_smoothing <= 1, name, "label_smoothing in [0, 1]", label_smoothing);
-    return {ignore_index, label_smoothing};
+  static LinearCrossEntropy make(int64_t ignore_index, Reduction, double label_smoothing, double softcap,
+                                 double z_loss) {
+    ScoreLoss::check_smoothing(name, label_smoothing);
+    return {{{ScoreLoss{{{ignore_index}, label_smoothing}}, z_loss}, softcap}};
   }
 
   // Computing the scores again in the backward pass would be a fourth matrix product. A reduced loss does without: its
@@ -82,7 +82,7 @@ struct LinearCrossEntropy {
     sums.place_in(state);
 
     Pass<LinearCrossEntropy, Backend> pass(call, keep);
-    RowLosses<LinearCrossEntropy, Backend> rows(*this, call, loss_dtype);
+    RowLosses<LinearCrossEntropy, Backend> rows(of_scores, call, reduction, loss_dtype);
     if (pass.chunks() == 0) torch::stable::zero_(state);
     Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
     Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
@@ -136,7 +136,7 @@ struct LinearCrossEntropy {
         map_tensors<Backend, Scale>(ScoreLoss::name, call.wide(),
                                     {ones(state, {1}, call.wide()), grad_output, normaliser}, grad_loss);
       }
-      recompute<Backend>(call, grad_loss, sums, grads[kTargetAt], grads[kWeightAt]);
+      recompute<Backend>(call, reduction, grad_loss, sums, grads[kTargetAt], grads[kWeightAt]);
     }
     if (!keep) {
       sums.copy_to(grads);
@@ -155,17 +155,19 @@ struct LinearCrossEntropy {
   static Tensor normaliser_in(const Tensor& state) { return rows_of(state, state.numel() - 1, 1); }
   // torch.nn.functional.linear_cross_entropy refuses any ignore_index there; the default is no different from none.
   void check(const linear::Call<LinearCrossEntropy>& call) const {
-    if (call.probabilities && ignore_index != -100)
-      fail(name, "class indices as target beside an ignore_index, got class probabilities and ", ignore_index);
+    if (call.probabilities && of_scores.ignore_index != -100)
+      fail(name, "class indices as target beside an ignore_index, got class probabilities and ",
+           of_scores.ignore_index);
   }
 
   template <class Backend>
-  void recompute(const linear::Call<LinearCrossEntropy>& call, const Tensor& grad_loss, linear::GradientSums& sums,
-                 std::optional<Tensor>& grad_target, std::optional<Tensor>& grad_weight) const {
+  void recompute(const linear::Call<LinearCrossEntropy>& call, std::optional<Reduction> reduction,
+                 const Tensor& grad_loss, linear::GradientSums& sums, std::optional<Tensor>& grad_target,
+                 std::optional<Tensor>& grad_weight) const {
     using namespace linear;
     bool products = sums.elements > 0;
     Pass<LinearCrossEntropy, Backend> pass(call, products);
-    RowLosses<LinearCrossEntropy, Backend> rows(*this, call, compute_dtype(call.result, call.dtype));
+    RowLosses<LinearCrossEntropy, Backend> rows(of_scores, call, reduction, compute_dtype(call.result, call.dtype));
     if (pass.chunks() == 0) sums.zero();
     if (grad_weight) torch::stable::zero_(*grad_weight);
     bool apart = grad_target && !grad_target->is_contiguous();

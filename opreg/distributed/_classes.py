@@ -18,7 +18,7 @@ from torch import Tensor
 from .._library import NAMESPACE, OPS
 from ..op import Op
 from ..ops.angular import with_margin
-from ..ops.categorical import along_classes, class_axis
+from ..ops.categorical import along_classes, capped, class_axis
 from ._collectives import Groups, all_reduce, summed
 
 Arguments = Mapping[str, Any]
@@ -173,6 +173,11 @@ class Combined:
     def nll(self) -> Tensor:
         return self.log_sum - self.lead
 
+    def z_losses(self, rows: Rows, args: Arguments) -> Tensor | float:
+        """z_loss·lse² of the rows that count."""
+        z_loss = args.get("z_loss", 0.0)
+        return z_loss * torch.where(rows.valid, self.top + self.log_sum, 0.0).square() if z_loss else 0.0
+
 
 def combine(
     shard: Shard,
@@ -225,10 +230,12 @@ def of_indices(shard: Shard, args: Arguments) -> tuple[Rows, Combined, Tensor | 
 
 
 def cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
+    args = {**args, "input": capped(args["input"], args.get("softcap", 0.0))}
     if args["target"].is_floating_point():
         return probabilities(shard, args["input"], args), None
     rows, combined, weights = of_indices(shard, args)
-    return smoothed(shard, rows, args, combined, weights)
+    loss, weights = smoothed(shard, rows, args, combined, weights)
+    return loss + combined.z_losses(rows, args), weights
 
 
 def poly1_cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
@@ -252,7 +259,7 @@ def probabilities(shard: Shard, x: Tensor, args: Arguments) -> Tensor:
 
     combined = combine(shard, rows, *scores_of(x, rows), others)
     whole, below = combined.others
-    return whole * combined.log_sum - below
+    return whole * combined.log_sum - below + combined.z_losses(rows, args)
 
 
 def nll_loss(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor | None]:
@@ -333,6 +340,7 @@ def linear_cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor 
     if target.is_floating_point():
         # the probabilities are as large as the scores
         scores = F.linear(x, head, bias).flatten(0, -2) if x.dim() > 1 else F.linear(x, head, bias)
+        scores = capped(scores, args.get("softcap", 0.0))
         losses = probabilities(shard, scores, {**args, "target": target.reshape(scores.shape)})
         return losses.reshape(x.shape[:-1]), None
     rows = Rows.of(shard, target.reshape(x.shape[:-1]), args["ignore_index"])
@@ -368,7 +376,8 @@ def linear_cross_entropy(shard: Shard, args: Arguments) -> tuple[Tensor, Tensor 
         return [*entries, torch.where(rows.valid, sums - w.sum() * top, 0.0)]
 
     combined = combine(shard, rows, high, low, score, others)
-    return smoothed(shard, rows, args, combined, None if weight is None else combined.others[0])
+    loss, weights = smoothed(shard, rows, args, combined, None if weight is None else combined.others[0])
+    return loss + combined.z_losses(rows, args), weights
 
 
 def linear_log_prob(shard: Shard, args: Arguments) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
@@ -412,4 +421,6 @@ def why_not(op: Op, args: Arguments) -> str:
         return "it has no way to compute with a part of the classes"
     if "linear_weight" in args and args["linear_weight"].dim() > 2:
         return "with several places a class the scores are computed together"
+    if op.short == "linear_cross_entropy" and args["softcap"] and not args["target"].is_floating_point():
+        return "with a softcap the scores of all classes are computed together"
     return ""

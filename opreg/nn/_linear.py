@@ -55,6 +55,8 @@ class LinearCrossEntropyLoss(_LastLayer):
         ignore_index: the target value whose rows count for nothing, any integer; None means −100. For class
             indices alone.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+        softcap: c, finite, at least 0; above 0 the scores are c·tanh(scores/c) before all else.
+        z_loss: λ, finite, at least 0; each row that counts adds λ·lse², lse the log-sum-exp of its scores.
         options: taken for torch's sake: the size of the chunks is the op's own choice.
 
     Call:
@@ -69,10 +71,10 @@ class LinearCrossEntropyLoss(_LastLayer):
         RuntimeError: those of ``opreg.functional.linear_cross_entropy``.
 
     Formula:
-        cross_entropy(input · Wᵀ + b, target)
+        cross_entropy(input · Wᵀ + b, target), with softcap and z_loss as there
 
     Source:
-        torch.nn.LinearCrossEntropyLoss
+        torch.nn.LinearCrossEntropyLoss; softcap as in Gemma 2, arXiv 2408.00118; z_loss as in PaLM, arXiv 2204.02311
 
     Example:
         >>> criterion = opreg.nn.LinearCrossEntropyLoss(64, 1000)
@@ -96,6 +98,8 @@ class LinearCrossEntropyLoss(_LastLayer):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: object = None,
+        softcap: float = 0.0,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__(in_features, num_classes, out_features, bias, device, dtype)
         check_options(
@@ -105,10 +109,13 @@ class LinearCrossEntropyLoss(_LastLayer):
                 "weight": weight,
                 "ignore_index": -100 if ignore_index is None else ignore_index,
                 "label_smoothing": label_smoothing,
+                "softcap": softcap,
+                "z_loss": z_loss,
             },
         )
         self.reduction, self.ignore_index = reduction, ignore_index
         self.label_smoothing, self.options = label_smoothing, options
+        self.softcap, self.z_loss = softcap, z_loss
         self.register_buffer("weight", weight)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -117,13 +124,15 @@ class LinearCrossEntropyLoss(_LastLayer):
             -100 if self.ignore_index is None else self.ignore_index,
             self.reduction,
             self.label_smoothing,
+            self.softcap,
+            self.z_loss,
         )
         weight, bias = self.head()
         loss: Tensor = OPS.linear_cross_entropy(input, weight, target, bias, *rest)
         return loss
 
     def extra_repr(self) -> str:
-        names = ("num_classes", "out_features", "reduction", "ignore_index", "label_smoothing")
+        names = ("num_classes", "out_features", "reduction", "ignore_index", "label_smoothing", "softcap", "z_loss")
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names)
 
 

@@ -14,7 +14,7 @@ from ..registry import register
 from ..testing import Maker
 from ._common import outside
 from ._rows import number_of_valid, row_errors, row_samples
-from .categorical import along_classes, class_axis, cross_entropy
+from .categorical import along_classes, class_axis, plain_cross_entropy
 
 
 def with_target(cosine: Tensor, target: Tensor, own: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def arcface_loss(
     """
     sine = ((1 - cosine) * (1 + cosine)).clamp(min=1e-7).sqrt()
     own = with_margin(cosine, sine, margin, math.cos(margin), math.sin(margin))
-    return cross_entropy(scale * with_target(cosine, target, own), target, None, ignore_index, reduction, 0.0)
+    return plain_cross_entropy(scale * with_target(cosine, target, own), target, None, ignore_index, reduction, 0.0)
 
 
 def amsoftmax_loss(
@@ -97,7 +97,7 @@ def amsoftmax_loss(
         >>> loss = opreg.functional.amsoftmax_loss(cosine, torch.randint(0, 1000, (32,)))
     """
     logits = scale * with_target(cosine, target, cosine - margin)
-    return cross_entropy(logits, target, None, ignore_index, reduction, 0.0)
+    return plain_cross_entropy(logits, target, None, ignore_index, reduction, 0.0)
 
 
 def cosines(make: Maker, *shape: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Classification losses over a class dimension: negative log likelihood, cross entropy and its relatives."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,10 +57,13 @@ def cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    softcap: float,
+    z_loss: float,
 ) -> Tensor:
     """Cross entropy of logits with class indices or class probabilities.
 
-    For classes that exclude each other: classification, segmentation, language models.
+    For classes that exclude each other: classification, segmentation, language models. ``softcap`` and ``z_loss`` keep
+    the logits of large models small; without them it is torch's function, at the same speed.
 
     Args:
         input: logits (C), or (N, C, d1 … dk).
@@ -70,18 +73,22 @@ def cross_entropy(
         ignore_index: the class index whose positions add nothing to the loss; any integer, beside probabilities a
             negative one, which is no class.
         label_smoothing: share of the target's mass that is spread over all classes, in [0, 1].
+        softcap: c, finite, at least 0; above 0 the logits are c·tanh(x/c) before all else, as in Gemma 2.
+        z_loss: λ, finite, at least 0; each position that is not ignored adds λ·lse², without class weight, as in PaLM.
 
     Returns:
         0-d, or of the shape of class indices with reduction ``"none"``. For class indices the mean divides by the sum
         of the valid targets' weights: NaN where all are ignored. For probabilities it divides by the number of rows.
+        What z_loss adds it divides by the number of positions that are not ignored, whatever their weights.
 
     Raises:
-        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1]; an ignore_index >= 0 beside
-            probabilities, a weight that requires grad beside class indices; on the CPU a class index out of range (on
-            a GPU it gives NaN at its place).
+        RuntimeError: shapes or dtypes that do not fit; label_smoothing outside [0, 1], softcap or z_loss negative or
+            not finite; an ignore_index >= 0 beside probabilities, a weight that requires grad beside class indices; on
+            the CPU a class index out of range (on a GPU it gives NaN at its place).
 
     Formula:
-        −Σ_c w_c·q_c·log softmax(x)_c, q = (1 − s)·onehot(y) + s/C, s = label_smoothing
+        −Σ_c w_c·q_c·log softmax(z)_c + λ·lse², q = (1 − s)·onehot(y) + s/C, s = label_smoothing; z = c·tanh(x/c), or x
+        without a softcap, lse = log Σ_c exp(z_c)
 
     Example:
         >>> input = torch.randn(8, 5, requires_grad=True)
@@ -90,6 +97,21 @@ def cross_entropy(
         >>> target = torch.randn(8, 5).softmax(1)  # or probabilities
         >>> opreg.functional.cross_entropy(input, target).backward()
     """
+    return bounded(plain_cross_entropy)(
+        input=input,
+        target=target,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        softcap=softcap,
+        z_loss=z_loss,
+    )
+
+
+def plain_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
+) -> Tensor:
     # written out: F.cross_entropy with label smoothing writes in place, which run_decompositions refuses
     axis = class_axis(input)
     classes = input.shape[axis]
@@ -105,6 +127,32 @@ def cross_entropy(
         spread = torch.where(target == ignore_index, 0.0, -weighted.sum(axis))
         nll = (1 - label_smoothing) * nll + label_smoothing / classes * spread
     return nll.sum() / entries(weight, target, ignore_index).sum() if reduction == "mean" else reduce(nll, reduction)
+
+
+def bounded(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A cross entropy with softcap and z_loss, of one without."""
+
+    def of_bounded(*, input: Tensor, softcap: float, z_loss: float, **args: Any) -> Tensor:
+        logits = capped(input, softcap)
+        value = loss(input=logits, **args)
+        if not z_loss:
+            return value
+        return value + z_losses(logits, args["target"], args["ignore_index"], args["reduction"], z_loss)
+
+    return of_bounded
+
+
+def capped(scores: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(scores / softcap) if softcap > 0 else scores
+
+
+def z_losses(logits: Tensor, target: Tensor, ignore_index: int, reduction: str, z_loss: float) -> Tensor:
+    """z_loss·lse² of each position, reduced; 0 where the position is ignored."""
+    losses = z_loss * torch.logsumexp(logits, class_axis(logits)).square()
+    if target.is_floating_point():
+        return reduce(losses, reduction)
+    target = target.reshape(losses.shape)  # of one row it may have shape (1)
+    return reduce_valid(torch.where(target != ignore_index, losses, 0.0), target, ignore_index, reduction)
 
 
 def entries(weight: Tensor | None, target: Tensor, ignore_index: int) -> Tensor:
@@ -249,7 +297,7 @@ def poly1_cross_entropy(
         >>> opreg.functional.poly1_cross_entropy(input, target, epsilon=2.0).backward()
     """
     log_p = F.log_softmax(input, class_axis(input))
-    loss = cross_entropy(input, target, weight, ignore_index, "none", label_smoothing)
+    loss = plain_cross_entropy(input, target, weight, ignore_index, "none", label_smoothing)
     # 1 − p_y by expm1, which keeps its digits near 0
     miss = -torch.expm1(-nll_loss(log_p, target, None, ignore_index, "none"))
     counted = entries(weight, target.reshape(miss.shape), ignore_index)
@@ -273,6 +321,18 @@ def cross_entropy_samples(make: Maker) -> Iterator[Sample]:
     yield Sample((make.normal(3, 130), make.uniform(3, 130)), name="probabilities of many classes")
     yield Sample((make.normal(5), make.uniform(5)), name="unbatched probabilities")
     yield Sample((extreme_rows(make), make.index(3, 4)), {"reduction": "none"}, name="extremes", smooth=False)
+    for reduction in REDUCTIONS:
+        options = {"reduction": reduction, "softcap": 2.0, "z_loss": 0.1}
+        weight = make.constant(make.uniform(7, low=0.1))
+        x, t = make.normal(3, 7, 4, scale=3), make.index(7, 3, 4, ignore=-100)
+        yield Sample((x, t, weight), options, "bounded, weight, ignored")
+        yield Sample((make.normal(4, 6), make.uniform(4, 6), make.uniform(6)), options, "bounded probabilities")
+    options = {"label_smoothing": 0.1, "softcap": 3.0}
+    yield Sample((make.normal(3, 130, scale=3), make.index(130, 3, ignore=-100)), options, "capped, many classes")
+    options = {"reduction": "sum", "z_loss": 0.01}
+    yield Sample((make.normal(2, 3, 5), make.index(3, 2, 5, ignore=-100)), options, "z_loss")
+    options = {"reduction": "none", "softcap": 30.0, "z_loss": 1e-4}
+    yield Sample((extreme_rows(make), make.index(3, 4)), options, "extremes", smooth=False)
 
 
 def focal_samples(make: Maker) -> Iterator[Sample]:
@@ -310,6 +370,8 @@ def nll_errors(make: Maker) -> Iterator[ErrorSample]:
     yield ErrorSample((x, make.uniform(4, 3)), "nll_loss: expected target of dtype int64, int32 or uint8, got float")
 
 
+native_cross_entropy = bounded(int64_target(F.cross_entropy))
+
 # of a target that holds indices or probabilities
 _either = meta.rows("input", "target", weight="weight", probabilities=True)
 
@@ -337,6 +399,12 @@ def cross_entropy_errors(make: Maker) -> Iterator[ErrorSample]:
         message = f"cross_entropy: expected ignore_index < 0 beside class probabilities, got {index}"
         yield ErrorSample((x, make.uniform(4, 3)), message, {"ignore_index": index})
     yield from outside("cross_entropy", (x, t), "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
+    yield from bound_errors("cross_entropy", x, t)
+
+
+def bound_errors(op: str, *args: Tensor) -> Iterator[ErrorSample]:
+    for option in ("softcap", "z_loss"):
+        yield from outside(op, args, f"a finite {option} >= 0", option, -0.5, math.inf)
 
 
 def focal_errors(make: Maker) -> Iterator[ErrorSample]:
@@ -366,6 +434,14 @@ def pc_errors(make: Maker) -> Iterator[ErrorSample]:
         yield ErrorSample((x, t, torch.where(prior == prior[1], value, prior)), message, values=True)
 
 
+def counted_twice(args: Mapping[str, Any]) -> str:
+    """Why a mean is no sum over what one number counts."""
+    mean_by_weight = (
+        args["reduction"] == "mean" and args["weight"] is not None and not args["target"].is_floating_point()
+    )
+    return "its mean divides the z-loss by another number than the rest" if args["z_loss"] and mean_by_weight else ""
+
+
 def constants(args: Mapping[str, Any]) -> tuple[str, ...]:
     """torch differentiates the class weights beside class probabilities alone."""
     return () if args["target"].is_floating_point() else ("weight",)
@@ -389,15 +465,17 @@ register(
 register(
     native(
         F.cross_entropy,
-        called=int64_target(F.cross_entropy),
+        called=native_cross_entropy,
         aten=("cross_entropy_loss.default",),
         reference=cross_entropy,
         shape=replace(_either, shape=cross_entropy_shape),
         samples=cross_entropy_samples,
         errors=cross_entropy_errors,
+        source="softcap as in Gemma 2, arXiv 2408.00118; z_loss as in PaLM, arXiv 2204.02311",
         module="CrossEntropyLoss",
         indices=("target",),
         count=weight_of_valid,
+        whole=counted_twice,
         constants=constants,
         state=meta.per_row(2),
     )

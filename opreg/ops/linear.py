@@ -27,7 +27,7 @@ from ._linear import (
     workload,
 )
 from ._rows import weight_of_valid
-from .categorical import constants, cross_entropy
+from .categorical import bound_errors, capped, constants, counted_twice, cross_entropy, native_cross_entropy
 
 
 def linear_cross_entropy(
@@ -39,6 +39,8 @@ def linear_cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    softcap: float,
+    z_loss: float,
 ) -> Tensor:
     """Cross entropy of a linear layer's scores, without ever holding the (N, C) scores.
 
@@ -59,6 +61,9 @@ def linear_cross_entropy(
         ignore_index: the class index that does not count; none may be given beside class probabilities.
         reduction: ``"none"``, ``"mean"`` (over the rows that count, by weight) or ``"sum"``.
         label_smoothing: in [0, 1], the part of the target that all classes share evenly.
+        softcap: c, finite, at least 0; above 0 the scores are c·tanh(scores/c) before all else, as in Gemma 2.
+        z_loss: λ, finite, at least 0; each row that counts adds λ·lse², lse the log-sum-exp of its scores, without
+            class weight, as in PaLM. The mean divides that part by the number of these rows.
 
     Returns:
         0-d, or of the shape of class indices with reduction ``"none"``.
@@ -67,7 +72,7 @@ def linear_cross_entropy(
         RuntimeError: shapes, dtypes or devices do not fit, or an option or, on the CPU, a class index is out of range.
 
     Formula:
-        cross_entropy(input @ linear_weight.T + linear_bias, target)
+        cross_entropy(input @ linear_weight.T + linear_bias, target), with softcap and z_loss as there
 
     Example:
         >>> hidden, head = torch.randn(6, 8), torch.randn(100, 8)
@@ -77,7 +82,7 @@ def linear_cross_entropy(
     scores, leading = scores_of(input, linear_weight, linear_bias), input.shape[:-1]
     if len(leading) > 1:
         scores, target = scores.flatten(0, -2), target.flatten(0, len(leading) - 1)
-    loss = cross_entropy(scores, target, weight, ignore_index, reduction, label_smoothing)
+    loss = cross_entropy(scores, target, weight, ignore_index, reduction, label_smoothing, softcap, z_loss)
     return loss.unflatten(0, leading) if reduction == "none" and len(leading) > 1 else loss
 
 
@@ -124,9 +129,7 @@ def linear_log_prob(
         >>> target = torch.randint(100, (6,))  # one class index a row
         >>> log_prob, entropy, lse = opreg.functional.linear_log_prob(hidden, head, target, temperature=0.7)
     """
-    scores = scores_of(input, linear_weight, linear_bias)
-    if softcap > 0:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = capped(scores_of(input, linear_weight, linear_bias), softcap)
     axis = 1 if linear_weight.dim() > 2 else -1
     log_p = torch.log_softmax(scores / temperature, axis)
     lse = torch.logsumexp(scores / temperature, axis)
@@ -156,20 +159,28 @@ def native(
     linear_bias: Tensor | None,
     weight: Tensor | None,
     ignore_index: int,
+    softcap: float,
+    z_loss: float,
     **options: Any,
 ) -> Tensor:
     probabilities, leading = target.is_floating_point(), input.shape[:-1]
     if len(leading) > 1:  # which torch's function does not take
         input, target = input.flatten(0, -2), target.flatten(0, len(leading) - 1)
-    result: Tensor = F.linear_cross_entropy(
-        input,
-        linear_weight,
-        target if probabilities else target.long(),
-        linear_bias=linear_bias,
-        weight=weight,
-        ignore_index=None if probabilities else ignore_index,
-        **options,
-    )
+    result: Tensor
+    if softcap or z_loss:  # nor these
+        bounds = {"ignore_index": ignore_index, "softcap": softcap, "z_loss": z_loss}
+        scores = scores_of(input, linear_weight, linear_bias)
+        result = native_cross_entropy(input=scores, target=target, weight=weight, **bounds, **options)
+    else:
+        result = F.linear_cross_entropy(
+            input,
+            linear_weight,
+            target if probabilities else target.long(),
+            linear_bias=linear_bias,
+            weight=weight,
+            ignore_index=None if probabilities else ignore_index,
+            **options,
+        )
     return result.unflatten(0, leading) if len(leading) > 1 and result.dim() else result
 
 
@@ -240,6 +251,14 @@ def samples(make: Maker) -> Iterator[Sample]:
         x, w = make.normal(2, 3, 2), make.normal(4, 2, scale=0.5)
         yield Sample((x, w, make.index(4, 2, 3, ignore=-100), make.normal(4)), options, "sequences")
         yield Sample((x, w, make.uniform(2, 3, 4)), options, "sequences, probabilities")
+    for reduction in REDUCTIONS:
+        options = {"reduction": reduction, "softcap": 2.0, "z_loss": 0.1}
+        weight = make.constant(make.uniform(6, low=0.1))
+        target = make.index(6, 5, ignore=-100)
+        yield Sample((*operands(5, 3, 6), target, make.normal(6), weight), options, "bounded, bias, weight, ignored")
+    shared = (*operands(4, 3, 5), make.uniform(4, 5), make.normal(5), make.uniform(5, low=0.1))
+    yield Sample(shared, {"softcap": 1.5, "z_loss": 0.1, "label_smoothing": 0.1}, "bounded probabilities")
+    yield Sample((*operands(6, 2, 70), make.index(70, 6)), {"z_loss": 0.01}, "z_loss, many classes")
     yield Sample((make.normal(3, 2), make.normal(4, 0, 2), make.index(4, 3, 0)), {"reduction": "none"}, "no places")
     ignored = torch.full((3,), -100, device=make.device)
     yield Sample((*operands(3, 2, 4), ignored, make.normal(4)), name="all ignored", smooth=False)
@@ -280,6 +299,7 @@ def errors(make: Maker) -> Iterator[ErrorSample]:
     message = f"{op}: expected weight of one entry a class, \\[5\\], got \\[4\\]"
     yield ErrorSample((x, w, t, None, make.constant(make.normal(4))), message)
     yield from outside(op, (x, w, t), "label_smoothing in \\[0, 1\\]", "label_smoothing", -0.1, 1.5)
+    yield from bound_errors(op, x, w, t)
 
 
 def errors_of_log_prob(make: Maker) -> Iterator[ErrorSample]:
@@ -298,9 +318,11 @@ register(
         reference=linear_cross_entropy,
         shape=ShapeRule(partial(shape, _of_losses), dims=dims),
         count=weight_of_valid,
+        whole=counted_twice,
         samples=samples,
         errors=errors,
-        source="torch.nn.functional.linear_cross_entropy",
+        source="torch.nn.functional.linear_cross_entropy; softcap as in Gemma 2, arXiv 2408.00118; z_loss as in PaLM, "
+        "arXiv 2204.02311",
         native=native if IN_TORCH else None,
         spellings=("torch.nn.functional.linear_cross_entropy",) if IN_TORCH else (),
         indices=("target",),

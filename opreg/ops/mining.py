@@ -12,7 +12,7 @@ from ..registry import register
 from ..testing import Maker
 from ._common import REDUCTIONS, outside
 from ._rows import extreme_rows, row_errors, row_samples
-from .categorical import cross_entropy
+from .categorical import plain_cross_entropy
 
 
 def ohem_cross_entropy(
@@ -46,7 +46,7 @@ def ohem_cross_entropy(
         >>> logits, labels = torch.randn(8, 19, 64, 64), torch.randint(0, 19, (8, 64, 64))
         >>> loss = opreg.functional.ohem_cross_entropy(logits, labels, thresh=0.7, n_min=2048, ignore_index=255)
     """
-    nll = cross_entropy(input, target, None, ignore_index, "none", 0.0)
+    nll = plain_cross_entropy(input, target, None, ignore_index, "none", 0.0)
     valid = target.reshape(nll.shape) != ignore_index
     p = torch.exp(-nll.detach())
     # NaN comes first, so that the loss shows it; ignored positions come last

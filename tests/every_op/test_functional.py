@@ -68,7 +68,8 @@ def test_signature_is_the_schemas(op):
 def test_signatures_in_words():
     assert str(inspect.signature(opreg.functional.cross_entropy)) == (
         "(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, ignore_index: int = -100, "
-        "reduction: str = 'mean', label_smoothing: float = 0.0, *, dtype: torch.dtype | None = None) -> torch.Tensor"
+        "reduction: str = 'mean', label_smoothing: float = 0.0, softcap: float = 0.0, z_loss: float = 0.0, *, "
+        "dtype: torch.dtype | None = None) -> torch.Tensor"
     )
     assert str(inspect.signature(opreg.functional.swish)) == "(input: torch.Tensor, beta: float = 1.0) -> torch.Tensor"
 

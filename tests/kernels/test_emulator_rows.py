@@ -94,6 +94,8 @@ def test_ways(emulated, case, dtype):
         if small
     ]
     calls += [(name, {}) for name in ("nll_loss", "pc_softmax_cross_entropy") if small]
+    for options in ({"softcap": 2.0}, {"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.1}, {"z_loss": 0.1}):
+        calls += [("cross_entropy", {**options, "weight": torch.rand(x.shape[t.dim() > 0])})] * small
     for name, options in calls:
         args = row_losses.arguments(name, x.detach().requires_grad_(), t)
         if "weight" in options:

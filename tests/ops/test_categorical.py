@@ -1,5 +1,7 @@
 """What class indices bring along: ignored and invalid positions, huge vocabularies, digits at large scores."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -259,6 +261,109 @@ def test_poly1_adds_the_weighted_miss_to_cross_entropy(shape, epsilon, smoothing
         torch.testing.assert_close(got, want)
         grad, expected = (torch.autograd.grad(loss.sum(), x, retain_graph=True)[0] for loss in (got, want))
         torch.testing.assert_close(grad, expected)
+
+
+def bounded_by_hand(x, t, weight, smoothing, softcap, z_loss):
+    """One row after the other, in Python's floats, of scores (R, C), class indices or probabilities: by reduction."""
+    losses, squares, weights, weight = [], [], [], weight.tolist()
+    for row, y in zip(x.tolist(), t.tolist(), strict=True):
+        if y == -100:
+            losses.append(0.0)
+            squares.append(0.0)
+            continue
+        z = [softcap * math.tanh(score / softcap) if softcap else score for score in row]
+        top = max(z)
+        lse = top + math.log(math.fsum(math.exp(score - top) for score in z))
+        share = y if isinstance(y, list) else [float(c == y) for c in range(len(z))]
+        share = [(1 - smoothing) * s + smoothing / len(z) for s in share]
+        losses.append(math.fsum(w * s * (lse - score) for w, s, score in zip(weight, share, z, strict=True)))
+        squares.append(z_loss * lse * lse)
+        weights.append(1.0 if isinstance(y, list) else weight[y])
+    sums = math.fsum(losses), math.fsum(squares)
+    of = {"none": [a + b for a, b in zip(losses, squares, strict=True)], "sum": sum(sums)}
+    of["mean"] = sums[0] / sum(weights) + sums[1] / len(weights)
+    return {reduction: torch.tensor(value, dtype=torch.float64) for reduction, value in of.items()}
+
+
+BOUNDS = [(2.0, 0.0), (0.0, 0.1), (1.5, 0.25), (30.0, 1e-4)]
+
+
+@pytest.mark.parametrize(("softcap", "z_loss"), BOUNDS)
+@pytest.mark.parametrize("classes", [5, 70, 300])
+def test_softcap_and_z_loss_by_hand(softcap, z_loss, classes):
+    """The mean divides what z_loss adds by the number of rows, and the rest by their weights; in all four dtypes."""
+    x = 4 * torch.randn(6, classes, dtype=torch.float64, device=DEVICE)
+    indices = torch.randint(0, classes, (6,), device=DEVICE)
+    indices[2] = -100
+    probabilities = torch.rand(6, classes, dtype=torch.float64, device=DEVICE)
+    weight = 0.1 + torch.rand(classes, dtype=torch.float64, device=DEVICE)
+    for target, smoothing in ((indices, 0.0), (indices, 0.1), (probabilities, 0.1)):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            t = target if target is indices else target.to(dtype)
+            args, tolerance = (x.to(dtype), t, weight.to(dtype)), 1e-12 if dtype == torch.float64 else 1e-5
+            exact = [a.double() if a.is_floating_point() else a for a in args]
+            for reduction, want in bounded_by_hand(*exact, smoothing, softcap, z_loss).items():
+                options = {"reduction": reduction, "label_smoothing": smoothing, "softcap": softcap, "z_loss": z_loss}
+                wide = torch.promote_types(dtype, torch.float32)
+                got = torch.ops.lossreg.cross_entropy(*args, **options, dtype=wide)
+                torch.testing.assert_close(got.cpu().double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("softcap", "z_loss"), BOUNDS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_second_derivatives_with_softcap_and_z_loss(softcap, z_loss, weighted):
+    x = torch.randn(3, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    t = torch.tensor([0, -100, 3], device=DEVICE)
+    w = 0.1 + torch.rand(4, dtype=torch.float64, device=DEVICE) if weighted else None
+
+    def loss(x):
+        return torch.ops.lossreg.cross_entropy(x, t, w, label_smoothing=0.1, softcap=softcap, z_loss=z_loss)
+
+    assert torch.autograd.gradcheck(loss, x)
+    assert torch.autograd.gradgradcheck(loss, x)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (3, 200), (2, 7, 5)])
+def test_no_softcap_and_no_z_loss_is_the_call_without_them(shape):
+    """Bit for bit, state and gradient too; and a call by the arguments of before, as old programs make it."""
+    x = torch.randn(shape, device=DEVICE)
+    t = torch.randint(0, shape[1], shape[:1] + shape[2:], device=DEVICE)
+    forward, backward = torch.ops.lossreg.cross_entropy_forward, torch.ops.lossreg.cross_entropy_backward
+    old, new = forward(x, t, None, -100, "mean", 0.1), forward(x, t, None, -100, "mean", 0.1, 0.0, 0.0)
+    grads = [
+        backward(
+            torch.ones_like(loss), state, x, t, None, -100, "mean", 0.1, *rest, needs_input_grad=[True, False, False]
+        )
+        for (loss, state), rest in ((old, ()), (new, (0.0, 0.0)))
+    ]
+    for a, b in zip((*old, grads[0][0]), (*new, grads[1][0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_softcap_bounds_what_is_infinite():
+    """A score of −inf is −c, and has no gradient; a NaN stays one."""
+    x = torch.tensor([[0.5, -torch.inf, torch.inf], [torch.nan, 0.0, 1.0]], device=DEVICE, requires_grad=True)
+    t = torch.tensor([0, 1], device=DEVICE)
+    loss = torch.ops.lossreg.cross_entropy(x, t, reduction="none", softcap=2.0)
+    capped = torch.tensor([2 * math.tanh(0.25), -2.0, 2.0], device=DEVICE)
+    torch.testing.assert_close(loss[0], F.cross_entropy(capped, t[0]))
+    assert loss[1].isnan()
+    grad = torch.autograd.grad(loss[0], x)[0]
+    assert grad[0, 0] != 0
+    assert (grad.flatten()[1:] == 0).all()
+
+
+def test_the_z_loss_of_masked_classes():
+    """Scores of −inf add nothing to the log-sum-exp."""
+    x, t = torch.randn(4, 9, device=DEVICE), torch.tensor([0, 1, 2, 4], device=DEVICE)
+    x[:, 5:] = -torch.inf
+    got = torch.ops.lossreg.cross_entropy(x.requires_grad_(), t, z_loss=0.3)
+    part = x.detach()[:, :5].requires_grad_()
+    want = torch.ops.lossreg.cross_entropy(part, t, z_loss=0.3)
+    torch.testing.assert_close(got, want)
+    grad = torch.autograd.grad(got, x)[0]
+    torch.testing.assert_close(grad[:, :5], torch.autograd.grad(want, part)[0])
+    assert (grad[:, 5:] == 0).all()
 
 
 def test_mixed_dtypes_of_scores_and_weights():

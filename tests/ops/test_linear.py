@@ -56,6 +56,34 @@ def test_by_hand(reduction, label_smoothing):
             torch.testing.assert_close(got.cpu(), by_hand(x, w, target, bias, weight, **options))
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize(("softcap", "z_loss"), [(2.0, 0.0), (0.0, 0.1), (2.0, 0.1)])
+@pytest.mark.parametrize("classes", [9, 100_000])
+def test_bounds_are_those_of_cross_entropy(reduction, probabilities, softcap, z_loss, classes):
+    """Of several chunks too, in whose mean the z-loss counts rows and the rest weighs them: value and gradients."""
+    rows = 7 if classes == 9 else 4 if probabilities else 350
+    dtype = torch.float64 if classes == 9 else torch.float32
+    x = (2 * torch.randn(rows, 3, dtype=dtype, device=DEVICE)).requires_grad_()
+    w = torch.randn(classes, 3, dtype=dtype, device=DEVICE, requires_grad=True)
+    bias = torch.randn(classes, dtype=dtype, device=DEVICE, requires_grad=True)
+    weight = 0.1 + torch.rand(classes, dtype=dtype, device=DEVICE)
+    target = torch.randint(classes, (rows,), device=DEVICE)
+    target[1] = -100
+    inputs = [x, w, bias]
+    if probabilities:
+        target = torch.rand(rows, classes, dtype=dtype, device=DEVICE).softmax(1).requires_grad_()
+        inputs += [target, weight.requires_grad_()]
+    options = {"reduction": reduction, "label_smoothing": 0.1, "softcap": softcap, "z_loss": z_loss}
+    got = linear_cross_entropy(x, w, target, bias, weight, **options)
+    scores = torch.nn.functional.linear(x, w, bias)
+    want = torch.ops.lossreg.cross_entropy(scores, target, weight, **options)
+    torch.testing.assert_close(got, want)
+    scale = torch.rand_like(got)
+    for a, b in zip(*(torch.autograd.grad(loss, inputs, scale) for loss in (got, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * b.abs().max().item())
+
+
 def in_float64(x, w, target, bias, grad_loss):
     """Loss of each row, and the gradients for these gradients of the losses: 32 rows at a time."""
     x, w, bias = x.double(), w.double(), bias.double()

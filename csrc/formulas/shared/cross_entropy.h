@@ -1,6 +1,7 @@
 #pragma once
 // A file of its own, because linear_cross_entropy is made of it too.
 #include "../../skeletons/rowwise/formula.h"
+#include "softcap.h"
 
 namespace lossreg {
 
@@ -66,5 +67,62 @@ struct CrossEntropy : RowFormula {
     return {T(1 - smoothing) * w * nll, (t * T(1 - smoothing) + even<T>(classes)) * nll};
   }
 };
+
+// A row formula P where a row that counts adds z_loss lse^2, without class weight: Chowdhery et al., PaLM, arXiv
+// 2204.02311.
+template <class P>
+struct WithZLoss : P {
+  using Plain = P;
+  Parameter z_loss;
+  const double* mean_weight = nullptr;
+
+  WithZLoss(const P& plain, double z_loss) : P(plain), z_loss(z_loss) {
+    expect(z_loss >= 0 && z_loss < INFINITY, P::name, "a finite z_loss >= 0", z_loss);
+  }
+  bool adds_lse() const { return z_loss.exact > 0; }
+  bool is_plain() const { return !adds_lse(); }
+
+  static constexpr bool uses_lse = true;
+  template <class T>
+  HD T rate() const {
+    return mean_weight ? T(z_loss.exact * *mean_weight) : T(z_loss);
+  }
+  template <int Mode, class T>
+  HD T value(const Row<T>& row) const {
+    return P::template value<Mode>(row) + rate<T>() * row.lse * row.lse;
+  }
+  template <int Mode, class T>
+  HD Slopes<T> slopes(const Row<T>& row) const {
+    Slopes<T> s = P::template slopes<Mode>(row);
+    s.lse = T(2) * rate<T>() * row.lse;
+    return s;
+  }
+};
+// P with softcap(x) in the place of each score x.
+template <class P>
+struct WithSoftcap : P {
+  using Plain = P;
+  Softcap softcap;
+
+  WithSoftcap(const P& plain, double softcap) : P(plain), softcap(Softcap::make(P::name, softcap)) {}
+  bool is_plain() const { return !softcap.caps(); }
+
+  static constexpr bool curved = true;
+  template <class T>
+  HD T logit(T x) const {
+    return softcap.value(x);
+  }
+  template <class T>
+  HD T target_logit(T x) const {
+    return softcap.value(x);
+  }
+  template <class T>
+  HD T logit_slope(T x) const {
+    return softcap.slope(x);
+  }
+};
+// A cross entropy with both: each costs its time where it is used.
+template <class P>
+using Bounded = WithSoftcap<WithZLoss<P>>;
 
 }  // namespace lossreg

@@ -92,7 +92,7 @@ LOSSREG_CLONES void log_all(T* sum, const T* max, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) sum[i] = log_of_sum(sum[i], max[i]);
 }
-// Adds the share of one class, of probability t and weight w, whose score lies `below` the greatest. By reference: a
+// Adds the share of one class, of probability t and weight w, whose logit lies `below` the greatest. By reference: a
 // loop that sums in a struct, or in what a lambda captures, stays scalar.
 template <class T, int Mode, class F>
 HD void add_share(const F& f, T& mass, T& dot, T below, T t, T w, int64_t classes) {
@@ -107,7 +107,7 @@ LOSSREG_CLONES void add_shares(const F& f, T* mass, T* dot, const T* max, const 
                                int64_t n) {
   const F g = f;
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) add_share<T, Mode>(g, mass[i], dot[i], x[i] - max[i], t[i], w, classes);
+  for (int64_t i = 0; i < n; i++) add_share<T, Mode>(g, mass[i], dot[i], g.logit(x[i]) - max[i], t[i], w, classes);
 }
 
 // What n rows next to each other know of their gradients; index is the target class, -1 where there is none.
@@ -140,7 +140,7 @@ LOSSREG_CLONES void grad_classes(const F& f, CoefficientArrays<T> k, S* const* o
     const RowCoefficients<T> of_row{a[r], hit[r], rest[r]};
     const LogSum<T> lse{high[r], low[r]};
     const T d = slope_of_score<T, Mode>(g, of_row, lse, xi, ti, weight[j], classes);
-    return index[r] == c + j ? target_score_slope<F>(d, of_row.hit) : d;
+    return index[r] == c + j ? target_score_slope(g, d, of_row.hit, xi) : d;
   };
 #pragma omp simd
   for (int64_t i = 0; i < n / L::width; i++) {
@@ -269,10 +269,11 @@ LOSSREG_CLONES void sum_shares(const F& f, T* mass, T* dot, T max, const S* x, c
   for (int64_t i = 0; i < n / L::width; i++) {
 #pragma GCC unroll 2
     for (int l = 0; l < L::width; l++)
-      add_share<T, Mode>(g, m, d, L::template get<T>(at[i], l) - max, L::template get<T>(to[i], l), w[i * L::width + l],
-                         classes);
+      add_share<T, Mode>(g, m, d, g.logit(L::template get<T>(at[i], l)) - max, L::template get<T>(to[i], l),
+                         w[i * L::width + l], classes);
   }
-  if (n % L::width) add_share<T, Mode>(g, m, d, widen<T>(x[n - 1]) - max, widen<T>(t[n - 1]), w[n - 1], classes);
+  if (n % L::width)
+    add_share<T, Mode>(g, m, d, g.logit(widen<T>(x[n - 1])) - max, widen<T>(t[n - 1]), w[n - 1], classes);
   *mass += m;
   *dot += d;
 }

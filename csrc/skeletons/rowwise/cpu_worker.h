@@ -18,8 +18,9 @@ template <class T, class F, int Mode>
 class RowWorker {
   // Without scores to hold in cache a tile is long: its planes of gradients are then written in long runs.
   static constexpr int64_t kRows = F::softmax ? kRowTile : 2 * kRowTile;
-  // Classes at once, across rows: planes are read side by side, and what is known of a row is read once for all.
-  static constexpr int kSummed = 8, kGraded = 4;
+  // Classes at once, across rows: planes are read side by side, and what is known of a row is read once for all. Where
+  // a logit takes more time than memory does, one: the loop stays small enough to become vectors.
+  static constexpr int kSummed = F::curved ? 1 : 8, kGraded = F::curved ? 1 : 4;
 
  public:
   RowWorker(const F& f, const Rows& rows, const std::vector<T>& weights)
@@ -279,7 +280,7 @@ class RowWorker {
       const auto* x = static_cast<const std::remove_pointer_t<decltype(tag)>*>(o.data) + offset[kInput];
       for (int64_t i = 0; i < n; i++) score_[i] = widen<T>(x[i * across + std::max(index_[i], 0) * along]);
     });
-    if constexpr (F::has_margin) target_logits(f_, logit_, score_, n);
+    if constexpr (kOwnLogits) target_logits(f_, logit_, score_, n);
   }
   // Those of the target classes are at hand.
   void look_at_scores(int64_t n, Sums& sums) const {
@@ -290,7 +291,9 @@ class RowWorker {
     if (!weights_.empty())
       for (int64_t i = 0; i < n; i++) weight_[i] = index_[i] < 0 ? T(1) : weights_[size_t(index_[i])];
   }
-  const T* logits() const { return F::has_margin ? logit_ : score_; }
+  // Are the targets' logits other numbers than their scores?
+  static constexpr bool kOwnLogits = F::has_margin || F::curved;
+  const T* logits() const { return kOwnLogits ? logit_ : score_; }
   RowArrays<T> arrays() const { return {mass_, dot_, score_, logits(), weight_, index_, valid_}; }
 
   void finish(int64_t n, const int64_t* offset, Sums& sums) {
@@ -387,10 +390,11 @@ class RowWorker {
     const int32_t y = index_[i];
     T own = hit_[i];  // the target's gradient, from the slope that the loop finds before it is rounded
     const bool rounded = !std::is_same_v<S, T> && !F::has_margin && !zero && y >= 0;
-    if (rounded) own = target_score_slope<F>(slope_of(i, y, x, t), own);  // before the gradient takes the scores' place
+    const T score = F::softmax && y >= 0 ? widen<T>(x[y]) : T(0);  // before the gradient takes the scores' place
+    if (rounded) own = target_score_slope(f_, slope_of(i, y, x, t), own, score);
     if (zero) std::memset(out, 0, size_t(r_.classes) * sizeof(S));
     else grad_row<T, Mode>(f_, of_row(i), log_sum_exp(i), out, x, t, weight_row(), r_.classes, r_.classes);
-    if (!rounded && y >= 0) own = target_score_slope<F>(widen<T>(out[y]), own);
+    if (!rounded && y >= 0) own = target_score_slope(f_, widen<T>(out[y]), own, score);
     if (y >= 0) out[y] = Narrow<S>::from(own);
     if constexpr (std::is_same_v<S, T>)
       if (!direct) store(o.dtype, o.data, at, step, out, r_.classes);
@@ -414,7 +418,7 @@ class RowWorker {
     const T* x = read_row<T>(kInput, i, offset, buffer_);
     const T* t = read_row<T>(kTarget, i, offset, target_buffer_);
     for (int64_t c = 0; c < r_.classes; c++) {
-      Gradients<T, 2> d = f_.share_grad(nll_of<F>(lse, x[c]), weight(c), t[c], r_.classes);
+      Gradients<T, 2> d = f_.share_grad(nll_of<F>(lse, f_.logit(x[c])), weight(c), t[c], r_.classes);
       if (operand(kGradTarget).data) put(kGradTarget, place(kGradTarget, offset, i, c), g * d.of[0]);
       if (operand(kGradWeight).data) put(kGradWeight, place(kGradWeight, offset, i, c), g * d.of[1]);
     }

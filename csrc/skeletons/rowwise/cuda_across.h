@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(kPlaneThreads) rows_forward_across(F f, const 
             LOSSREG_UNROLL
             for (int n = 0; n < K; n++) {
               const T x = v[n].template at<T>(j);
-              z[n] = f.logit(x);
+              // what lies beyond the last class has no logit
+              z[n] = F::curved && c + n >= r.classes ? -T(INFINITY) : f.logit(x);
               if (c + n == target[j]) {
                 score[j] = x;
                 // with a margin the target class has another logit, which is added at the end
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kPlaneThreads) rows_grad_across(F f, const __g
             for (int n = 0; n < K; n++) {
               const T x = F::softmax ? v[n].template at<T>(j) : T(0);
               d[n][j] = rows.slope({a[j], hit[j], rest[j]}, {high[j], low[j]}, x, bias[n], u[n]);
-              if (c + n == target[j]) d[n][j] = target_score_slope<F>(d[n][j], hit[j]);
+              if (c + n == target[j]) d[n][j] = target_score_slope(f, d[n][j], hit[j], x);
             }
           }
           LOSSREG_UNROLL

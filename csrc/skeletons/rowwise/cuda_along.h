@@ -143,7 +143,11 @@ struct PieceReader {
       if constexpr (has_shares) shares(i, u);
       biases(i, bias);
       LOSSREG_UNROLL
-      for (int k = 0; k < kClasses; k++) z[k] = row.f.logit(v[k / kSize].template at<T>(k % kSize));
+      for (int k = 0; k < kClasses; k++) {
+        // what lies beyond the last class has no logit
+        const bool there = !F::curved || i + k / kSize * 32 < x.packs;
+        z[k] = there ? row.f.logit(v[k / kSize].template at<T>(k % kSize)) : -T(INFINITY);
+      }
       s.template add<has_shares, has_bias, Row::has_indices && !Weighted>(z, bias, u);
       i += x.step(teams);
       if (!x.is_there(i)) return s;
@@ -155,12 +159,11 @@ struct PieceReader {
   __device__ void write_slopes(LogSum<T> lse, const RowCoefficients<T>& k) const {
     const bool reads = Row::reads_scores(k);
     S* const grad = row.template place<S>(kGradInput) + first;
-    auto slope_at = [&](int c) {
-      return row.slope(k, lse, reads ? widen<T>(x.data[c]) : T(0), row.bias(first + c), share(c));
-    };
+    auto score_at = [&](int c) { return reads ? widen<T>(x.data[c]) : T(0); };
+    auto slope_at = [&](int c) { return row.slope(k, lse, score_at(c), row.bias(first + c), share(c)); };
     // The target class's gradient is made before its score is lost, and written last.
     const bool own = target >= 0 && target < x.edges + x.packs * kSize && x.rank_of(target, teams) == teams.rank();
-    const T of_target = own ? target_score_slope<F>(slope_at(target), k.hit) : T(0);
+    const T of_target = own ? target_score_slope(row.f, slope_at(target), k.hit, score_at(target)) : T(0);
     const T of_edge = has_edge() ? slope_at(edge()) : T(0);
     for (int i = x.first(teams); x.is_there(i); i += x.step(teams)) {
       Pack<S> v[kAhead];

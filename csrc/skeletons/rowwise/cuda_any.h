@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kAnyThreads) rows_grad_any(F f, const __grid_c
         for (int n = 0; n < N; n++) {
           if (c[n] < 0) continue;
           const T d = row.slope(k, lse, x[n], row.bias(c[n]), row.share(c[n]));
-          grad.put(c[n], c[n] == target ? target_score_slope<F>(d, k.hit) : d);
+          grad.put(c[n], c[n] == target ? target_score_slope(f, d, k.hit, x[n]) : d);
         }
       });
     }
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kAnyThreads, 8) rows_share_grad(F f, const __g
       LOSSREG_UNROLL
       for (int n = 0; n < N; n++) {
         if (c[n] < 0) continue;
-        const Gradients<T, 2> d = f.share_grad(nll_of<F>(lse, x[n]), row.weight(c[n]), t[n], r.classes);
+        const Gradients<T, 2> d = f.share_grad(nll_of<F>(lse, f.logit(x[n])), row.weight(c[n]), t[n], r.classes);
         if (r.it.operand[kGradTarget].data) row.put(kGradTarget, c[n], g * d.of[0]);
         if (r.it.operand[kGradWeight].data) row.put(kGradWeight, c[n], g * d.of[1]);
       }

@@ -227,7 +227,10 @@ struct RowReader {
     return k;
   }
   // Of a class that is not the target; x is read if reads_scores(k), else 0, and so with u.
-  __device__ static bool reads_scores(const RowCoefficients<T>& k) { return F::softmax && k.a != T(0); }
+  __device__ static bool reads_scores(const RowCoefficients<T>& k) {
+    const bool curve = F::curved && (k.hit != T(0) || k.rest != T(0));
+    return F::softmax && (k.a != T(0) || curve);
+  }
   __device__ T slope(const RowCoefficients<T>& k, LogSum<T> lse, T x, T bias, T u) const {
     if constexpr (!F::softmax) return k.a;
     else return score_slope<Mode>(f, k, lse, x, bias, u);

@@ -18,12 +18,13 @@ struct Row {
   T mass;    // sum_c u_c
   T weight;  // w_y; 1 without class weights
   int64_t classes;
+  T lse = T(0);  // log sum_c e^(z_c), of a formula that uses it
 };
-// d value / d nll and d value / d spread: all that the gradient in the scores needs, since
-// d nll / d x_c = p_c - [c = y] and d spread / d x_c = mass p_c - u_c.
+// d value / d nll, d value / d spread and d value / d lse: all that the gradient in the logits needs, since
+// d nll / d z_c = p_c - [c = y], d spread / d z_c = mass p_c - u_c and d lse / d z_c = p_c.
 template <class T>
 struct Slopes {
-  T nll, spread;
+  T nll, spread, lse = T(0);
 };
 
 // What a row formula is where it says nothing else: -log p_y over the softmax of the scores, ignored positions apart.
@@ -43,6 +44,11 @@ struct RowFormula {
     return {T(1), T(0)};
   }
   static constexpr bool slopes_of_nll = false;  // do they depend on the row's nll?
+  // Does value() use the row's log-sum-exp for itself? Such a formula has adds_lse(), whether it does so in this call,
+  // and `const double* mean_weight`, where it finds the mean weight of the rows: a mean by weight divides all that
+  // value() gives by the sum of the weights, and what is multiplied with their mean, by the number of the rows then.
+  // Null: 1.
+  static constexpr bool uses_lse = false;
   // What the row adds to the mean's denominator.
   template <int Mode, class T>
   HD T normaliser(const Row<T>&) const {
@@ -86,22 +92,42 @@ struct RowFormula {
     return T(1);
   }
 
+  // Is logit() no line? Then logit_slope(x) is its derivative, target_logit() the same function as logit(), and there
+  // is neither a margin nor a bias.
+  static constexpr bool curved = false;
+  template <class T>
+  HD T logit_slope(T) const {
+    return T(1);
+  }
+
   // With a bias the class tensor belongs to the softmax: bias(w), NaN outside of what `domain` says, is added to the
   // class's exponent in the log-sum-exp, and not to the score that is taken off it.
   static constexpr bool has_bias = false;
+
+  // A formula with an option that costs time though it is off may be derived from the one without it, `Plain`, which
+  // may be such a formula in turn: is_plain() says whether that is to be computed instead.
 };
+
+// Calls use(formula) with what a call of f computes.
+template <class F, class Use>
+void with_formula(const F& f, Use use) {
+  if constexpr (has<declared::plain, F>) {
+    if (f.is_plain()) return with_formula(static_cast<const typename F::Plain&>(f), use);
+  }
+  use(f);
+}
 
 template <class F>
 constexpr bool takes_probabilities = F::probability_mode >= 0;
 
-// Of one row: how much of -log p_c the spread takes of all classes, and sum_c u_c (x_c - max), where nothing large
+// Of one row: how much of -log p_c the spread takes of all classes, and sum_c u_c (z_c - max), where nothing large
 // cancels.
 template <class T>
 struct Shares {
   T mass, dot;
 
   HD static Shares none() { return {T(0), T(0)}; }
-  // below: x_c - max. A class without a share adds nothing, whatever its score.
+  // below: z_c - max. A class without a share adds nothing, whatever its score.
   HD void add(T u, T below) {
     mass += u;
     dot += u == T(0) ? T(0) : u * below;
@@ -137,6 +163,7 @@ HD Row<T> row_of(LogSum<T> lse, Shares<T> shares, Target<T> y, int64_t classes) 
     row.mass = shares.mass;
     row.spread = shares.mass * lse.low - shares.dot;
   }
+  if constexpr (F::uses_lse) row.lse = lse.high + lse.low;
   return row;
 }
 
@@ -152,8 +179,8 @@ HD RowLoss<T> row_loss(const F& f, LogSum<T> lse, Shares<T> shares, Target<T> y,
   return {y.valid ? value : T(0), y.valid ? normaliser : T(0)};
 }
 
-// What the gradient of a row in its scores is made of: a p_c - rest u_c at class c, at the target class less hit; with
-// a margin hit is the target's whole gradient, with its sign.
+// What the gradient of a row in its logits is made of: a p_c - rest u_c at class c, at the target class less hit; with
+// a margin hit is the target's whole gradient in its score, with its sign.
 template <class T>
 struct RowCoefficients {
   T a, hit, rest;
@@ -173,10 +200,21 @@ HD RowCoefficients<T> row_coefficients(const F& f, LogSum<T> lse, Shares<T> shar
     hit = -nll * f.target_slope(y.score) * one_minus_exp(row.nll);
   } else {
     a = grad * (s.nll + s.spread * row.mass);
+    if constexpr (F::uses_lse) a += grad == T(0) ? T(0) : grad * s.lse;  // a row of NaN that nobody asks for
   }
   return {y.valid ? a : T(0), y.valid ? hit : T(0), y.valid ? spread : T(0)};
 }
 
+// The gradient in the score x, given that in its logit, where that is no line. 0 stays 0, whatever x is.
+template <class F, class T>
+HD T score_slope_of(const F& f, T of_logit, T x) {
+  if constexpr (F::curved) {
+    const T d = of_logit * f.logit_slope(x);
+    return of_logit == T(0) ? T(0) : d;
+  } else {
+    return of_logit;
+  }
+}
 // The gradient in the score x of a class that is not the target, u its share. A row whose coefficients are 0 gets 0,
 // whatever it holds.
 template <int Mode, class F, class T>
@@ -192,12 +230,12 @@ HD T score_slope(const F& f, RowCoefficients<T> k, LogSum<T> lse, T x, T bias, T
     const T ru = k.rest * u;
     d -= k.rest == T(0) ? T(0) : ru;
   }
-  return d;
+  return score_slope_of(f, d, x);
 }
 // That of the target class, given what score_slope says of it.
 template <class F, class T>
-HD T target_score_slope(T slope, T hit) {
-  return F::has_margin ? hit : slope - hit;
+HD T target_score_slope(const F& f, T slope, T hit, T x) {
+  return F::has_margin ? hit : slope - score_slope_of(f, hit, x);
 }
 
 }  // namespace lossreg

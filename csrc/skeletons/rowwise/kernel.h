@@ -157,6 +157,53 @@ void with_row_mode(int mode, Use use) {
   }
   use(std::integral_constant<int, Mode>{});
 }
+// Calls use(formula, mode) with what a call of f computes.
+template <class F, class Use>
+void with_row_formula(const F& f, bool probabilities, Use use) {
+  with_formula(f, [&](const auto& g) {
+    with_row_mode<std::decay_t<decltype(g)>>(g.mode(probabilities), [&](auto mode) { use(g, mode); });
+  });
+}
+
+// The weights of the rows that count, and their number.
+struct CountRows {
+  Operand target, weight;
+  int64_t ignore_index, classes;
+
+  HD void operator()(int64_t i, double (&sums)[2]) const {
+    const int64_t y = get<int64_t>(target, i * target.stride[0]);
+    if (y == ignore_index) return;
+    if (y >= 0 && y < classes) sums[0] += get<double>(weight, y * weight.stride[0]);
+    sums[1] += 1;
+  }
+};
+struct WriteMean {
+  double* result;
+  HD void operator()(const double (&sums)[2]) const { *result = sums[0] / sums[1]; }
+};
+// The mean weight of the rows that count: what a mean by weight divides by, over their number. Of one float64.
+template <class Backend>
+Tensor find_mean_weight(const Tensor& target, const Tensor& weight, int64_t ignore_index) {
+  Tensor result = new_empty(target, {1}, DType::float64);
+  Tensor flat = torch::stable::reshape(target, {target.numel()});
+  const CountRows count{operand_of(flat), operand_of(weight), ignore_index, weight.size(0)};
+  Backend::template total<2>(target, flat.numel(), 1, count,
+                             WriteMean{static_cast<double*>(result.mutable_data_ptr())});
+  return result;
+}
+// Where a mean divides by the rows' weights, but what a formula adds of their log-sum-exps by their number, tells it
+// the ratio of both, which lives as long as the tensor that this returns.
+template <class Backend, class F>
+std::optional<Tensor> weigh_lse(F& f, const Tensor& target, const std::optional<Tensor>& weight, bool probabilities,
+                                std::optional<Reduction> reduction) {
+  if constexpr (F::uses_lse) {
+    if (!f.adds_lse() || !weight || probabilities || reduction != Reduction::mean) return std::nullopt;
+    Tensor made = find_mean_weight<Backend>(target, *weight, f.ignore_index);
+    f.mean_weight = static_cast<const double*>(made.const_data_ptr());
+    return made;
+  }
+  return std::nullopt;
+}
 
 template <class F, class Backend>
 struct RowKernel {
@@ -182,11 +229,13 @@ struct RowKernel {
     Rows rows = call.problem(state, reduced ? nullptr : &out, nullptr, nullptr, nullptr);
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
+    F weighed = f;
+    auto mean_weight = weigh_lse<Backend>(weighed, call.target, call.weight, call.probabilities, reduction);
     in_compute_type(call.result, out_dtype, [&](auto zero) {
       std::optional<Tensor> alive;
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
-      with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
-        Backend::Rows::template forward<decltype(zero), mode>(f, rows, out, out_dtype);
+      with_row_formula(weighed, call.probabilities, [&](const auto& g, auto mode) {
+        Backend::Rows::template forward<decltype(zero), mode>(g, rows, out, out_dtype);
       });
     });
     return {out, state};
@@ -212,14 +261,16 @@ struct RowKernel {
     Rows rows = call.problem(state, &grad_output, pointer(0), pointer(1), pointer(2));
     rows.reduced = reduced;
     rows.mean = reduction == Reduction::mean;
+    F weighed = f;
+    auto mean_weight = weigh_lse<Backend>(weighed, call.target, call.weight, call.probabilities, reduction);
     if constexpr (!F::softmax) rows.zeroed = grads[0] && !rows.across_rows() && Backend::zero(*grads[0]);
     in_compute_type(call.result, grad_dtype, [&](auto zero) {
       std::optional<Tensor> alive;
       if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
-      with_row_mode<F>(f.mode(call.probabilities), [&](auto mode) {
-        if (grads[0]) Backend::Rows::template grad<decltype(zero), mode>(f, rows);
+      with_row_formula(weighed, call.probabilities, [&](const auto& g, auto mode) {
+        if (grads[0]) Backend::Rows::template grad<decltype(zero), mode>(g, rows);
         if constexpr (takes_probabilities<F>)
-          if (pointer(1) || pointer(2)) Backend::Rows::template share_grad<decltype(zero)>(f, rows);
+          if (pointer(1) || pointer(2)) Backend::Rows::template share_grad<decltype(zero)>(g, rows);
       });
     });
     if (Tensor* of_weight = pointer(2)) {

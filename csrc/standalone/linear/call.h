@@ -11,6 +11,7 @@ struct ScoreLoss : CrossEntropy {
   static constexpr auto name = "linear_cross_entropy";
   static constexpr auto args = "Tensor scores, Tensor target, Tensor? weight";
 };
+using BoundedScoreLoss = Bounded<ScoreLoss>;
 
 namespace linear {
 

@@ -80,6 +80,11 @@ Dual<T> normal_tail(Dual<T> a, Dual<T> e) {
   return Dual<T>(normal_tail(a.value, e.value), T(-0.39894228040143267794) * e.value * a.slope);
 }
 template <class T>
+Dual<T> tanh(Dual<T> x) {
+  T y = tanh(x.value);
+  return Dual<T>(y, (T(1) - y * y) * x.slope);
+}
+template <class T>
 Dual<T> sqrt(Dual<T> x) {
   T y = sqrt(x.value);
   return Dual<T>(y, x.slope / (T(2) * y));

@@ -87,9 +87,9 @@ Found gradients(const F& f, const Problem<double>& row) {
   for (int c = 0; c < row.classes; c++) {
     double u = f.template share<Mode>(row.w[c], row.t[c], row.classes);
     double d = score_slope<Mode>(f, k, s.lse, row.x[c], row.bias(f, c), u);
-    found.x[c] = c == row.target ? target_score_slope<F>(d, k.hit) : d;
+    found.x[c] = c == row.target ? target_score_slope(f, d, k.hit, row.x[c]) : d;
     if constexpr (Mode == F::probability_mode) {
-      auto g = f.share_grad(nll_of<F>(s.lse, row.x[c]), row.w[c], row.t[c], row.classes);
+      auto g = f.share_grad(nll_of<F>(s.lse, f.logit(row.x[c])), row.w[c], row.t[c], row.classes);
       found.t[c] = kGrad * g.of[0];
       found.w[c] = kGrad * g.of[1];
     }
@@ -113,8 +113,8 @@ struct Checker {
                 options.text().c_str(), what, c, row.classes, row.target, got, expected);
   }
 
-  template <int Mode>
-  void check_row(const F& f, const Options& options, const Problem<double>& row) {
+  template <int Mode, class G>
+  void check_row(const G& f, const Options& options, const Problem<double>& row) {
     Found found = gradients<Mode>(f, row);
     auto slope = [&](int c, auto at) {
       Problem<Dual<double>> dual = cast<Dual<double>>(row);
@@ -140,8 +140,8 @@ struct Checker {
   }
 
   // An ignored row gets zeros and no NaN, whatever it holds.
-  template <int Mode>
-  void check_ignored(const F& f, const Options& options) {
+  template <int Mode, class G>
+  void check_ignored(const G& f, const Options& options) {
     for (double value : {double(NAN), double(INFINITY), -double(INFINITY)}) {
       Problem<double> row{2, -1, false, {value, value}, {0.5, 0.5}, {1, 1}};
       Found found = gradients<Mode>(f, row);
@@ -168,9 +168,9 @@ struct Checker {
                 row.t[c] = float(uniform(0, 1));
                 row.w[c] = float(uniform(0.1, 2));
               }
-              check_row<mode>(f, options, row);
+              with_formula(f, [&](const auto& g) { check_row<mode>(g, options, row); });
             }
-        if constexpr (of_classes) check_ignored<mode>(f, options);
+        if constexpr (of_classes) with_formula(f, [&](const auto& g) { check_ignored<mode>(g, options); });
       });
     });
     for (int mode = 0; mode < F::modes; mode++) {
