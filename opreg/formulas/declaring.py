@@ -12,10 +12,11 @@ from .. import meta
 from ..op import ErrorSample, Op, Sample
 from ..ops._common import REDUCTIONS, outside, reduce, refused
 from ..ops._regions import NOTHING_IN_COMMON, OVERLAP, overlap_errors, overlap_samples, region_sums
-from ..ops._rows import row_errors, row_samples
+from ..ops._rows import number_of_valid, row_errors, row_samples
 from ..testing import Maker
 from .domains import Domain
 from .signature import Argument, Signature
+from .structs import ENTROPY
 
 Function = Callable[..., Tensor]
 
@@ -39,17 +40,20 @@ def pointwise_op(qualname: str, function: Function, signature: Signature, reduct
 
 def row_op(qualname: str, function: Function, signature: Signature, source: str) -> Op:
     """Of ``@opreg.row``."""
+    names = [a.name for a in signature.tensors]
+    fields: dict[str, Any] = {"shape": meta.rows("input", "target", weight="weight"), "state": meta.per_row(2)}
+    fields["batch_dims"] = {"weight": None}
+    if ENTROPY in names:
+        fields = {"shape": meta.classes("input", target="target"), "state": meta.per_group(5), "count": number_of_valid}
     return _op(
         qualname,
         function,
-        _of_rows(function, [a.name for a in signature.options], signature.arguments[0].name),
+        _of_rows(function, names),
         functools.partial(_row_samples, signature),
         functools.partial(_row_errors, signature),
-        shape=meta.rows("input", "target", weight="weight"),
         indices=("target",),
-        batch_dims={"weight": None},
-        state=meta.per_row(2),
         source=source or _origin(function),
+        **fields,
     )
 
 
@@ -92,7 +96,9 @@ def _reduced(function: Function) -> Function:
     return reference
 
 
-def _of_rows(function: Function, options: Sequence[str], nll: str) -> Function:
+def _of_rows(function: Function, names: Sequence[str]) -> Function:
+    (nll,) = (n for n in names if n != ENTROPY)
+
     @functools.wraps(function)
     def reference(
         *, input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
@@ -103,7 +109,11 @@ def _of_rows(function: Function, options: Sequence[str], nll: str) -> Function:
         valid = target != ignore_index
         index = torch.where(valid, target, 0)
         log_p = torch.log_softmax(input, axis)
-        loss = function(**{nll: -log_p.gather(axis, index.unsqueeze(axis)).squeeze(axis)}, **given)
+        of_row = {nll: -log_p.gather(axis, index.unsqueeze(axis)).squeeze(axis)}
+        if ENTROPY in names:
+            # a class of probability 0 adds nothing
+            of_row[ENTROPY] = -(log_p.exp() * log_p.clamp(min=-1000)).sum(axis)
+        loss = function(**of_row, **given)
         weights = torch.ones_like(loss) if weight is None else weight.to(loss.dtype)[index]
         weights = torch.where(valid, weights, 0)
         loss = torch.where(valid, loss * weights, 0)
@@ -221,7 +231,8 @@ def _escaped(d: Domain, name: str) -> str:
 
 def _row_samples(signature: Signature, make: Maker) -> Iterator[Sample]:
     first, *others = _option_choices(signature)
-    yield from row_samples(make, make.normal, weight=True, **first)
+    weight = all(a.name != ENTROPY for a in signature.tensors)
+    yield from row_samples(make, make.normal, weight=weight, **first)
     for options in others:
         yield Sample((make.normal(4, 3), make.index(3, 4)), options)
 

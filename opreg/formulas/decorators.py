@@ -13,7 +13,17 @@ from .algebra import remade
 from .declaring import pointwise_op, region_op, row_op
 from .expression import ONE, Expr, Variable, replaced, tensor
 from .signature import Signature
-from .structs import REGION_SUMS, branches, family, pointwise_struct, region_struct, row_struct, slopes_in_sums
+from .structs import (
+    ENTROPY,
+    REGION_SUMS,
+    branches,
+    entropy_struct,
+    family,
+    pointwise_struct,
+    region_struct,
+    row_struct,
+    slopes_in_sums,
+)
 from .tracing import Formula
 
 Function = Callable[..., Any]
@@ -83,12 +93,13 @@ def row(
     cuda: bool | None = None,
     replace: bool = False,
 ) -> Callable[[Function], Function]:
-    """Makes a classification loss of a function of the cross entropy of each row.
+    """Makes a classification loss of a function of the cross entropy of each row, and perhaps of its entropy.
 
-    The function has one tensor, −log p of the target class, and options as those of ``pointwise``. The op has
+    The function has one tensor, −log p of the target class, may have a second one of the name ``entropy``,
+    −Σ_c p_c log p_c with p = softmax(input), and has options as those of ``pointwise``. The op has
     ``(input, target, weight=None, options, ignore_index=-100, reduction="mean")``: logits (C) or (N, C, d1 … dk), class
     indices, and the weights of the classes, by which a row's loss is multiplied. As that of ``cross_entropy``, the mean
-    divides by the sum of the weights.
+    divides by the sum of the weights. Beside an entropy there is no ``weight``.
 
     Args, Returns, Raises:
         As ``pointwise``.
@@ -101,16 +112,21 @@ def row(
 
     def decorate(function: Function) -> Function:
         signature = Signature.of(function, domain or {})
-        if len(signature.tensors) != 1 or not signature.required:
-            names = ", ".join(a.name for a in signature.tensors) or "none"
-            raise TypeError(f"{signature.name}: expected one tensor, the cross entropy of a row, got {names}")
+        names = [a.name for a in signature.tensors]
+        others = [n for n in names if n != ENTROPY]
+        if len(others) != 1 or len(signature.required) != len(names):
+            expected = f"a tensor, the cross entropy of a row, and perhaps one of the name {ENTROPY}"
+            raise TypeError(f"{signature.name}: expected {expected}, got {', '.join(names) or 'none'}")
         signature.expect_free("input", "target", "weight")
-        nll = Variable(signature.required[0].name, 0.0)
-        text = row_struct(signature, branches(signature, _traced(function, signature, [nll]), [nll]), nll.name)
-        text = family(signature, text, "RowOps", "skeletons/rowwise/formula.h")
-        return _made(
-            row_op(f"{namespace}::{signature.name}", function, signature, source), function, text, cuda, replace
-        )
+        variables = [Variable(n, 0.0) for n in (*others, ENTROPY) if n in names]
+        found = branches(signature, _traced(function, signature, variables), variables)
+        if ENTROPY in names:
+            text = entropy_struct(signature, found, others[0])
+            text = family(signature, text, "GroupOps", "skeletons/groupwise/formula.h")
+        else:
+            text = family(signature, row_struct(signature, found, others[0]), "RowOps", "skeletons/rowwise/formula.h")
+        op = row_op(f"{namespace}::{signature.name}", function, signature, source)
+        return _made(op, function, text, cuda, replace)
 
     return decorate
 

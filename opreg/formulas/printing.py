@@ -29,6 +29,8 @@ _WORDS = """
     typed_by batchmean align says_broadcast numbers loss forward_mask results keeps_state
     softmax state_values share uses_shares even probability_mode share_grad has_margin logit logit_slope target_logit
     target_slope has_bias bias normaliser slopes_of_nll
+    along members least_classes sums coefficients maxima candidates terms carry later later_terms coefficients_of
+    place_of
     op power call result_shape slots state_shape scale pass forward with_kind has_power soft_targets batch formula close
     overlap ignore_index reduction
 """

@@ -245,6 +245,76 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
     return "\n".join(lines)
 
 
+ENTROPY = "entropy"
+"""Of a row of @opreg.row: the tensor of this name."""
+
+
+def entropy_struct(signature: Signature, made: list[Branch], nll: str) -> str:
+    """Of ``GroupOps``: a function of the row's -log p and entropy, of sums over its classes. With u = x - max they are
+    log s - u_y and log s - sum_c e^u_c u_c / s, s = sum_c e^u_c."""
+    s = Struct(signature, made, [nll, ENTROPY])
+    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
+        reduction=True, before=("Tensor input", "Tensor target"), after=("int ignore_index=-100",)
+    )
+    # no option has a name that ends so
+    before = [
+        "const T log_sum_ = log(group_.sum[0]);",
+        f"[[maybe_unused]] const T {identifier(nll)} = log_sum_ - (group_.sum[2] - group_.max[0]);",
+        f"[[maybe_unused]] const T {ENTROPY} = log_sum_ - group_.sum[1] / group_.sum[0];",
+    ]
+    sums = """
+  static constexpr int sums = 3, coefficients = 5;
+  static constexpr int maxima(int) { return 1; }
+  template <int Mode, class T>
+  HD Values<T, 1> candidates(T x, bool) const {
+    return {x};
+  }
+  // e^u and e^u u, and the target's score
+  template <int Mode, class T>
+  HD Values<T, 3> terms(const T* max, T x, bool hit) const {
+    // far below the maximum e^u is 0 of whatever is finite, and e^u u as well
+    T u = at_least(x - max[0], T(-1000)), e = exp_term(u);
+    return {e, e * u, hit ? x : T(0)};
+  }
+  // With a maximum that grows, u falls by the same for all classes.
+  template <class T>
+  HD void carry(const T* from, const T* to, T* sum) const {
+    T du = at_least(from[0] - to[0], T(-1000)), p = exp_term(du);
+    sum[1] = p * (sum[1] + sum[0] * du);
+    sum[0] *= p;
+  }"""
+    grad = """
+  // a (p - [hit]) - b p (log p + entropy), a and b the slopes in the row's -log p and entropy
+  template <int Mode, class T>
+  HD Gradients<T, 1> grad(const Coefficients<T, 5>& c, T x, bool hit) const {
+    T log_p = at_least(x - c.of[0] - c.of[1], T(-1000)), p = exp_term(log_p);
+    return {p * (c.of[3] - c.of[4] * (log_p + c.of[2])) - (hit ? c.of[3] : T(0))};
+  }"""
+    lines = [
+        *s.head(),
+        *_args(schema),
+        "  static constexpr int inputs = 2, members = 1, gradients = 1, least_classes = 1;",
+        "  static constexpr Along along = Along::classes;",
+        "  int64_t ignore_index;",
+        *s.options(),
+        "",
+        *s.make("int64_t ignore_index", "Reduction", first="ignore_index"),
+        *sums.splitlines(),
+        *s.modes(),
+        *s.function("T value(const Group<T>& group_)", "{0}", VALUE, before=before),
+        *s.function(
+            "Coefficients<T, 5> coefficients_of(const Group<T>& group_)",
+            "{{{{group_.max[0], log_sum_, entropy, {0}, {1}}}, group_.members}}",
+            SLOPES,
+            before=before,
+            moded=True,
+        ),
+        *grad.splitlines()[1:],
+        "};",
+    ]
+    return "\n".join(lines)
+
+
 def slopes_in_sums(names: Sequence[str], slopes: list[Expr]) -> list[Expr]:
     """The slopes in A, Q and Y, of those in what ``REGION_SUMS`` makes of them."""
     made = [ZERO, ZERO, ZERO]

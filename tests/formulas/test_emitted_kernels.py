@@ -40,7 +40,11 @@ def log_dice_loss(tp: Tensor, fp: Tensor, fn: Tensor, *, smooth: float = 1.0, sq
     loss = -torch.log((2 * tp + smooth) / (2 * tp + fp + fn + smooth))
     return loss**2 if squared else loss
 
-made = [cauchy_loss, softplus_beta, poly1_loss, log_dice_loss]
+@opreg.row("emitted")
+def confident_loss(nll: Tensor, entropy: Tensor, *, beta: float = 0.1) -> Tensor:
+    return nll - beta * entropy
+
+made = [cauchy_loss, softplus_beta, poly1_loss, confident_loss, log_dice_loss]
 folder = Path(sys.argv[1])
 texts = [opreg.emit(f).replace("using Ops =", f"using Ops{k} =") for k, f in enumerate(made)]
 lists = ", ".join(f"Ops{k}" for k in range(len(made)))
@@ -65,5 +69,5 @@ def test_kernels_of_each_kind(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     launched = dict(re.findall(r"(\w+) (\d+)", done.stdout))
-    assert launched.keys() == {"cauchy_loss", "softplus_beta", "poly1_loss", "log_dice_loss"}
+    assert launched.keys() == {"cauchy_loss", "softplus_beta", "poly1_loss", "confident_loss", "log_dice_loss"}
     assert all(int(count) > 1 for count in launched.values())

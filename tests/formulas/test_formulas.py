@@ -111,13 +111,42 @@ def test_an_option_without_a_default_under_a_transform_and_in_a_module(tversky) 
         tversky.Module(alpha=0.3, softmax=-1.0)
 
 
+def confident_loss(nll: Tensor, entropy: Tensor, *, beta: float = 0.1, focal: bool = False) -> Tensor:
+    loss = nll - beta * entropy
+    return loss * (1 - torch.exp(-nll)) ** 2 if focal else loss
+
+
+@pytest.fixture(scope="module")
+def confident(cache: None):  # type: ignore[no-untyped-def]
+    return opreg.row(NAMESPACE)(confident_loss)
+
+
+def test_row_with_its_entropy(confident) -> None:  # type: ignore[no-untyped-def]
+    x, t = 4 * torch.randn(6, 5, 2, dtype=torch.float64), torch.randint(0, 5, (6, 2))
+    t[0] = -100
+    p = x.softmax(1)
+    expected = F.cross_entropy(x, t, reduction="none") + 0.3 * (p * p.log()).sum(1)
+    torch.testing.assert_close(confident(x, t, beta=0.3), expected[t != -100].mean())
+    assert all(
+        torch.autograd.gradcheck(lambda x, f=f: confident(x, t, focal=f), x.requires_grad_()) for f in (True, False)
+    )
+    # classes that are masked out, and a row whose probability is all in one class
+    x = torch.tensor([[0.0, -torch.inf, 1.0], [200.0, 0.0, -200.0]], requires_grad=True)
+    loss = confident(x, torch.tensor([2, 0]), beta=1.0, reduction="none")
+    p = torch.tensor([0.0, 1.0]).softmax(0)
+    torch.testing.assert_close(loss.detach(), torch.stack([-p[1].log() + (p * p.log()).sum(), torch.tensor(0.0)]))
+    (slope,) = torch.autograd.grad(loss.sum(), x)
+    assert slope.isfinite().all()
+    assert slope[0, 1] == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("of", ["poly1", "tversky"])
+@pytest.mark.parametrize("of", ["poly1", "tversky", "confident"])
 def test_every_check_of_rows_and_regions(of: str, request: pytest.FixtureRequest) -> None:
     opreg.testing.check(request.getfixturevalue(of).op)
 
 
-def test_tensors_and_options_of_a_region() -> None:
+def test_tensors_and_options_of_rows_and_regions() -> None:
     def of_inputs(input: Tensor, tp: Tensor) -> Tensor:
         return tp * input
 
@@ -126,6 +155,9 @@ def test_tensors_and_options_of_a_region() -> None:
 
     def optional(tp: Tensor, fp: Tensor | None = None) -> Tensor:
         return tp
+
+    def optional_entropy(nll: Tensor, entropy: Tensor | None = None) -> Tensor:
+        return nll
 
     def of_options(nll: Tensor, *, weight: float = 1.0) -> Tensor:
         return nll * weight
@@ -137,6 +169,10 @@ def test_tensors_and_options_of_a_region() -> None:
         opreg.region(NAMESPACE)(optional)
     with pytest.raises(TypeError, match="weighted: expected options of other names than input, target, weight, batch"):
         opreg.region(NAMESPACE)(weighted)
+    with pytest.raises(
+        TypeError, match="expected a tensor, the cross entropy of a row, and perhaps one of the name ent"
+    ):
+        opreg.row(NAMESPACE)(optional_entropy)
     with pytest.raises(TypeError, match="of_options: expected options of other names than input, target, weight"):
         opreg.row(NAMESPACE)(of_options)
 
