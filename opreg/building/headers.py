@@ -1,5 +1,7 @@
 """Where opreg's headers are, ``#include <opreg/skeletons/formula.h>``: in an installed package, and in a checkout."""
 
+import re
+from functools import cache
 from pathlib import Path
 
 from . import store
@@ -25,6 +27,13 @@ def text_files() -> list[Path]:
     """All that a family is compiled of beside its own text, in an order that is the same everywhere."""
     root = (include_path() / "opreg").resolve()
     return sorted(p for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".txt", ".map"))
+
+
+@cache
+def class_names() -> frozenset[str]:
+    """What a family can't call a struct of its own: the headers have a type, or a parameter of a template, so named."""
+    kinds = r"\b(?:struct|enum class|class|enum|using)\s+(?:[\w<>]+::)*([A-Z]\w*)"
+    return frozenset(name for file in text_files() for name in re.findall(kinds, file.read_text())) | {"Mode"}
 
 
 def unit(language: str) -> Path:

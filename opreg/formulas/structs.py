@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from ..building.headers import class_names
 from .algebra import add, is_option_alone, remade, sub
 from .derivative import derivative
 from .expression import ZERO, Expr, Variable, const, name_of, option, replaced, tensor, walk
@@ -376,7 +377,8 @@ def _args(schema: str) -> list[str]:
 
 
 def struct_name(signature: Signature) -> str:
-    return "".join(word.capitalize() for word in signature.name.split("_"))
+    name = "".join(word.capitalize() for word in signature.name.split("_"))
+    return f"{name}Op" if name in class_names() else name
 
 
 def family(signature: Signature, text: str, skeleton: str, header: str) -> str:

@@ -19,6 +19,7 @@ from opreg.formulas.domains import Domain
 from opreg.formulas.expression import Expr, Variable, depends_on, tensor, walk
 from opreg.formulas.lowering import lowered
 from opreg.formulas.signature import Signature
+from opreg.formulas.structs import struct_name
 from opreg.formulas.tracing import Formula
 from opreg.meta.schema import bind
 from opreg.op import Op
@@ -183,6 +184,15 @@ def test_options_are_followed_through_math() -> None:
     e = traced(function, "a")
     given = {"x": torch.tensor(3.0, dtype=torch.float64), "a": 0.7}
     torch.testing.assert_close(interpreted(e, given), torch.tensor(function(3.0, 0.7), dtype=torch.float64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "struct"),
+    [("tversky", "TverskyOp"), ("t", "TOp"), ("mode", "ModeOp"), ("tensor", "TensorOp"), ("row_loss", "RowLossOp"),
+     ("reduction", "ReductionOp"), ("cauchy_loss", "CauchyLoss")],
+)  # fmt: skip
+def test_names_that_the_headers_have_already(function: str, struct: str) -> None:
+    assert struct_name(Signature(function, ())) == struct
 
 
 def mean(x: Tensor) -> Tensor:
