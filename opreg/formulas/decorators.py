@@ -58,7 +58,8 @@ def pointwise(
 
     Returns:
         A decorator. It puts the op's function in the place of yours, with ``.op``, the ``opreg.Op``, ``.Module``, its
-        class of ``torch.nn.Module``, and ``.formula``, your own. The op's arguments are the tensors, then the options.
+        class of ``torch.nn.Module``, ``.formula``, your own, and ``.library``, what ``opreg.build`` returned: a program
+        without Python gives ``dlopen`` its ``path``. The op's arguments are the tensors, then the options.
 
     Raises:
         NotImplementedError: an operation that has no meaning for single elements. The message names it, and its line.
@@ -210,9 +211,9 @@ def _traced(function: Function, signature: Signature, tensors: list[Variable]) -
 
 def _made(op: Op, function: Function, text: str, cuda: bool | None, replace: bool) -> Function:
     """The op, compiled, registered, and as a function."""
-    build(text, namespace=op.qualname.split("::")[0], cuda=cuda, replace=replace)
+    library = build(text, namespace=op.qualname.split("::")[0], cuda=cuda, replace=replace)
     op = register(op, replace=replace)
     face: Any = face_of(op, function.__module__)
-    face.op, face.formula, face.text = op, function, text
+    face.op, face.formula, face.text, face.library = op, function, text, library
     face.Module = module_class(op, function.__module__)
     return face  # type: ignore[no-any-return]

@@ -107,6 +107,44 @@ def test_same_numbers_as_eager(runner: Path, package: Path, model: Model, tmp_pa
             torch.testing.assert_close(batch, model(*rows_of_batch), rtol=1e-5, atol=1e-6)
 
 
+def pseudo_huber_loss(input: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
+    return delta**2 * (torch.sqrt(1 + ((input - target) / delta) ** 2) - 1)
+
+
+def log_dice_loss(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
+    return -torch.log((2 * tp + 1) / (2 * tp + fp + fn + 1))
+
+
+@pytest.mark.slow
+def test_ops_that_are_python_functions(runner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPREG_CACHE", str(tmp_path / "cache"))
+    pointwise = opreg.pointwise("deployed", domain={"delta": "> 0"})(pseudo_huber_loss)
+    region = opreg.region("deployed")(log_dice_loss)
+
+    class Losses(nn.Module):
+        def forward(self, input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+            return pointwise(2 * input, target, delta=0.5, reduction="none"), region(input, target, reduction="none")
+
+    given = torch.randn(24, 5), torch.rand(24, 5)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(Losses(), given, dynamic_shapes=({0: batch},) * 2)
+    package, outputs = tmp_path / "losses.pt2", tmp_path / "outputs.pt"
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+    torch.save(given, tmp_path / "inputs.pt")
+    libraries = [argument for f in (pointwise, region) for argument in ("--library", f.library.path)]
+    done = run(runner, *libraries, package, tmp_path / "inputs.pt", outputs, 24)
+    assert done.returncode == 0, done.stderr
+    (found,) = torch.load(outputs)
+    x, t = given
+    tp, fp, fn = ((s * y).sum(1) for s, y in ((x.sigmoid(), t), (x.sigmoid(), 1 - t), ((-x).sigmoid(), t)))
+    expected = pseudo_huber_loss(2 * x, t, delta=0.5), log_dice_loss(tp, fp, fn)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with zipfile.ZipFile(package) as archive:
+        (calls,) = (json.loads(archive.read(n)) for n in archive.namelist() if n.endswith("wrapper.json"))
+    targets = {call["node"]["target"] for call in calls["nodes"]}
+    assert targets == {"deployed_kernels::pseudo_huber_loss", "deployed_kernels::log_dice_loss"}
+
+
 def test_package_calls_losses_and_has_activations_inlined(package: Path) -> None:
     with zipfile.ZipFile(package) as archive:
         (calls,) = (json.loads(archive.read(n)) for n in archive.namelist() if n.endswith("wrapper.json"))
