@@ -18,7 +18,8 @@ class OpModule(torch.nn.Module):
     """One op: its options are the constructor's arguments and the module's attributes, its tensors those of the call.
 
     Options that are tensors (class weights, priors) are buffers. Where torch.nn has a class of the same name, that is
-    a base class: the constructor, the attributes and the state are its own.
+    a base class: the constructor, the attributes and the state are its own. Options that torch does not have come
+    after those, by name alone.
     """
 
     op: ClassVar[Op]
@@ -50,14 +51,17 @@ def native_class(op: Op) -> type[torch.nn.Module] | None:
 
 
 def options_of(op: Op) -> list[Parameter]:
-    """What the constructor takes of the op's arguments: where torch.nn has the class, what that takes.
+    """What the constructor takes of the op's arguments: where torch.nn has the class, what that takes, and numbers and
+    flags that it does not have.
 
     Else all that is not given anew in each call: numbers, flags, optional tensors and those without a batch.
     """
     known = {p.name: p for p in parameters(op) if p.kind is not Parameter.KEYWORD_ONLY}
     native = native_class(op)
     if native is not None:
-        return [known[n] for n in inspect.signature(native).parameters if n in known]
+        torchs = inspect.signature(native).parameters
+        further = [p for n, p in known.items() if n not in torchs and n not in op.tensor_arguments]
+        return [*(known[n] for n in torchs if n in known), *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in further)]
 
     def in_call(p: Parameter) -> bool:
         batched = op.batch_dims.get(p.name, 0) is not None
@@ -87,7 +91,7 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     forward.__qualname__ = f"{name}.forward"
     # code of its own, as in functions.py
     forward.__code__ = forward.__code__.replace(co_name=name)
-    taken = names if native is None else tuple(inspect.signature(native).parameters)
+    taken = names if native is None else tuple(dict.fromkeys([*inspect.signature(native).parameters, *names]))
     members: dict[str, Any] = {
         "__module__": module,
         "__doc__": module_docstring(op, name, taken, [p.name for p in tensors]),
@@ -95,7 +99,9 @@ def module_class(op: Op, module: str) -> type[OpModule]:
         "options": names,
         "forward": forward,
     }
-    members["__init__"] = constructor(op, name, options) if native is None else checked(op, name, native, names)
+    # for a module of torch's that becomes one of these, or was kept by a version without them
+    members |= {p.name: p.default for p in options if p.kind is Parameter.KEYWORD_ONLY}
+    members["__init__"] = constructor(op, name, options) if native is None else checked(op, name, native, options)
     return type(name, (OpModule,) if native is None else (OpModule, native), members)
 
 
@@ -118,14 +124,19 @@ def constructor(op: Op, name: str, options: list[Parameter]) -> Any:
     return __init__
 
 
-def checked(op: Op, name: str, native: type[torch.nn.Module], options: Collection[str]) -> Any:
-    """torch.nn's constructor, behind a look at the options."""
-    signature = inspect.signature(native.__init__)
+def checked(op: Op, name: str, native: type[torch.nn.Module], options: Collection[Parameter]) -> Any:
+    """torch.nn's constructor, behind a look at the options, and before those that it does not have."""
+    torchs = inspect.signature(native.__init__)
+    further = [p for p in options if p.name not in torchs.parameters]
+    signature = torchs.replace(parameters=[*torchs.parameters.values(), *further])
+    names = {p.name for p in options}
 
     def __init__(self: OpModule, *args: Any, **kwargs: Any) -> None:
         given = bound_options(op, name, signature, (self, *args), kwargs)
-        check_options(op, {n: value for n, value in given.items() if n in options})
-        native.__init__(self, *args, **kwargs)
+        check_options(op, {n: value for n, value in given.items() if n in names})
+        native.__init__(self, *args, **{n: value for n, value in kwargs.items() if n in torchs.parameters})
+        for p in further:
+            setattr(self, p.name, given[p.name])
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{name}.__init__"

@@ -65,8 +65,12 @@ def test_names():
 
 @pytest.mark.parametrize("name", [n for n in opreg.nn.__all__ if hasattr(torch.nn, n)])
 def test_constructor_is_torchs(name):
-    """Names, order, defaults, kinds: what was positional there is so here."""
-    assert arguments_of(getattr(opreg.nn, name)) == arguments_of(getattr(torch.nn, name))
+    """Names, order, defaults, kinds: what was positional there is so here. What torch does not have comes by name."""
+    ours, torchs = arguments_of(getattr(opreg.nn, name)), arguments_of(getattr(torch.nn, name))
+    assert ours[: len(torchs)] == torchs
+    further = {"CrossEntropyLoss": ["softcap", "z_loss"], "LinearCrossEntropyLoss": ["softcap", "z_loss"]}
+    assert [argument[0] for argument in ours[len(torchs) :]] == further.get(name, [])
+    assert all(argument[1] is inspect.Parameter.KEYWORD_ONLY for argument in ours[len(torchs) :])
 
 
 def test_signatures_in_words():
@@ -74,7 +78,7 @@ def test_signatures_in_words():
         "(alpha: float = 0.25, gamma: float = 2.0, reduction: str = 'mean') -> None"
     )
     assert list(inspect.signature(opreg.nn.CrossEntropyLoss).parameters) == [
-        "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"
+        "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing", "softcap", "z_loss"
     ]  # fmt: skip
     calls = {c.__name__: list(inspect.signature(c.forward).parameters)[1:] for c in DERIVED}
     assert calls["CrossEntropyLoss"] == calls["FocalLoss"] == calls["PoissonNLLLoss"] == ["input", "target"]
