@@ -142,13 +142,16 @@ struct AsymmetricLoss {
     T positive = miss_p * loss_p, positive_slope = -miss_p * (T(of_positives.gamma) * k.p * loss_p + k.q);
 
     T c = T(clip), m = relu(k.p - c), rest = k.q + c;
-    // -log(1 - m): where little is left of 1, of what is left, else of m
-    T loss_m = m > T(0.5) ? -log(rest) : -log1m(m > T(0.5) ? T(0) : m);
-    loss_m = c == T(0) ? k.minus_log_q(x) : loss_m;
+    // the clip takes nothing: asked of each element, because GCC makes no vectors where a whole loop has one answer
+    bool unclipped = rest == k.q;
+    // -log(1 - m): of what is left of 1, if that is little; else with the first term of what rounding takes of 1 - m
+    bool far = m > T(0.5);
+    T left = far ? rest : T(1) - m, lost = far ? T(0) : (T(1) - left) - m;
+    T clipped = -(log(left) + lost / left), loss_m = unclipped ? k.minus_log_q(x) : clipped;
     T power = Mode == 1 ? (m * m) * (m * m) : of_negatives.template power_unit<false>(m);
     T slope = Mode == 1 ? T(4) * m * m * m : of_negatives.template slope<false>(m, power);
     // p q / (1 - m), whose q is all of 1 - m without a clip; the clamp at 0 has slope 1 at its bound
-    T share = c == T(0) ? T(1) : k.q / rest;
+    T share = unclipped ? T(1) : k.q / rest;
     T negative_slope = k.p >= c ? k.p * (slope * k.q * loss_m + power * share) : T(0);
     return {positive, positive_slope, power * loss_m, negative_slope};
   }

@@ -1,6 +1,7 @@
 #pragma once
 // Box losses on the CPU: tiles of pairs, and one vector loop over them. A tile keeps the N numbers of a box next to
-// each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied.
+// each other, as memory does: the loop takes them apart in registers, and contiguous boxes are not copied. GCC makes no
+// vectors of numbers that are five apart: there a tile is an array of each of the N.
 #include <atomic>
 
 #include "../../cpu/chunks.h"
@@ -23,6 +24,14 @@ LOSSREG_CLONES void narrow_boxes(const T* from, S* to, int64_t stride, int64_t c
     for (int c = 0; c < N; c++) to[i * stride + c * coordinate] = Narrow<S>::from(from[N * i + c]);
 }
 
+template <int N>
+constexpr bool in_arrays = (N & (N - 1)) != 0;
+// Where the tile has word k of the `count` words of box i.
+template <int N>
+HD int64_t place_in_tile(int64_t i, int k, int count) {
+  return in_arrays<N> ? k * kBoxTile + i : count * i + k;
+}
+
 // Reads box i, which memory holds as S.
 template <class S, class T, int N>
 HD void take_box(const Word<S>* from, int64_t i, T (&box)[N]) {
@@ -30,7 +39,7 @@ HD void take_box(const Word<S>* from, int64_t i, T (&box)[N]) {
   constexpr int count = N / L::width;
 #pragma GCC unroll 8
   for (int k = 0; k < count; k++) {
-    const Word<S> word = from[count * i + k];
+    const Word<S> word = from[place_in_tile<N>(i, k, count)];
 #pragma GCC unroll 2
     for (int l = 0; l < L::width; l++) box[k * L::width + l] = L::template get<T>(word, l);
   }
@@ -43,7 +52,7 @@ HD void put_box(Word<S>* to, int64_t i, T factor, const T (&box)[N]) {
   for (int k = 0; k < count; k++) {
     T x[L::width];
     for (int l = 0; l < L::width; l++) x[l] = factor * box[k * L::width + l];
-    to[count * i + k] = L::of(x);
+    to[place_in_tile<N>(i, k, count)] = L::of(x);
   }
 }
 // The smallest of a box's width, its height and `low`. It is below 0 if an end lies before its beginning.
@@ -113,6 +122,7 @@ LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T 
 // T. Else null.
 template <int N, class T>
 T* boxes_in_place(const Boxes& boxes, Boxes::Role k, int64_t begin) {
+  if constexpr (in_arrays<N>) return nullptr;
   const Operand& o = boxes.it.operand[k];
   bool packed = boxes.coordinate[k] == 1 && (boxes.it.dims == 0 || (boxes.it.dims == 1 && o.stride[0] == N));
   return packed && o.dtype == dtype_for<T> ? static_cast<T*>(o.data) + N * begin : nullptr;
@@ -135,7 +145,10 @@ const T* read_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n,
       with_storage(o.dtype, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
         const S* from = static_cast<const S*>(o.data) + offset;
-        if (coordinate == 1 && stride == N) widen_all<T, S>(from, 1, buffer + N * done, N * length);
+        if constexpr (in_arrays<N>)
+          for (int c = 0; c < N; c++)
+            widen_all<T, S>(from + c * coordinate, stride, buffer + c * kBoxTile + done, length);
+        else if (coordinate == 1 && stride == N) widen_all<T, S>(from, 1, buffer + N * done, N * length);
         else widen_boxes<N, T, S>(from, stride, coordinate, buffer + N * done, length);
       });
     });
@@ -159,7 +172,10 @@ void write_boxes(const Boxes& boxes, Boxes::Role k, int64_t begin, int64_t n, co
       with_floating_storage(o.dtype, [&](auto* tag) {
         using S = std::remove_pointer_t<decltype(tag)>;
         S* to = static_cast<S*>(o.data) + offset;
-        if (coordinate == 1 && stride == N) narrow_all<T, S>(buffer + N * done, to, 1, N * length);
+        if constexpr (in_arrays<N>)
+          for (int c = 0; c < N; c++)
+            narrow_all<T, S>(buffer + c * kBoxTile + done, to + c * coordinate, stride, length);
+        else if (coordinate == 1 && stride == N) narrow_all<T, S>(buffer + N * done, to, 1, N * length);
         else narrow_boxes<N, T, S>(buffer + N * done, to, stride, coordinate, length);
       });
     });
