@@ -20,6 +20,15 @@ struct Products {
   static int64_t chunk_bytes(int64_t) { return 64 << 20; }
   static constexpr int64_t whole_rows = 1, row_step = 1;
   static DType sum_dtype(DType dtype) { return compute_dtype(dtype); }
+  // Where the processor has instructions for bfloat16, a product of such matrices takes a quarter of the time that one
+  // of float32 takes.
+  static DType factor_dtype(DType dtype) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (dtype == DType::bfloat16 && __builtin_cpu_supports("avx512bf16")) return dtype;
+#endif
+    return compute_dtype(dtype);
+  }
+  static constexpr bool is_rounded = true;
 };
 
 }  // namespace lossreg::cpu

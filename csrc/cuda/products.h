@@ -25,6 +25,8 @@ struct Products {
   // range of float32, so sums stay in it, in half of the memory: with a few chunks that costs less precision than
   // scores of bfloat16 do. A sum of float16 might overflow.
   static DType sum_dtype(DType dtype) { return dtype == DType::float16 ? DType::float32 : dtype; }
+  static DType factor_dtype(DType dtype) { return dtype; }
+  static constexpr bool is_rounded = false;
 };
 
 }  // namespace lossreg::cuda

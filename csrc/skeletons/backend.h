@@ -54,6 +54,10 @@ struct NullBackend {
     static constexpr int64_t whole_rows = 1, row_step = 1;
     // The dtype of sums of products of matrices of a dtype.
     static DType sum_dtype(DType dtype) { return dtype; }
+    // The dtype in which matrices of a dtype are best multiplied where the result is to be of the wider one; and does
+    // wide_product() round its result to the dtype of its factors?
+    static DType factor_dtype(DType dtype) { return dtype; }
+    static constexpr bool is_rounded = false;
   };
 
   // The k smallest, 0 < k <= n, of n keys of so many bits, which are unsigned integers; or nothing, where *there >= k,
@@ -274,6 +278,8 @@ using whole_rows = decltype(int64_t(B::Products::whole_rows + B::Products::row_s
 template <class B>
 using sum_dtype = decltype(DType(B::Products::sum_dtype(DType())));
 template <class B>
+using factor_dtype = decltype(DType(B::Products::is_rounded ? DType() : B::Products::factor_dtype(DType())));
+template <class B>
 using select_smallest =
     decltype(B::select_smallest(some<Tensor>(), some<const uint32_t*>(), int64_t(), 0, int64_t(), nullptr, nullptr));
 template <class B>
@@ -351,10 +357,10 @@ constexpr bool is_whole() {
   if constexpr (has<checks_values, Backend>)
     if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
   return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, chunk_bytes, whole_rows,
-                   sum_dtype, select_smallest, each, teams, total, pointwise_map, pointwise_map_many, pointwise_sum,
-                   gradients_in_place, rows_forward, rows_grad, share_grad, groups_forward, groups_grad, boxes_map,
-                   boxes_sum, boxes_grad, sorted_at_once, chunk_pixels, region_sums, grad_sigmoid, grad_softmax,
-                   describe, keys>();
+                   sum_dtype, factor_dtype, select_smallest, each, teams, total, pointwise_map, pointwise_map_many,
+                   pointwise_sum, gradients_in_place, rows_forward, rows_grad, share_grad, groups_forward, groups_grad,
+                   boxes_map, boxes_sum, boxes_grad, sorted_at_once, chunk_pixels, region_sums, grad_sigmoid,
+                   grad_softmax, describe, keys>();
 }
 
 }  // namespace lossreg

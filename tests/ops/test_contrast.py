@@ -152,6 +152,15 @@ def test_several_chunks(name, dtype):
         assert (g.double() - w).norm() <= (1e-2 if dtype == torch.bfloat16 else 2e-5) * w.norm()
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_scores_of_bfloat16_are_not_rounded(name):
+    """Of as many vectors that the CPU multiplies them in several parts."""
+    op, args = opreg.get(f"{name}_loss"), [a.detach() for a in drawn(name, 1500, 32, torch.bfloat16)]
+    exact = [a.double() if a.is_floating_point() else a for a in args]
+    want = op.call_reference(*exact)
+    assert (op.value(*args, dtype=torch.float32).double() - want).abs() <= 2e-5 * want.abs()
+
+
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_memory(name, dtype):

@@ -58,7 +58,7 @@ struct KeptGradients {
   }
   KeptGradients(const PairCall<F>& call, const std::vector<bool>& mask, DType sums, const Tensor& state)
       : state(state) {
-    Tensor flat = as_sums(state, sums);
+    Tensor flat = viewed_as(state, sums);
     int64_t start = 0;
     for (int k = 0; k < 2; k++) {
       if (!mask[k]) continue;

@@ -57,7 +57,8 @@ struct Directions {
   Directions(const std::vector<Tensor>& parts, DType dtype) {
     int64_t count = 0, features = parts[0].size(1);
     for (const Tensor& part : parts) count += part.size(0);
-    vectors = new_empty(parts[0], {count, features}, factor_dtype<Backend>(dtype));
+    // a gradient loses its part along its vector, and rounding before that would be left in what remains
+    vectors = new_empty(parts[0], {count, features}, Backend::Products::is_rounded ? compute_dtype(dtype) : dtype);
     inverse = new_empty(parts[0], {count}, DType::float64);
     int64_t at = 0;
     for (const Tensor& part : parts) {
@@ -76,7 +77,8 @@ struct Directions {
   void with_factors(Use use) const {
     with_floating_storage(*known_dtype(vectors.scalar_type()), [&](auto* tag) {
       constexpr bool narrow = sizeof(*tag) == 2;
-      if constexpr (!narrow || Backend::kStrip == 1) use(static_cast<decltype(tag)>(vectors.mutable_data_ptr()));
+      if constexpr (!narrow || !Backend::Products::is_rounded)
+        use(static_cast<decltype(tag)>(vectors.mutable_data_ptr()));
     });
   }
 };

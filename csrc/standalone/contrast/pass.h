@@ -8,15 +8,12 @@
 
 namespace lossreg::contrast {
 
-// The dtype that matrices are multiplied in. A GPU multiplies numbers of 16 bits and adds them up in float32; the CPU's
-// product of such matrices would be rounded to 16 bits.
-template <class Backend>
-DType factor_dtype(DType dtype) {
-  return Backend::kStrip == 1 ? dtype : compute_dtype(dtype);
-}
+// May the factors be of S, of 16 bits, where float32 is computed with? See Products::factor_dtype().
+template <class Backend, class S>
+constexpr bool is_narrow_factor = Backend::kStrip == 1 ? sizeof(S) == 2 : std::is_same_v<S, BFloat16>;
 template <class Backend>
 Tensor as_factor(const Tensor& t, DType dtype) {
-  return torch::stable::to(t, scalar_type(factor_dtype<Backend>(dtype)));
+  return torch::stable::to(t, scalar_type(Backend::Products::factor_dtype(dtype)));
 }
 
 // The rows [first, first + count) of the matrix of products, in `wide`, and where their slopes go, in the factors'
@@ -26,18 +23,29 @@ struct Chunk {
   Tensor a, products, slopes;  // a: the rows' vectors, as a factor
 };
 
+// The sum of a rounded product and of what the rounding took, which is no number where the product is infinite.
+struct WithRest {
+  template <class T>
+  HD void operator()(const T (&x)[2], T (&y)[1]) const {
+    y[0] = abs(x[0]) < T(INFINITY) ? x[0] + x[1] : x[0];
+  }
+};
+
 template <class Backend>
 class Pass {
  public:
   // a (N, D), b (M, D), of one dtype
   Pass(const char* op, const Tensor& a, const Tensor& b, bool gradients)
       : op_(op), a_(a), dtype_(*known_dtype(a.scalar_type())), b_(as_factor<Backend>(b, dtype_)) {
-    DType dtype = factor_dtype<Backend>(dtype_), wide = compute_dtype(dtype_);
-    bool apart = gradients && wide != dtype;
+    DType dtype = Backend::Products::factor_dtype(dtype_), wide = compute_dtype(dtype_);
+    // One thread goes through a row from its beginning: there narrower slopes find place where products have been read.
+    bool narrower = gradients && wide != dtype, inside = narrower && Backend::kStrip > 1, apart = narrower && !inside;
     chunks_ = RowChunks::of<typename Backend::Products>(
         a.size(0), b.size(0), size_of(wide) + (apart ? size_of(dtype) : 0), b.numel() * size_of(dtype));
     products_ = chunks_.matrix(a, wide);
-    slopes_ = apart ? chunks_.matrix(a, dtype) : products_;
+    slopes_ = apart    ? chunks_.matrix(a, dtype)
+              : inside ? narrow(viewed_as(products_, dtype), 1, 0, b.size(0))
+                       : products_;
   }
   const RowChunks& chunks() const { return chunks_; }
 
@@ -47,7 +55,7 @@ class Pass {
       int64_t first = chunks_.first(i), count = chunks_.size(i);
       Tensor a = as_factor<Backend>(rows_of(a_, first, count), dtype_);
       Chunk c{i, first, count, a, rows_of(products_, 0, count), rows_of(slopes_, 0, count)};
-      product<Backend>(c.products, a, transposed(b_));
+      find_products(c.products, a);
       use(c);
     }
   }
@@ -61,6 +69,28 @@ class Pass {
   }
 
  private:
+  // products = a b^T, as float32 has it.
+  void find_products(const Tensor& products, const Tensor& a) const {
+    if constexpr (Backend::Products::is_rounded)
+      if (products.scalar_type() != a.scalar_type()) return find_in_two_parts(products, a);
+    product<Backend>(products, a, transposed(b_));
+  }
+  // What a product loses where it is rounded to 16 bits is the same product less that, and 16 bits of it are enough.
+  void find_in_two_parts(const Tensor& products, const Tensor& a) const {
+    const Tensor by_column = transposed(b_);
+    const DType dtype = *known_dtype(a.scalar_type()), wide = *known_dtype(products.scalar_type());
+    const int64_t columns = b_.size(0), row_bytes = std::max<int64_t>(1, columns) * 2 * size_of(dtype);
+    const int64_t most = std::max<int64_t>(1, Backend::Products::chunk_bytes(0) / 8 / row_bytes);
+    for (int64_t at = 0; at < a.size(0); at += most) {
+      const int64_t count = std::min(most, a.size(0) - at);
+      const Tensor rows = rows_of(a, at, count);
+      const Tensor rounded = new_empty(a, {count, columns}, dtype), rest = new_empty(a, {count, columns}, dtype);
+      product<Backend>(rounded, rows, by_column);
+      Backend::add_product(rest, rounded, -1.0, rows, by_column);
+      map_tensors<Backend, WithRest>(op_, wide, {rounded, rest}, rows_of(products, at, count));
+    }
+  }
+
   const char* op_;
   Tensor a_;
   DType dtype_;  // of the vectors
@@ -94,10 +124,18 @@ struct ChunkSlopes : ChunkProducts<T> {
       : ChunkProducts<T>(c),
         slopes(gradients ? static_cast<S*>(c.slopes.mutable_data_ptr()) : nullptr),
         slopes_row(c.slopes.strides()[0]) {}
-  HD void put(int64_t i, int64_t j, int n, const T* x) const {
+  template <int L>
+  HD void put(int64_t i, int64_t j, int n, const T (&x)[L]) const {
     if (!slopes) return;
     S* to = slopes + i * slopes_row + j;
-    for (int k = 0; k < n; k++) to[k] = Narrow<S>::from(x[k]);
+    if constexpr (L == 1 || std::is_same_v<S, T>) {
+      for (int k = 0; k < n; k++) to[k] = Narrow<S>::from(x[k]);
+    } else {
+      // bytes: their place may be that of products
+      S y[L];
+      for (int k = 0; k < n; k++) y[k] = Narrow<S>::from(x[k]);
+      memcpy(to, y, size_t(n) * sizeof(S));
+    }
   }
 };
 // Call use(products), or use(slopes), with the types of the chunk.
@@ -112,7 +150,7 @@ void with_slopes(const Chunk& c, bool gradients, Use use) {
     using T = typename std::decay_t<decltype(products)>::Compute;
     with_floating_storage(*known_dtype(c.slopes.scalar_type()), [&](auto* tag) {
       using S = std::remove_pointer_t<decltype(tag)>;
-      constexpr bool narrow = Backend::kStrip == 1 && sizeof(S) == 2 && sizeof(T) == 4;  // see factor_dtype
+      constexpr bool narrow = is_narrow_factor<Backend, S> && sizeof(T) == 4;
       if constexpr (std::is_same_v<S, T> || narrow) use(ChunkSlopes<T, S>(c, gradients));
     });
   });

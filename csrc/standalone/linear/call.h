@@ -124,7 +124,7 @@ struct GradientSums {
   Tensor new_state(const Tensor& like, DType wide) const { return lossreg::new_state(like, elements, dtype, 1, wide); }
   // Puts the sums into a state.
   void place_in(const Tensor& state) {
-    Tensor flat = as_sums(state, dtype);
+    Tensor flat = viewed_as(state, dtype);
     int64_t start = 0;
     for (int k : {kInputAt, kLinearWeightAt, kLinearBiasAt}) {
       if (!mask[k]) continue;

@@ -39,8 +39,7 @@ void add_over_rows(const char* op, const Tensor& sum, bool first, const Tensor& 
   }
 }
 
-// A state of numbers of dtype `wide` may hold sums of a narrower one: how many numbers so many sums take, and the state
-// as such sums.
+// A state of numbers of dtype `wide` may hold sums of a narrower one: how many numbers so many sums take.
 inline int64_t numbers_for(int64_t sums, DType dtype, DType wide) {
   return (sums * size_of(dtype) + size_of(wide) - 1) / size_of(wide);
 }
@@ -52,9 +51,10 @@ inline Tensor new_state(const Tensor& like, int64_t sums, DType dtype, int64_t n
   if (sums * size_of(dtype) % size_of(wide) != 0) torch::stable::fill_(rows_of(state, held - 1, 1), 0.0);
   return state;
 }
-inline Tensor as_sums(const Tensor& state, DType dtype) {
-  bool same = state.scalar_type() == scalar_type(dtype);
-  return same ? state : call_aten("aten::view", "dtype", state, scalar_type(dtype))[0];
+// The memory of a tensor as numbers of another dtype.
+inline Tensor viewed_as(const Tensor& t, DType dtype) {
+  bool same = t.scalar_type() == scalar_type(dtype);
+  return same ? t : call_aten("aten::view", "dtype", t, scalar_type(dtype))[0];
 }
 
 // A matrix of so many rows and columns as chunks of about one size; row_step is how far a row lies from the next.
