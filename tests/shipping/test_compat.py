@@ -36,6 +36,27 @@ print(json.dumps([torch.__version__, opreg.__file__, str(opreg.library_path()), 
 """
 
 
+FORMULAS = """
+import torch, opreg
+from torch import Tensor
+
+@opreg.pointwise("formulas")
+def quartic_loss(input: Tensor, target: Tensor) -> Tensor:
+    return (input - target) ** 4
+
+@opreg.row("formulas")
+def poly1_loss(nll: Tensor, *, eps: float = 1.0) -> Tensor:
+    return nll + eps * (1 - torch.exp(-nll))
+
+@opreg.region("formulas")
+def tversky(tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
+    return 1 - (tp + 1) / (tp + 0.3 * fp + 0.7 * fn + 1)
+
+for f in (quartic_loss, poly1_loss, tversky):
+    opreg.testing.check(f.op)
+"""
+
+
 # torch 2.15 gave clamp another slope at its bounds: where the references clamp, they then differ from the kernels,
 # which keep the slope of 2.13, at the samples that lie on a bound
 SLOPE = "import torch; x = torch.zeros(1, requires_grad=True); x.clamp(min=0).backward(); print(x.grad.item())"
@@ -126,6 +147,9 @@ def test_ops_of_ones_own(environment: tuple[str, Path], tmp_path: Path) -> None:
     ask = f"import opreg; print(*opreg.build({str(package / 'my_losses.h')!r}, namespace='other').ops)"
     assert run("env", f"OPREG_CACHE={tmp_path / 'cache'}", python, "-I", "-c", ask) == "other::charbonnier_loss\n"
     run(binaries / "pip", "uninstall", "--quiet", "--yes", "theirs")
+    (tmp_path / "formulas.py").write_text(FORMULAS)
+    for _ in range(2):  # compiled, and then found
+        run("env", f"OPREG_CACHE={tmp_path / 'cache'}", python, "-I", tmp_path / "formulas.py")
 
 
 def test_suite(environment: tuple[str, Path]) -> None:
