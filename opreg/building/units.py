@@ -59,7 +59,8 @@ class Recipe:
             said |= {"CUDA_TOOLKIT": f'"{self.cuda.release}"', "CUDA_ARCHITECTURES": f'"{targets}"'}
         return [
             _TARGET, *(f"-DLOSSREG_{name}={value}" for name, value in said.items()),
-            *(f"-isystem{p}" for p in system), "-MMD", "-MF", str(unit.with_suffix(".d")), *self.flags,
+            *(part for p in system for part in ("-isystem", str(p))),
+            "-MMD", "-MF", str(unit.with_suffix(".d")), *self.flags,
         ]  # fmt: skip
 
     def link_command(self, units: Sequence[Path], library: Path) -> list[str]:

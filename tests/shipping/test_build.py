@@ -11,6 +11,7 @@ import torch
 
 import opreg
 from conftest import ROOT
+from opreg.building.compilers import cuda_compiler
 from opreg.building.headers import VERSION
 
 # Charbonnier and others, Two deterministic half-quadratic regularization algorithms, 1994.
@@ -94,6 +95,18 @@ def kept(cache, monkeypatch) -> Path:
 
 def test_an_op_of_somebody_elses_passes_every_check(kept):
     run(f"{DECLARED}opreg.testing.check(op)")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda_compiler() is None, reason="no nvcc")
+def test_kernels_for_cuda(kept, monkeypatch):
+    """Which a torch without CUDA loads as well."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    library = opreg.build(HEADER, namespace="built_for_cuda", cuda=True)
+    assert library.ops == ("built_for_cuda::charbonnier_loss",)
+    for name in (*library.ops, "built_for_cuda::charbonnier_loss_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    assert torch.ops.built_for_cuda.charbonnier_loss(torch.ones(3), torch.ones(3), eps=2.0) == 2
 
 
 def test_several_processes_that_ask_at_once_compile_once(kept, tmp_path):
