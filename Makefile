@@ -41,7 +41,7 @@ $(BIN)/opreg-installed: $(BIN)/torch-installed $(SOURCES)
 # need besides it comes with transformers and psutil).
 $(BIN)/tests-installed: $(BIN)/torch-installed
 	$(BIN)/pip install --quiet onnx onnxscript onnxruntime transformers psutil
-	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)" accelerate
+	$(BIN)/pip install --quiet --no-deps timm "$(TORCHVISION)" accelerate kernels tomlkit
 	# the disassembler that tests/kernels/sass.py reads the CUDA kernels with: 10 MB, and no toolkit
 	$(BIN)/pip install --quiet --no-deps nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@

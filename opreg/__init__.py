@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 # `__init__.pyi`, which an installation makes, says the same to type checkers and editors.
 __all__ = [
     "ErrorSample", "NearMiss", "Op", "Report", "Rule", "Sample", "build", "cmake_prefix_path", "decompositions",
-    "distributed", "emit", "functional", "fuse", "get", "last_report", "library_path", "load_library", "meta", "nn",
-    "on_report", "onnx_translations", "passes", "pointwise", "region", "register", "registered", "row", "testing",
-    "use",
+    "distributed", "emit", "functional", "fuse", "get", "last_report", "layers", "library_path", "load_library",
+    "meta", "nn", "on_report", "onnx_translations", "passes", "pointwise", "region", "register", "registered", "row",
+    "testing", "use",
 ]  # fmt: skip
 
 _cache_keys.tell()
@@ -36,6 +36,7 @@ _LATER = {
     "functional": "",
     "fuse": "passes",
     "last_report": "backend",
+    "layers": "",
     "load_library": "building",
     "nn": "",
     "on_report": "backend",

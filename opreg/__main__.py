@@ -1,4 +1,4 @@
-"""The command line: ``python -m opreg ops | show NAME | new NAME | stubs | doctor | demo | bench``."""
+"""The command line: ``python -m opreg ops | show NAME | new NAME | hub FOLDER | stubs | doctor | demo | bench``."""
 
 import argparse
 import difflib
@@ -16,6 +16,7 @@ from .bench.text import bench_text
 from .building.template import write_package
 from .doctor import diagnosis, gather
 from .faces import stubs
+from .hub import write_kernel
 from .op import Op
 from .registry import get, registered
 
@@ -61,6 +62,16 @@ def show(args: argparse.Namespace) -> int:
 def new(args: argparse.Namespace) -> int:
     try:
         for path in write_package(args.name, args.folder or Path(args.name)):
+            print(f"wrote {path}")
+    except (ValueError, FileExistsError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def hub(args: argparse.Namespace) -> int:
+    try:
+        for path in write_kernel(args.folder, args.name):
             print(f"wrote {path}")
     except (ValueError, FileExistsError) as error:
         print(error, file=sys.stderr)
@@ -120,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("name", metavar="NAME", help="of the package, and of its ops' namespace")
     c.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="where to; default: NAME")
     c.set_defaults(run=new)
+    c = commands.add_parser("hub", help="write this package as a kernel that the `kernels` package loads")
+    c.add_argument("folder", metavar="FOLDER", type=Path, help="of the kernel")
+    c.add_argument("--name", default="opreg", help="of the kernel; default: opreg")
+    c.set_defaults(run=hub)
     c = commands.add_parser("stubs", help="write the package's .pyi files anew, after a declaration was edited")
     c.set_defaults(run=write_stubs)
     c = commands.add_parser("doctor", help="versions, kernels, and what is wrong with this installation")

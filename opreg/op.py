@@ -15,6 +15,7 @@ from torch import Tensor
 from . import _autocast, _private
 from ._library import FUSING, NAMESPACE
 from ._native_calls import NativeCalls
+from ._package import PACKAGE
 from .meta import ShapeRule, State
 from .meta.fakes import result_dtype
 from .meta.rules import ShapeFunction, shape_rule
@@ -183,6 +184,11 @@ class Op:
         while isinstance(declared, partial):
             declared = declared.func
         return str(declared.__module__)
+
+    @cached_property
+    def own(self) -> bool:
+        """Is it one of opreg's, and not a user's?"""
+        return self.module_name.startswith(f"{PACKAGE}.")
 
     @cached_property
     def family(self) -> str:

@@ -42,7 +42,7 @@ def register(op: Op, *, replace: bool = False) -> Op:
             otherwise than the declaration.
     """
     namespace = op.qualname.split("::")[0]
-    own = op.module_name.startswith("opreg.")
+    own = op.own
     text = "" if own else fingerprint([getattr(op, f.name) for f in fields(op)])
     if op.qualname in _ops:
         there = _ops[op.qualname]

@@ -267,7 +267,7 @@ def reason(op: Op, bound: Arguments, dims: Dims, label: Hashable | None) -> str:
         return _classes.why_not(op, bound)
     if label not in dims[VALUES]:
         return "each value needs all of it"
-    return "" if op.module_name.startswith("opreg.") else _samples.objection(op, label)
+    return "" if op.own else _samples.objection(op, label)
 
 
 def say(op: Op, name: str, dim: int, label: Hashable | None, processes: int, why: str) -> None:

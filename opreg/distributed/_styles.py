@@ -8,6 +8,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from .._package import PACKAGE
+
 
 class LossParallel(ParallelStyle):
     """The loss of a tensor-parallel model, whose classes are split over the processes: an entry of the plan of
@@ -37,7 +39,7 @@ class LossParallel(ParallelStyle):
         self.input_layout, self.use_local_output = input_layout, use_local_output
 
     def _apply(self, module: torch.nn.Module, device_mesh: DeviceMesh) -> torch.nn.Module:
-        if not type(module).__module__.startswith("opreg."):
+        if not type(module).__module__.startswith(f"{PACKAGE}."):
             raise RuntimeError(
                 f"LossParallel: expected a module of opreg.nn, such as opreg.nn.CrossEntropyLoss, got {type(module)}"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+import torchvision_for_cpu
 from torch import Tensor, fx, nn
 
 import opreg
@@ -60,20 +61,11 @@ def _fresh_dynamo() -> None:
 
 
 def torchvision() -> Any:
-    """The module. Its wheel is linked to CUDA: beside a CPU build of torch its C++ ops do not load, and its import
-    fails where it registers the fakes of two of them. The rest is Python. timm and transformers import it too."""
-    try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError:
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", schema)
-        return importlib.import_module("torchvision")
+    return torchvision_for_cpu.torchvision() or pytest.skip("torchvision is not installed")
 
 
 def transformers() -> Any:
-    if importlib.util.find_spec("torchvision") is not None:
-        torchvision()
+    torchvision_for_cpu.torchvision()
     return pytest.importorskip("transformers")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision_for_cpu
 from torch import Tensor, nn
 
 import opreg
@@ -36,17 +37,9 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def library(name: str) -> Any:
-    """A library, after torchvision: several of them import that, whose wheel for CUDA lacks two ops beside a CPU build
-    of torch."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
-    if importlib.util.find_spec("torchvision") is not None:
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError:
-            for op in ("nms", "qnms"):
-                schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                torch.library.define(f"torchvision::{op}", schema)
+    torchvision_for_cpu.torchvision()
     return importlib.import_module(name)
 
 

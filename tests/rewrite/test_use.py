@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision_for_cpu
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
@@ -517,16 +518,9 @@ def test_nothing_of_a_call_is_kept() -> None:
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    """torchvision.ops; in its place, where it is not installed or does not load beside this torch, nothing."""
-    if importlib.util.find_spec("torchvision") is None:
+    """torchvision.ops."""
+    if torchvision_for_cpu.torchvision() is None:
         pytest.skip("torchvision is not installed")
-    if "torchvision" not in sys.modules:
-        try:
-            import torchvision
-        except RuntimeError:  # its wheel is linked to CUDA: two fakes find no op
-            for name in ("nms", "qnms"):
-                schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                torch.library.define(f"torchvision::{name}", schema)
     import torchvision.ops
 
     return torchvision.ops

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..._package import PACKAGE
 from .calls import Call, assigns, held_at, resolve, value_of
 from .gradients import constant, differentiable, either, gradient_of
 from .writes import (
@@ -182,7 +183,7 @@ class GraphView:
         if "out" in n.kwargs or target is setattr or (name.endswith("_") and not name.endswith("__")):
             return True
         home = (getattr(target, "__module__", None) or "torch").split(".")[0]
-        return False if home in ("torch", "builtins", "_operator", "operator", "math", "opreg") else None
+        return False if home in ("torch", "builtins", "_operator", "operator", "math", PACKAGE) else None
 
     def _attribute(self, node: fx.Node) -> Any:
         """What a node reads from the module; None where it reads nothing there."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..._package import PACKAGE
 from ...faces.modules import OpModule
 from ...registry import registered
 from .calls import assigns, writes_perhaps
@@ -125,7 +126,7 @@ def keeps_its_arguments(root: torch.nn.Module | None, path: str) -> bool:
     if root is None:
         return False
     for m in root.get_submodule(path).modules():
-        if not type(m).__module__.startswith(("torch.nn.modules.", "opreg.")) or getattr(m, "inplace", False):
+        if not type(m).__module__.startswith(("torch.nn.modules.", f"{PACKAGE}.")) or getattr(m, "inplace", False):
             return False
         if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ... import nn
+from ..._package import PACKAGE
 from ...faces.modules import class_name
 from .._native import Native, by_call, native_call
 from .._report import Left, Report, Swapped
@@ -47,7 +48,7 @@ def fuse_modules(
             before = other or child
     taken: set[str] = set()
     for path, inner in list(module.named_modules()):
-        if not type(inner).__module__.startswith(("torch.nn.modules.", "opreg.")):
+        if not type(inner).__module__.startswith(("torch.nn.modules.", f"{PACKAGE}.")):
             taken |= {joined(path, name) for name in trace_and_fuse(inner, path, rules, report, activations)}
     report.left.extend(entry for entry in left.left if entry.where not in taken)
     return module

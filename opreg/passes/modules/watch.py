@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, get_ignored_functions
 from torch.utils import _pytree as pytree
 
+from ..._package import PACKAGE
 from .state import ABSENT, PLAIN, State, Unwatched, frozen, joined, members, unchanged
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -348,7 +349,7 @@ class Watch(TorchFunctionMode):
         if isinstance(value, types.ModuleType):
             raise Unwatched(f"its forward passes the module {what} on")
         origin = getattr(value, "__module__", None) or ""
-        of_torch = origin.startswith(("torch", "opreg")) or type(value).__module__.startswith("torch._ops")
+        of_torch = origin.startswith(("torch", PACKAGE)) or type(value).__module__.startswith("torch._ops")
         if callable(value) and (of_torch or isinstance(value, types.BuiltinFunctionType)):
             return  # looked at when it is called
 
