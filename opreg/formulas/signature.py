@@ -105,12 +105,12 @@ class Signature:
             expected = f"options of other names than {', '.join(names)}, which the op has itself"
             raise TypeError(f"{self.name}: expected {expected}, got {found[0]}")
 
-    def schema(self, *, reduction: bool, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> str:
-        """The schema's arguments. ``before``: those that stand before the options, ``after`` behind them."""
-        ordered = [*before, *(a.schema for a in self.required)]
+    def schema(self, *, reduction: bool) -> str:
+        """The schema's arguments of an op of these tensors."""
+        ordered = [a.schema for a in self.required]
         ordered += [o.schema for o in self.options if not o.has_default]
         ordered += [t.schema for t in self.tensors if t.optional]
-        ordered += [*(o.schema for o in self.options if o.has_default), *after]
+        ordered += [o.schema for o in self.options if o.has_default]
         return ", ".join([*ordered, *(['str reduction="mean"'] if reduction else [])])
 
 

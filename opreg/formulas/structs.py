@@ -211,16 +211,11 @@ def pointwise_struct(signature: Signature, made: list[Branch], reduction: bool) 
 def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
     """Of ``RowOps``: a function of the row's -log p, times the class's weight; the mean is that of the weights."""
     s = Struct(signature, made, [nll])
-    after = ("int ignore_index=-100",)
     by_value = any(e.op == "input" for b in made for root in b.slopes for e in walk(root))
     before = [f"const T {identifier(nll)} = row.nll;"]
-    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
-        reduction=True, before=("Tensor input", "Tensor target"), after=after
-    )
-    weight = ", Tensor? weight=None"
     lines = [
         *s.head("RowFormula"),
-        *_args(_with_weight(schema, weight)),
+        *_args(_schema_of_classes(signature)),
         "  static constexpr int inputs = 3, gradients = 1;",
         *s.options(),
         "",
@@ -254,9 +249,6 @@ def entropy_struct(signature: Signature, made: list[Branch], nll: str) -> str:
     """Of ``GroupOps``: a function of the row's -log p and entropy, of sums over its classes. With u = x - max they are
     log s - u_y and log s - sum_c e^u_c u_c / s, s = sum_c e^u_c."""
     s = Struct(signature, made, [nll, ENTROPY])
-    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
-        reduction=True, before=("Tensor input", "Tensor target"), after=("int ignore_index=-100",)
-    )
     # no option has a name that ends so
     before = [
         "const T log_sum_ = log(group_.sum[0]);",
@@ -293,7 +285,7 @@ def entropy_struct(signature: Signature, made: list[Branch], nll: str) -> str:
   }"""
     lines = [
         *s.head(),
-        *_args(schema),
+        *_args(_schema_of_classes(signature, weight=False)),
         "  static constexpr int inputs = 2, members = 1, gradients = 1, least_classes = 1;",
         "  static constexpr Along along = Along::classes;",
         "  int64_t ignore_index;",
@@ -329,10 +321,6 @@ def region_struct(signature: Signature, made: list[Branch]) -> str:
     """Of ``RegionOps``: a function of what two regions have in common, and of what they have not."""
     names = [a.name for a in signature.tensors]
     s = Struct(signature, made, names)
-    after = ("int ignore_index=-100", "bool batch=False")
-    schema = Signature(signature.name, tuple(a for a in signature.arguments if not a.is_tensor)).schema(
-        reduction=True, before=("Tensor input", "Tensor target"), after=after
-    )
     sums = ("shared_", "of_q_", "of_y_")  # no option has such a name
     given = []
     for name in names:
@@ -340,7 +328,7 @@ def region_struct(signature: Signature, made: list[Branch]) -> str:
         given.append(f"[[maybe_unused]] const T {identifier(name)} = {' - '.join([' + '.join(plus), *minus])};")
     lines = [
         *s.head(f"RegionFormula<{s.name}>"),
-        *_args(_with_weight(schema, ", Tensor? weight=None")),
+        *_args(_schema_of_classes(signature, "bool batch=False")),
         *s.options(),
         "",
         *s.make(
@@ -358,11 +346,13 @@ def region_struct(signature: Signature, made: list[Branch]) -> str:
     return "\n".join(lines)
 
 
-def _with_weight(schema: str, weight: str) -> str:
-    """The class weights behind the last argument that has no default."""
-    arguments = schema.split(", ")
-    required = sum("=" not in a for a in arguments)
-    return ", ".join(arguments[:required]) + weight + ", " + ", ".join(arguments[required:])
+def _schema_of_classes(signature: Signature, *more: str, weight: bool = True) -> str:
+    """Of a loss of logits and class indices: the function's options, and those that the op has besides."""
+    required = [o.schema for o in signature.options if not o.has_default]
+    others = [o.schema for o in signature.options if o.has_default]
+    weights = ["Tensor? weight=None"] if weight else []
+    arguments = ["Tensor input", "Tensor target", *required, *weights, *others, "int ignore_index=-100", *more]
+    return ", ".join([*arguments, 'str reduction="mean"'])
 
 
 def _args(schema: str) -> list[str]:
