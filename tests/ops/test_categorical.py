@@ -309,12 +309,11 @@ def test_softcap_and_z_loss_by_hand(softcap, z_loss, classes):
                 torch.testing.assert_close(got.cpu().double(), want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("softcap", "z_loss"), BOUNDS)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_second_derivatives_with_softcap_and_z_loss(softcap, z_loss, weighted):
+@pytest.mark.parametrize(("softcap", "z_loss"), BOUNDS[:3])
+def test_second_derivatives_with_softcap_and_z_loss(softcap, z_loss):
     x = torch.randn(3, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
     t = torch.tensor([0, -100, 3], device=DEVICE)
-    w = 0.1 + torch.rand(4, dtype=torch.float64, device=DEVICE) if weighted else None
+    w = 0.1 + torch.rand(4, dtype=torch.float64, device=DEVICE)
 
     def loss(x):
         return torch.ops.lossreg.cross_entropy(x, t, w, label_smoothing=0.1, softcap=softcap, z_loss=z_loss)
