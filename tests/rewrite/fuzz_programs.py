@@ -844,7 +844,8 @@ def tokens(g: Generator) -> None:
     logp = g.let(g.one(f"F.log_softmax({x}, dim={d})", f"{x}.log_softmax({d})", f"torch.log_softmax({x}, {d})"))
     logp = g.near("detached", g.near("another factor", logp, f"({logp} * {logp})"), f"{logp}.detach()")
     if len(lead) == 1 and g.chance(0.4):
-        picked = g.let(f"{logp}[torch.arange(3), {t}]")
+        rows = g.one("torch.arange(3)", "[0, 1, 2]", "range(3)")
+        picked = g.let(f"{logp}[{rows}, {t}]")
     else:
         column = g.one("{}.unsqueeze(-1)", "{}[..., None]", "{}.view({}, 1)", "{}[{}, None]")
         places = ", ".join(map(str, lead)) if "view" in column else ", ".join(":" for _ in lead)

@@ -88,6 +88,19 @@ def focal_of_gathered(g: Generator) -> None:
     g.after(y)
 
 
+@piece("softmax_focal_loss", "focal of zeros and ones", "another dimension", "a factor", "weights by class", "detached")
+def focal_of_all_classes(g: Generator) -> None:
+    shape, rows = ((2, 3, 3), (2, 3)) if g.chance(0.4) else ((3, 3), (3,))
+    x, t = g.before(g.real(*shape), shape), g.index(3, *rows)
+    logp = g.let(f"F.log_softmax({x}, {g.near('another dimension', 1, 0)})")
+    p = g.let(f"torch.exp({logp})")
+    miss = g.near("detached", f"(1 - {g.near('a factor', p, f'0.9 * {p}')})", f"(1 - {p}).detach()")
+    power = g.let(g.one("{} ** {}", "torch.pow({}, {})").format(miss, g.one(2, 1.5, 3)))
+    weight = f", weight={g.unit(3, grad=0)}" if g.miss == "weights by class" else ""
+    options = g.one("", ", ignore_index=1") + g.one("", ", reduction='sum'", ", reduction='none'")
+    g.after(g.let(f"F.nll_loss({g.times(power, logp)}, {t}{weight}{options})"))
+
+
 # differences
 
 

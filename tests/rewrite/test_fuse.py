@@ -393,6 +393,79 @@ def test_near_miss(name):
         assert left == []
 
 
+NUMBERED = {
+    "a list": ([0, 1, 2, 3, 4], ["cross_entropy"]),
+    "a range": (range(5), ["cross_entropy"]),
+    "a range of steps": (range(0, 5, 1), ["cross_entropy"]),
+    "another order": ([1, 0, 2, 3, 4], []),
+    "a row twice": ([0, 1, 2, 3, 3], []),
+    "backwards": (range(4, -1, -1), []),
+    "from the end": (range(-5, 0), []),
+    "the first row": ([0], []),
+    "of other steps": (range(0, 10, 2), []),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_rows_by_number(name):
+    """Log-probabilities of class indices, of all rows in order: a list or a range."""
+    rows, ops = NUMBERED[name]
+    x, t = torch.randn(10, 6)[: 10 if name == "of other steps" else 5].requires_grad_(), torch.tensor([0, 5, 2, 2, 1])
+    for kind in ("dynamo", "symbolic"):
+        require_same(lambda x, t: -F.log_softmax(x, 1)[rows, t].mean(), kind, x, t, ops=ops)
+
+
+def test_columns_by_number():
+    """A list in the place of the classes, or alone, picks no classes."""
+    x, t = torch.randn(3, 3, requires_grad=True), torch.tensor([0, 2, 1])
+    for kind in ("dynamo", "symbolic"):
+        require_same(lambda x, t: -F.log_softmax(x, 1)[t, [0, 1, 2]].mean(), kind, x, t, ops=[])
+        require_same(lambda x, t: -F.log_softmax(x, 1)[:, [0, 1, 2]].mean() + t.sum(), kind, x, t, ops=[])
+        require_same(lambda x, t: -F.log_softmax(x, 1)[[0, 1, 2]].mean() + t.sum(), kind, x, t, ops=[])
+
+
+def fading(x, t, gamma=2.0, dim=1, power=lambda miss, gamma: miss**gamma, **options):
+    log_p = F.log_softmax(x, dim)
+    return F.nll_loss(power(1 - log_p.exp(), gamma) * log_p, t, **options)
+
+
+FADING = {
+    "mean": {},
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none", "gamma": 0.5},
+    "another index": {"ignore_index": 2},
+    "the last dimension": {"dim": -1},
+}
+# What is nll_loss of something else, which stays that.
+NOT_FADING = {
+    "weights by class": {"weight": torch.rand(6)},
+    "no power": {"gamma": 0.0},
+    "a root below": {"gamma": -1.0},
+    "detached": {"power": lambda miss, gamma: miss.detach() ** gamma},
+    "a factor": {"power": lambda miss, gamma: 0.25 * miss**gamma},
+    "another base": {"power": lambda miss, gamma: (1 + miss) ** gamma},
+    "a factor by class": {"power": lambda miss, gamma: miss**gamma * torch.arange(1.0, 7.0)},
+    "rounded": {"power": lambda miss, gamma: miss.bfloat16() ** gamma},
+}
+
+
+@pytest.mark.parametrize("kind", ["dynamo", "symbolic"])
+@pytest.mark.parametrize("name", [*FADING, *NOT_FADING])
+def test_nll_loss_of_what_fades(name, kind):
+    """Softmax focal loss whose power is taken of all classes, and nll_loss picks one; ignored rows do not count."""
+    x, t = torch.randn(5, 6, requires_grad=True), torch.tensor([0, 5, 2, -100 if name != "another index" else 2, 1])
+    options = {**FADING, **NOT_FADING}[name]
+    op = "softmax_focal_loss" if name in FADING else "nll_loss"
+    require_same(lambda x, t: fading(x, t, **options), kind, x, t, ops=[op])
+
+
+def test_nll_loss_of_what_fades_over_others():
+    """A softmax over another dimension than that of the classes, where both have one size."""
+    x, t = torch.randn(2, 5, 5, requires_grad=True), torch.randint(0, 5, (2, 5))
+    for dim, op in ((1, "softmax_focal_loss"), (2, "nll_loss"), (0, "nll_loss")):
+        require_same(lambda x, t, dim=dim: fading(x, t, dim=dim), "dynamo", x, t, ops=[op])
+
+
 def test_two_alphas():
     """A weight that is none of focal_loss's stays a factor of the unweighted one."""
     for kind in ("dynamo", "exported"):
@@ -426,6 +499,10 @@ LEFT = {
     "dice of probabilities": (
         lambda x, t: 1 - (2 * (x * t).sum() + 1) / (x.sum() + t.sum() + 1),
         "dice_loss takes logits",
+    ),
+    "a constant target": (
+        lambda x, t: -0.9 * F.logsigmoid(0.1 * x) - 0.1 * F.logsigmoid(-0.1 * x),
+        "the same number everywhere",
     ),
     "gate used elsewhere": (
         lambda x, t: (lambda s: x * s + s * t)(torch.sigmoid(x)),

@@ -103,7 +103,7 @@ def _prepare(view: GraphView, node: fx.Node, call: Call) -> Prepared:
             if whole:
                 operands.append(a)
             return a
-        if a is None or a is Ellipsis or isinstance(a, bool | str | torch.dtype | torch.device | slice):
+        if a is None or a is Ellipsis or isinstance(a, bool | str | torch.dtype | torch.device | slice | range):
             return a
         if isinstance(a, tuple | list):
             return tuple([prepare(item) for item in a])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...registry import get
-from .._rule import Rule
+from .._rule import NearMiss, Rule
 from ._objections import first_of, unless_above, unless_same_shape
 
 focal_loss = get("focal_loss").value
@@ -43,7 +43,18 @@ FOCAL_WITH_ALPHA = first_of(FOCAL, unless_alpha_in_unit)
 
 LIBRARIES = {"focal_loss": first_of(unless_above(0, "gamma"), SAME_SHAPE)}
 
-RULES = (
+# Two softplus of one logit, weighted: the loss of a preference that some labels have the wrong way round.
+CONSTANT_TARGET = (
+    "it is the cross entropy of a target that is the same number everywhere, and the op takes a tensor: write "
+    "F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, p))"
+)
+
+
+def of_constant_target(input: Tensor, *, scale: float, smoothing: float) -> Tensor:
+    return -(1 - smoothing) * F.logsigmoid(scale * input) - smoothing * F.logsigmoid(-scale * input)
+
+
+RULES: tuple[Rule | NearMiss, ...] = (
     Rule.of(get("binary_cross_entropy_with_logits"), SAME_SHAPE, weight=None, pos_weight=None, reduction="none"),
     Rule(
         "focal_loss, alpha and p_t written out",
@@ -72,4 +83,5 @@ RULES = (
         FOCAL,
         cases="target",
     ),
+    NearMiss("binary_cross_entropy_with_logits of a constant target", of_constant_target, CONSTANT_TARGET),
 )

@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ...registry import get
 from .._match import matches
 from .._native import Native
+from .._rule import Formula
 from ..graph.calls import Call, sizes, sizes_of, value_of
 from ..graph.ranges import Ranges
 from ..graph.view import GraphView
@@ -153,6 +155,34 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     return None
 
 
+# What nll_loss picks each row's class of.
+FADING = Formula(
+    "softmax_focal_loss of nll_loss",
+    lambda input, *, gamma: (1 - F.softmax(input, 1)) ** gamma * F.log_softmax(input, 1),
+)
+
+
+def fading_loss(native: Native, view: GraphView) -> Native | None:
+    """nll_loss of log-probabilities that fade where they are near 0: softmax_focal_loss.
+
+    A class weight is another one there: the mean of nll_loss divides by the weights, that of the op by their number.
+    """
+    arguments, root = native.arguments, native.arguments.get("input")
+    if native.op.short != "nll_loss" or arguments.get("weight") is not None or not isinstance(root, fx.Node):
+        return None
+    for match in matches((FADING,), view, root):
+        parts = [value_of(n) for n in (*match.interior, *match.tensors.values(), root)]
+        dtypes = {t.dtype for t in parts if isinstance(t, Tensor)}
+        unscaled = not match.reduction and match.factor == 1 and not match.factors
+        # torch's gradient reads its parts again, and sees what was written to them without its knowledge
+        if view.written_later(match.interior, root):
+            continue
+        if unscaled and match.numbers["gamma"] > 0 and len(dtypes) == 1:
+            call: dict[str, Any] = {**arguments, **match.tensors, **match.numbers}
+            return Native(get("softmax_focal_loss"), call, interior=(*match.interior, root))
+    return None
+
+
 def head(native: Native, view: GraphView) -> Native | None:
     """Cross entropy of a linear layer's scores, which nobody else reads."""
     arguments: dict[str, Any] = dict(native.arguments)
@@ -198,4 +228,5 @@ CHAINS: dict[str, Chain] = {
     "distillation_loss, softmax and kl_div": distillation,
     "kl_div and its division by the batch": batch_mean,
     "cross_entropy of logits with a margin": margin_loss,
+    "nll_loss of log-probabilities that fade": fading_loss,
 }

@@ -101,7 +101,7 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
         return x[whole(index)]
     if isinstance(index, Value) and index.poly.number is None:
         return masked(x, index)
-    items = index if isinstance(index, tuple) else (index,)
+    items = tuple(map(listed, index)) if isinstance(index, tuple) else (index,)
     rank, new = rank_of(x), sum(i is None for i in items)
     if len(items) == 2 and all(isinstance(i, Value) and not i.scalar for i in items):
         return of_classes(x, *items)
@@ -117,6 +117,15 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
         ends = [v if v is None or isinstance(v, int) else int(v) for v in (last.start, last.stop, last.step)]
         return part(components(x).components[slice(*ends)])
     return entry(x, whole(last))
+
+
+def listed(item: Any) -> Any:
+    """A list or a range of the indices 0, 1, … as ``arange`` has them, and any other index as it is."""
+    if isinstance(item, tuple) and all(isinstance(i, Value) and i.scalar for i in item):
+        item = range(len(item)) if all(i.poly.number == k for k, i in enumerate(item)) else item
+    if not isinstance(item, range) or item != range(len(item)):
+        return item
+    return Value(atom("arange", len(item)), (len(item),), (len(item),))
 
 
 def with_new_dimensions(x: Any, items: tuple[Any, ...]) -> Value:
