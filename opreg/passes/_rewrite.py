@@ -182,13 +182,7 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             new = self.reduced(self.surgery.copied(rule.replacement_graph, bound), match.reduction)
-            result = value_of(root)
-            if isinstance(result, Tensor) and result.dtype in _HALF:  # of which autocast would make float32
-                for n in new:
-                    op = op_of(n)
-                    if op is not None and op.is_loss:
-                        n.kwargs = {**n.kwargs, "dtype": result.dtype}
-            return self.times(new, match)
+            return self.times(kept_half(new, root), match)
 
         self.swap(root, make, rule.name)
 
@@ -329,7 +323,7 @@ class Rewriter:
                 from .. import functional
 
                 return [self.graph.call_function(getattr(functional, op.short), (), arguments)]
-            new = [self.surgery.call(op, arguments)]
+            new = kept_half([self.surgery.call(op, arguments)], node)
             if native.factor != 1:
                 new.append(self.surgery.in_dialect("call_function", operator.mul, (new[0], native.factor), {}))
             return new
@@ -453,6 +447,17 @@ class Rewriter:
         before = self.refused.get(node.name)
         if before is None or before[0] < calls:
             self.refused[node.name] = calls, Left(what, why, where(node))
+
+
+def kept_half(new: list[fx.Node], root: fx.Node) -> list[fx.Node]:
+    """New nodes whose losses are of 16 bits where the root is: autocast would make float32 of them."""
+    result = value_of(root)
+    if isinstance(result, Tensor) and result.dtype in _HALF:
+        for n in new:
+            op = op_of(n)
+            if op is not None and op.is_loss:
+                n.kwargs = {**n.kwargs, "dtype": result.dtype}
+    return new
 
 
 def saves(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> bool:

@@ -466,6 +466,21 @@ def test_nll_loss_of_what_fades_over_others():
         require_same(lambda x, t, dim=dim: fading(x, t, dim=dim), "dynamo", x, t, ops=[op])
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_native_loss_that_autocast_leaves_in_16_bits(outside):
+    """Of the op, autocast would make float32, in a region of the graph or around it."""
+    x, t = (torch.rand(3, 4, dtype=torch.bfloat16) for _ in range(2))
+
+    def loss(x, t):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.multilabel_soft_margin_loss(x, t, reduction="none")
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outside):
+        got, reports = dynamo(loss if not outside else lambda x, t: F.multilabel_soft_margin_loss(x, t), x, t)
+    assert got.dtype == torch.bfloat16
+    assert swapped(reports) == ["multilabel_soft_margin_loss"]
+
+
 def test_two_alphas():
     """A weight that is none of focal_loss's stays a factor of the unweighted one."""
     for kind in ("dynamo", "exported"):
