@@ -78,7 +78,7 @@ def swapped(reports):
 
 
 def require_same(function, kind, *args, ops):
-    """Value and gradient stay; these ops were put in."""
+    """Value and gradient stay; these ops were put in. Returns the reports."""
     want = function(*args)
     got, reports = {**KINDS, "strictly exported": strictly_exported}[kind](function, *args)
     torch.testing.assert_close(got, want)
@@ -86,6 +86,7 @@ def require_same(function, kind, *args, ops):
     for a, b in zip(torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), inputs), strict=True):
         torch.testing.assert_close(a, b)
     assert swapped(reports) == ops, [str(r) for r in reports]
+    return reports
 
 
 @pytest.mark.parametrize("native", NATIVE, ids=lambda op: op.short)
@@ -479,6 +480,34 @@ def test_native_loss_that_autocast_leaves_in_16_bits(outside):
         got, reports = dynamo(loss if not outside else lambda x, t: F.multilabel_soft_margin_loss(x, t), x, t)
     assert got.dtype == torch.bfloat16
     assert swapped(reports) == ["multilabel_soft_margin_loss"]
+
+
+def bounded(x, t, softcap=5.0, divisor=5.0, turn=torch.tanh, **options):
+    return F.cross_entropy(softcap * turn(x / divisor), t, **options)
+
+
+BOUNDED = {
+    "mean": {},
+    "by class, smoothed": {"weight": torch.rand(6), "label_smoothing": 0.1},
+    "none": {"reduction": "none"},
+    "another index": {"reduction": "sum", "ignore_index": 2},
+}
+NOT_BOUNDED = {
+    "two numbers": {"divisor": 4.0},
+    "no bound": {"softcap": -5.0},
+    "detached": {"turn": lambda x: torch.tanh(x).detach() + 0 * x},
+    "another function": {"turn": torch.sigmoid},
+    "rounded": {"turn": lambda x: torch.tanh(x.bfloat16())},
+}
+
+
+@pytest.mark.parametrize("kind", ["dynamo", "symbolic"])
+@pytest.mark.parametrize("name", [*BOUNDED, *NOT_BOUNDED])
+def test_cross_entropy_of_bounded_scores(name, kind):
+    x, t = torch.randn(5, 6, requires_grad=True), torch.tensor([0, 5, 2, -100 if name != "another index" else 2, 1])
+    options = {**BOUNDED, **NOT_BOUNDED}[name]
+    reports = require_same(lambda x, t: bounded(3 * x, t, **options), kind, x, t, ops=["cross_entropy"])
+    assert any("bounded" in s.rule for r in reports for s in r.swapped) == (name in BOUNDED)
 
 
 def test_two_alphas():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ...registry import get
-from .._match import matches
+from .._match import Match, matches
 from .._native import Native
 from .._rule import Formula
 from ..graph.calls import Call, sizes, sizes_of, value_of
@@ -155,6 +155,21 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     return None
 
 
+def input_by(formula: Formula, native: Native, view: GraphView) -> Match[Formula] | None:
+    """How the input of a native call is computed, where that is all in one dtype and the formula as it stands."""
+    root = native.arguments.get("input")
+    if not isinstance(root, fx.Node):
+        return None
+    for match in matches((formula,), view, root):
+        parts = [value_of(n) for n in (*match.interior, *match.tensors.values(), root)]
+        dtypes = {t.dtype for t in parts if isinstance(t, Tensor)}
+        unscaled = not match.reduction and match.factor == 1 and not match.factors
+        # torch's gradient reads its parts again, and sees what was written to them without its knowledge
+        if unscaled and len(dtypes) == 1 and not view.written_later(match.interior, root):
+            return match
+    return None
+
+
 # What nll_loss picks each row's class of.
 FADING = Formula(
     "softmax_focal_loss of nll_loss",
@@ -167,20 +182,33 @@ def fading_loss(native: Native, view: GraphView) -> Native | None:
 
     A class weight is another one there: the mean of nll_loss divides by the weights, that of the op by their number.
     """
-    arguments, root = native.arguments, native.arguments.get("input")
-    if native.op.short != "nll_loss" or arguments.get("weight") is not None or not isinstance(root, fx.Node):
+    arguments = native.arguments
+    root: Any = arguments.get("input")
+    if native.op.short != "nll_loss" or arguments.get("weight") is not None:
         return None
-    for match in matches((FADING,), view, root):
-        parts = [value_of(n) for n in (*match.interior, *match.tensors.values(), root)]
-        dtypes = {t.dtype for t in parts if isinstance(t, Tensor)}
-        unscaled = not match.reduction and match.factor == 1 and not match.factors
-        # torch's gradient reads its parts again, and sees what was written to them without its knowledge
-        if view.written_later(match.interior, root):
-            continue
-        if unscaled and match.numbers["gamma"] > 0 and len(dtypes) == 1:
-            call: dict[str, Any] = {**arguments, **match.tensors, **match.numbers}
-            return Native(get("softmax_focal_loss"), call, interior=(*match.interior, root))
-    return None
+    match = input_by(FADING, native, view)
+    if match is None or match.numbers["gamma"] <= 0:
+        return None
+    call: dict[str, Any] = {**arguments, **match.tensors, **match.numbers}
+    return Native(get("softmax_focal_loss"), call, interior=(*match.interior, root))
+
+
+CAPPED = Formula(
+    "cross_entropy of bounded scores",
+    lambda input, *, softcap: softcap * torch.tanh(input / softcap),
+)
+
+
+def capped_loss(native: Native, view: GraphView) -> Native | None:
+    """cross_entropy of scores that tanh bounds, as Gemma 2 has them."""
+    root: Any = native.arguments.get("input")
+    if native.op.short != "cross_entropy":
+        return None
+    match = input_by(CAPPED, native, view)
+    if match is None or match.numbers["softcap"] <= 0:
+        return None
+    call: dict[str, Any] = {**native.arguments, **match.tensors, **match.numbers}
+    return Native(get("cross_entropy"), call, interior=(*match.interior, root))
 
 
 def head(native: Native, view: GraphView) -> Native | None:
@@ -229,4 +257,5 @@ CHAINS: dict[str, Chain] = {
     "kl_div and its division by the batch": batch_mean,
     "cross_entropy of logits with a margin": margin_loss,
     "nll_loss of log-probabilities that fade": fading_loss,
+    "cross_entropy of bounded scores": capped_loss,
 }
