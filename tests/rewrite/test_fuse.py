@@ -497,7 +497,7 @@ NOT_BOUNDED = {
     "no bound": {"softcap": -5.0},
     "detached": {"turn": lambda x: torch.tanh(x).detach() + 0 * x},
     "another function": {"turn": torch.sigmoid},
-    "rounded": {"turn": lambda x: torch.tanh(x.bfloat16())},
+    "rounded": {"turn": lambda x: torch.tanh(x.bfloat16()).float()},
 }
 
 
