@@ -144,10 +144,9 @@ struct AsymmetricLoss {
     T c = T(clip), m = relu(k.p - c), rest = k.q + c;
     // the clip takes nothing: asked of each element, because GCC makes no vectors where a whole loop has one answer
     bool unclipped = rest == k.q;
-    // -log(1 - m): of what is left of 1, if that is little; else with the first term of what rounding takes of 1 - m
-    bool far = m > T(0.5);
-    T left = far ? rest : T(1) - m, lost = far ? T(0) : (T(1) - left) - m;
-    T clipped = -(log(left) + lost / left), loss_m = unclipped ? k.minus_log_q(x) : clipped;
+    // -log(1 - m): where little is left of 1, of what is left, else of m
+    T loss_m = m > T(0.5) ? -log(rest) : -log1m(m > T(0.5) ? T(0) : m);
+    loss_m = unclipped ? k.minus_log_q(x) : loss_m;
     T power = Mode == 1 ? (m * m) * (m * m) : of_negatives.template power_unit<false>(m);
     T slope = Mode == 1 ? T(4) * m * m * m : of_negatives.template slope<false>(m, power);
     // p q / (1 - m), whose q is all of 1 - m without a clip; the clamp at 0 has slope 1 at its bound
