@@ -142,8 +142,11 @@ struct AsymmetricLoss {
     T positive = miss_p * loss_p, positive_slope = -miss_p * (T(of_positives.gamma) * k.p * loss_p + k.q);
 
     T c = T(clip), m = relu(k.p - c), rest = k.q + c;
-    // the clip takes nothing: asked of each element, because GCC makes no vectors where a whole loop has one answer
-    bool unclipped = rest == k.q;
+#if defined(LOSSREG_ON_DEVICE)
+    bool unclipped = c == T(0);
+#else
+    bool unclipped = rest == k.q;  // asked of each element: GCC makes no vectors where a whole loop has one answer
+#endif
     // -log(1 - m): where little is left of 1, of what is left, else of m
     T loss_m = m > T(0.5) ? -log(rest) : -log1m(m > T(0.5) ? T(0) : m);
     loss_m = unclipped ? k.minus_log_q(x) : loss_m;

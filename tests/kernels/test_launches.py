@@ -111,10 +111,6 @@ gaussian_nll_loss 16777216: 1, 2; 1, 1
 kl_div 16777216: 1, 2; 1, 1
 linear_cross_entropy 1024x512x32000: 3, 11 + 2 copy_ + 3 mm.out + 3 reshape; 2, 3 + 5 reshape
 linear_log_prob 1024x512x32000: 2, 8 + mm.out + 4 reshape; 3, 7 + 3 mm.out + 7 reshape
-dice_loss 8x19x512x512: 2, 4; 1, 1
-tversky_loss 8x19x512x512: 2, 4; 1, 1
-jaccard_loss 8x19x512x512: 2, 4; 1, 1
-generalized_dice_loss 8x19x512x512: 2, 4; 1, 1
 lovasz_softmax_loss 8x19x512x512: 33, 28 + 10 sort.stable; 1, 1
 lovasz_hinge_loss 8x512x512: 6, 9 + sort.stable; 1, 1
 soft_margin_loss 16777216: 1, 2; 1, 1
@@ -138,6 +134,10 @@ log_cosh_loss 16777216: 1, 2; 1, 1
 quantile_loss 16777216: 1, 2; 1, 1
 wing_loss 16777216: 1, 2; 1, 1
 prob_iou_loss 1048576x5: 1, 2; 1, 1
+dice_loss 8x19x512x512: 2, 4; 1, 1
+tversky_loss 8x19x512x512: 2, 4; 1, 1
+jaccard_loss 8x19x512x512: 2, 4; 1, 1
+generalized_dice_loss 8x19x512x512: 2, 4; 1, 1
 ctc_loss 512x32x128: 2, 7; 3, 9
 distillation_loss 1024x32000: 1, 3; 1, 1
 distillation_loss 8x19x512x512: 1, 3; 1, 1
