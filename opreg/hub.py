@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
+from . import __version__, meta
 from ._library import library_path, toolkit_of
 
 _HERE = Path(__file__).parent
@@ -46,6 +46,8 @@ def write_kernel(folder: Path, name: str = "opreg") -> list[Path]:
         raise FileExistsError(f"opreg: expected a folder that is not there yet, got {variant}")
     unwanted = shutil.ignore_patterns("__pycache__", "lib*.so", "own_package", "include", "*.pyi")
     shutil.copytree(_HERE, variant, ignore=unwanted)
+    # in a checkout it lies elsewhere
+    shutil.copytree(Path(meta.__file__).parent, variant / "meta", ignore=unwanted, dirs_exist_ok=True)
     library = shutil.copy(library_path(), variant / "libopreg.so")
     text = b"".join(f.read_bytes() for f in sorted(variant.rglob("*")) if f.is_file())
     kind = "cpu" if backend() == "cpu" else "cuda"

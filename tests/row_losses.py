@@ -37,8 +37,12 @@ def arguments(name: str, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
     return x, t, *prior
 
 
+def op_of(name: str) -> opreg.Op:
+    return opreg.get(name.split(",")[0])
+
+
 def call(name: str, x: Tensor, t: Tensor, **options: object) -> Tensor:
-    result: Tensor = opreg.get(name.split(",")[0]).value(*arguments(name, x, t), **OPTIONS[name], **options)
+    result: Tensor = op_of(name).value(*arguments(name, x, t), **OPTIONS[name], **options)
     return result
 
 

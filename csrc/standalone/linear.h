@@ -29,7 +29,8 @@ struct FinishLoss {
   bool mean;
   HD void operator()(const double (&sums)[2]) const {
     if (result.data) put(result, 0, mean ? sums[0] / sums[1] : sums[0]);
-    put(normaliser, 0, mean ? sums[1] : 1.0);
+    // where no row counts there is no gradient, whatever that of the sum is
+    put(normaliser, 0, mean || sums[1] == 0 ? sums[1] : 1.0);
   }
 };
 

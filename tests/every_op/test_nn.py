@@ -133,7 +133,8 @@ def test_copies(cls):
 def test_repr():
     assert repr(opreg.nn.FocalLoss(gamma=1.5)) == "FocalLoss(alpha=0.25, gamma=1.5, reduction='mean')"
     weighted = opreg.nn.CrossEntropyLoss(torch.ones(3), ignore_index=7)
-    assert repr(weighted) == "CrossEntropyLoss(ignore_index=7, reduction='mean', label_smoothing=0.0)"
+    options = "ignore_index=7, reduction='mean', label_smoothing=0.0, softcap=0.0, z_loss=0.0"
+    assert repr(weighted) == f"CrossEntropyLoss({options})"
     assert repr(opreg.nn.Mish()) == "Mish()"
 
 

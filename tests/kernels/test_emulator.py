@@ -207,7 +207,7 @@ def test_invalid_class_is_nan_and_no_more(emulated, name, shape):
     """On a GPU an invalid class must neither stop the process nor touch another row."""
     emulated(1)
     x, t = (torch.rand(shape) - 0.5).requires_grad_(), torch.tensor([0, shape[1], -1, 2])
-    op = opreg.get(name)
+    op = row_losses.op_of(name)
     options = {**row_losses.OPTIONS[name], "reduction": "none"}
     sample = opreg.Sample(row_losses.arguments(name, x, t), options)
     loss, _, grad = run_raw(torch.ops.lossreg_emulated, op, sample)
