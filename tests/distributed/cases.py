@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 import opreg
 from opreg.distributed import LossParallel, _call, vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
-from placements import full, meshes
+from opreg.meta.schema import bind
+from opreg.registry import of_namespace
+from placements import compare, full, meshes, samples_of, sharded
 
 ops = torch.ops.lossreg
 
@@ -572,3 +574,17 @@ def several_results() -> None:
             (full(got[k]) * weights).sum().backward(retain_graph=True)
             same(full(sharded.grad), of_one)
             sharded.grad = None
+
+
+def where_nothing_counts() -> None:
+    """The mean over class indices that are all ignored is NaN, and has no gradient."""
+    for op in of_namespace():
+        if "ignore_index" not in op.arguments or not op.reduces:
+            continue
+        bounds = (bind(op.value, s.args, s.kwargs) for s in samples_of(op, 0))
+        bound = next(b for b in bounds if b["target"].dim() and b["target"].dtype == torch.int64)
+        bound |= {"reduction": "mean", "target": torch.full_like(bound["target"], bound["ignore_index"])}
+        tensors = {n: a for n, a in bound.items() if isinstance(a, Tensor)}
+        given: dict[str, list[Placement]] = {n: [Replicate()] for n in tensors}
+        given |= {"input": [Shard(0)], "target": [Shard(0)]}
+        compare(op, bound, tensors, {n: sharded(t, meshes()["4"], given[n]) for n, t in tensors.items()})

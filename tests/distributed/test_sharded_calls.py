@@ -73,6 +73,7 @@ def test_vocab_parallel(classes: int, smoothing: float, weighted: bool, soft: bo
         cases.checkpointed_and_compiled,
         cases.partial_fc,
         cases.several_results,
+        cases.where_nothing_counts,
     ],
     ids=lambda case: case.__name__,
 )
