@@ -99,7 +99,7 @@ class Rewriter:
         # the rules of formulas that are a loss wherever they are
         self.rare = [rule for rule in rules if not rule.common]
         self.native_ops = by_call()
-        self.surgery = Surgery(module, self.pure)
+        self.surgery = Surgery(module, self.pure, self.native_ops)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
         self.refused: dict[str, tuple[int, Left]] = {}
 

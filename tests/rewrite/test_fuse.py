@@ -929,6 +929,70 @@ def test_parts_around_a_write():
             require_same(function, kind, X, Y, ops=[])
 
 
+def later_focal(x, y, write):
+    ce = F.binary_cross_entropy_with_logits(x, (y > 0).to(x.dtype), reduction="none")
+    p = torch.exp(-ce)
+    loss = (1 - p) ** 2 * ce
+    write(p)
+    return loss
+
+
+def later_swish(x, y, write):
+    p = torch.sigmoid(x)
+    out = x * p
+    write(p)
+    return out
+
+
+def later_square(x, y, write):
+    d = x - y
+    loss = (d**2).mean()
+    write(d)
+    return loss
+
+
+def later_fading(x, y, write):
+    logp = F.log_softmax(x, 1)
+    p = torch.softmax(x, 1)
+    loss = F.nll_loss((1 - p) ** 2 * logp, torch.arange(4) % 2)
+    write(p)
+    return loss
+
+
+def later_cross_entropy(x, y, write):
+    logp = F.log_softmax(x, 1)
+    loss = F.nll_loss(logp, torch.arange(4) % 2)
+    write(logp)
+    return loss
+
+
+# the op of the whole, and those of torch's own calls in it
+LATER = {
+    later_focal: ("focal_loss", ["binary_cross_entropy_with_logits"]),
+    later_swish: ("swish", []),
+    later_square: ("mse_loss", []),
+    later_fading: ("softmax_focal_loss", ["nll_loss"]),
+    later_cross_entropy: ("cross_entropy", []),
+}
+
+
+@pytest.mark.parametrize("program", LATER)
+def test_parts_that_are_written_to_later(program):
+    """Torch's gradient reads what it saved of a formula's parts again, with what was written through ``.data``."""
+    whole, parts = LATER[program]
+    for write in (lambda p: F.silu(p.data, inplace=True), lambda p: p.data.mul_(3), lambda p: p.data[0].zero_()):
+        for kind in ("symbolic", "dynamo"):
+            require_same(lambda x, y, w=write: program(x, y, w), kind, X, Y, ops=parts)
+    require_same(lambda x, y: program(x, y, lambda p: None), "dynamo", X, Y, ops=[whole])
+
+
+def test_parts_that_are_written_to_later_without_a_gradient():
+    """The numbers alone count where nothing requires grad."""
+    got, reports = dynamo(lambda x, y: later_square(x, y, lambda p: p.data.mul_(3)), X.detach(), Y)
+    torch.testing.assert_close(got, F.mse_loss(X.detach(), Y))
+    assert swapped(reports) == ["mse_loss"]
+
+
 def test_gradients_that_a_write_brings():
     """A teacher that a parameter was written into learns, though it was made as a constant."""
 

@@ -343,6 +343,41 @@ def test_mixed_dtypes_compiled(name):
     torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
 
 
+# factors of a formula: a tensor of the default dtype, one of no dimensions, which promotes nothing, and numbers
+FACTORS = {
+    "where of numbers": lambda t: torch.where(t > 0.5, 0.75, 0.25),
+    "where of a tensor": lambda t: torch.where(t > 0.5, 0.75, torch.full_like(t, 0.25)),
+    "where of 0-d tensors": lambda t: torch.where(t > 0.5, torch.tensor(0.75), torch.tensor(0.25)),
+    "0-d": lambda t: torch.tensor(0.75),
+    "tensor": lambda t: torch.full(t.shape, 0.75),
+    "number": lambda t: 0.75,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", FACTORS)
+def test_dtype_of_a_formula_with_factors(factor, kind):
+    """A swap gives the dtype of the program, which a factor of another dtype decides as well as the scores do."""
+
+    def focal(x, y):
+        t = (y > 0.2).to(x.dtype)
+        ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+        return FACTORS[factor](t) * ((1 - torch.exp(-ce)) ** 2 * ce)
+
+    def square(x, y):
+        return (FACTORS[factor](y) * (x - y) ** 2).mean()
+
+    def swish(x, y):
+        return FACTORS[factor](y) * (x * torch.sigmoid(x))
+
+    for program, dtype in itertools.product((focal, square, swish), FLOATING):
+        x, y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+        want, got = program(x, y), KINDS[kind](program, x, y)[0]
+        assert got.dtype == want.dtype, (program.__name__, dtype)
+        tolerance = 2e-2 if dtype.itemsize == 2 else 1e-5
+        torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("native", NATIVE, ids=lambda op: op.short)
 def test_without_dimensions(native, kind):

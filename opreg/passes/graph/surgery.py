@@ -1,6 +1,6 @@
 """Nodes of a graph in the place of others, and the checks that they fit there."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ class Surgery:
     Args:
         module: the owner of the graph.
         pure: has a call no effect but its result? Such a call is erased when nobody uses it any more.
+        natives: the names of torch's own losses and activations.
     """
 
-    def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool]) -> None:
-        self.module, self.graph, self.pure = module, module.graph, pure
+    def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool], natives: Container[str]) -> None:
+        self.module, self.graph, self.pure, self.natives = module, module.graph, pure, natives
         self.view = FollowingView(self.graph, module)
         self._only_aten = any("val" in n.meta for n in self.graph.nodes)
         # the nodes that may have lost their last user; None: any node of the graph may have none
@@ -293,12 +294,13 @@ class Surgery:
         """Is the graph's dtype for a native loss of tensors of several dtypes only what torch's fakes say of it?
 
         Some of them promote, and the kernels do not. The op gives what the kernel gives, and so do programs that are
-        not rewritten. Under autocast, the graph knows better than a fake run here.
+        not rewritten. Under autocast, the graph knows better than a fake run here. Arithmetic promotes in its kernels
+        too: at the end of a formula, the graph's dtype is the program's.
         """
         call = self.view.calls[root]
         inputs = [value_of(n) for n in root.all_input_nodes]
         floating = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
-        if call is None or call.target is None or len(floating) < 2:
+        if call is None or call.target is None or call.name not in self.natives or len(floating) < 2:
             return False
         args, kwargs = _with_values((call.args, dict(call.kwargs)))
         try:

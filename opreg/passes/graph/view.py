@@ -297,7 +297,7 @@ class GraphView:
 
     def disturbed(self, parts: Sequence[fx.Node], leaves: Iterable[Any], root: fx.Node) -> str:
         """Why the value that the parts compute of the leaves may be another one if it is computed at the root's place;
-        empty: it is the same."""
+        empty: it is the same, and so is its gradient."""
         read = [n for n in leaves if isinstance(n, fx.Node)]
         low, high = min(self.position[n] for n in (*parts, root)), self.position[root]
         if any(low < i < high for i in self.switches):
@@ -318,6 +318,9 @@ class GraphView:
             since, writes = self.position[node], self.versions.get(self.tensor[node], ())
             if any(since < self.position[w] <= high and w is not root for w in writes):
                 return "one of its tensors is written to between its parts"
+        # Torch's gradient reads the parts again, and sees what was written to them through ``.data``.
+        if self.requires_grad(root) is not False and self.written_later([n for n in parts if n is not root], root):
+            return "one of its parts is written to later, and torch's gradient would read that"
         return ""
 
     def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:

@@ -164,8 +164,7 @@ def input_by(formula: Formula, native: Native, view: GraphView) -> Match[Formula
         parts = [value_of(n) for n in (*match.interior, *match.tensors.values(), root)]
         dtypes = {t.dtype for t in parts if isinstance(t, Tensor)}
         unscaled = not match.reduction and match.factor == 1 and not match.factors
-        # torch's gradient reads its parts again, and sees what was written to them without its knowledge
-        if unscaled and len(dtypes) == 1 and not view.written_later(match.interior, root):
+        if unscaled and len(dtypes) == 1:
             return match
     return None
 
