@@ -182,7 +182,7 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             new = self.reduced(self.surgery.copied(rule.replacement_graph, bound), match.reduction)
-            return self.times(kept_dtype(new, root), match)
+            return self.times(kept_half(new, root), match)
 
         self.swap(root, make, rule.name)
 
@@ -323,7 +323,7 @@ class Rewriter:
                 from .. import functional
 
                 return [self.graph.call_function(getattr(functional, op.short), (), arguments)]
-            new = kept_dtype([self.surgery.call(op, arguments)], node)
+            new = kept_half([self.surgery.call(op, arguments)], node)
             if native.factor != 1:
                 new.append(self.surgery.in_dialect("call_function", operator.mul, (new[0], native.factor), {}))
             return new
@@ -449,19 +449,14 @@ class Rewriter:
             self.refused[node.name] = calls, Left(what, why, where(node))
 
 
-def kept_dtype(new: list[fx.Node], root: fx.Node) -> list[fx.Node]:
-    """New nodes whose losses are of the root's dtype.
-
-    Autocast would make float32 of 16 bits; and a constant of a formula can have made float32 of them.
-    """
+def kept_half(new: list[fx.Node], root: fx.Node) -> list[fx.Node]:
+    """New nodes whose losses are of 16 bits where the root is: autocast would make float32 of them."""
     result = value_of(root)
-    if not isinstance(result, Tensor):
-        return new
-    for n in new:
-        op = op_of(n)
-        given = {t.dtype for a in n.all_input_nodes if isinstance(t := value_of(a), Tensor) and t.is_floating_point()}
-        if op is not None and op.is_loss and (result.dtype in _HALF or result.dtype not in given):
-            n.kwargs = {**n.kwargs, "dtype": result.dtype}
+    if isinstance(result, Tensor) and result.dtype in _HALF:
+        for n in new:
+            op = op_of(n)
+            if op is not None and op.is_loss:
+                n.kwargs = {**n.kwargs, "dtype": result.dtype}
     return new
 
 
