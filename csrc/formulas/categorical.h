@@ -28,7 +28,7 @@ struct NLLLoss : RowFormula {
   }
 };
 
-// The op.
+// cross_entropy with its two options, each run only where it is not 0.
 struct CrossEntropyOp : Bounded<CrossEntropy> {
   static constexpr auto args =
       "Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
