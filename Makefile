@@ -117,9 +117,10 @@ gpu-check:
 	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
 
 # What an exported program needs of other runtimes: ExecuTorch and OpenVINO, without what would bring another torch.
-RUNTIMES := executorch flatbuffers "torchao<0.19" ruamel.yaml tabulate pyyaml pandas openvino openvino-telemetry
+RUNTIMES := executorch "torchao<0.19" openvino
 $(BIN)/runtimes-installed: $(BIN)/tests-installed
 	$(BIN)/pip install --quiet --no-deps $(RUNTIMES)
+	$(BIN)/pip install --quiet flatbuffers ruamel.yaml tabulate pyyaml openvino-telemetry
 	touch $@
 
 # Every op there, with eager's numbers.
