@@ -71,7 +71,8 @@ class SiluAndMul(Layer):
     """``swiglu`` of the two halves of the last dimension, which is even."""
 
     def forward(self, input: Tensor) -> Tensor:
-        result: Tensor = functional.swiglu(*input.chunk(2, -1))
+        gate, up = input.chunk(2, -1)
+        result: Tensor = functional.swiglu(gate, up)
         return result
 
 
@@ -79,7 +80,8 @@ class GeluAndMul(Layer):
     """``geglu`` of the two halves of the last dimension, which is even."""
 
     def forward(self, input: Tensor) -> Tensor:
-        result: Tensor = functional.geglu(*input.chunk(2, -1))
+        gate, up = input.chunk(2, -1)
+        result: Tensor = functional.geglu(gate, up)
         return result
 
 
@@ -87,7 +89,8 @@ class GeluTanhAndMul(Layer):
     """``geglu`` approximated by tanh, of the two halves of the last dimension, which is even."""
 
     def forward(self, input: Tensor) -> Tensor:
-        result: Tensor = functional.geglu(*input.chunk(2, -1), "tanh")
+        gate, up = input.chunk(2, -1)
+        result: Tensor = functional.geglu(gate, up, "tanh")
         return result
 
 
