@@ -132,6 +132,18 @@ def torchaudio_rnnt(targets: Tensor, logit_lengths: Tensor, target_lengths: Tens
     return module("torchaudio.functional").rnnt_loss(**{n: t.int() for n, t in whole.items()}, **options)
 
 
+def timm_asymmetric(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    return module("timm.loss").AsymmetricLossMultiLabel(**options)(input, target)
+
+
+def liger_jsd(input: Tensor, target: Tensor, beta: float, temperature: float, **options: Any) -> Tensor:
+    """The sum over rows of classes, which come last. What Liger has of torch's functions is the loss of a chunk of a
+    head's scores; its other losses and its gated units are kernels in Triton, which have no CPU."""
+    loss = module("liger_kernel.chunked_loss.jsd_loss").LigerFusedLinearJSDFunction.distillation_loss_fn
+    student, teacher = (t.movedim(1, -1).flatten(0, -2) / temperature for t in (input, target))
+    return loss(student, teacher, beta) / len(student)
+
+
 SMP, METRIC = "segmentation-models-pytorch", "pytorch-metric-learning"
 PEERS = {
     "focal_loss": Peer("torchvision", torchvision_focal),
@@ -150,6 +162,8 @@ PEERS = {
     "binary_cross_entropy_with_logits": Peer(SMP, smp("SoftBCEWithLogitsLoss", ignore_index=None)),
     "lovasz_softmax_loss": Peer(SMP, smp("LovaszLoss", "multiclass")),
     "lovasz_hinge_loss": Peer(SMP, smp("LovaszLoss", "binary")),
+    "jsd_loss": Peer("liger-kernel", liger_jsd),
+    "asymmetric_loss": Peer("timm", timm_asymmetric),
     "rnnt_loss": Peer("torchaudio", torchaudio_rnnt),
     "arcface_loss": Peer(METRIC, over_cosines("ArcFaceLoss")),
     "amsoftmax_loss": Peer(METRIC, over_cosines("CosFaceLoss")),

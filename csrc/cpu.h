@@ -16,6 +16,7 @@ namespace lossreg {
 
 struct Cpu {
   static constexpr bool checks_values = true;
+  static constexpr bool one_pass = true;
   static constexpr int kStrip = 128;
 
   using Pointwise = cpu::PointwiseKernels;

@@ -16,6 +16,7 @@ namespace lossreg {
 
 struct Cuda {
   static constexpr bool checks_values = false;
+  static constexpr bool one_pass = false;
   static constexpr int kStrip = 1;
 
   using Pointwise = cuda::PointwiseKernels;

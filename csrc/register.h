@@ -8,6 +8,9 @@
 #include "skeletons/checks.h"
 #include "skeletons/standalone.h"
 
+// Runs once: what a compiler would do for its speed, it leaves.
+#define LOSSREG_ONCE __attribute__((cold))
+
 namespace lossreg::detail {
 
 // What a kernel is given, as it uses it. A string comes as a handle, which is the receiver's to free: torch's own
@@ -23,8 +26,8 @@ inline std::string take(StringHandle handle) {
   std::unique_ptr<std::remove_pointer_t<StringHandle>, Free> owned(handle);
   size_t length = 0;
   const char* text = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
   return std::string(text, length);
 }
 
@@ -131,10 +134,13 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
   // a result that is there.
   static const Tensor& check_backward(const Call& call, const std::vector<bool>& mask, Incoming<F>& incoming) {
     const Tensor* first = first_of(incoming);
+    check_mask(call, mask);
+    return *first;
+  }
+  static void check_mask(const Call& call, const std::vector<bool>& mask) {
     check_gradient_mask(F::name, mask, F::gradients);
     for (int k = 0; k < F::gradients; k++)
       if (mask[k]) required(F::name, F::args, k, call.tensors[k]);
-    return *first;
   }
   static const Tensor* first_of(Incoming<F>& incoming) {
     if constexpr (several) {
@@ -186,6 +192,18 @@ struct Entry<Kernel, F, std::index_sequence<P...>, std::index_sequence<K...>, st
     };
     if constexpr (F::gradients == 1) return place(grads[0]);
     else return std::apply([&](const auto&... grad) { return std::make_tuple(place(grad)...); }, grads);
+  }
+  static auto value_and_grad(Argument<P>... a, DTypeCode dtype) {
+    Call call = parse(a...);
+    return Kernel::value_and_grad(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype));
+  }
+  static auto value_and_grads(Argument<P>... a, DTypeCode dtype, std::vector<bool> needs_input_grad) {
+    Call call = parse(a...);
+    check_mask(call, needs_input_grad);
+    auto [value, grads] =
+        Kernel::value_and_grad(call.f, call.tensors, call.reduction, scalar_type(F::name, dtype), needs_input_grad);
+    if constexpr (F::gradients == 1) return std::make_tuple(value, returned(grads, value));
+    else return std::tuple_cat(std::make_tuple(value), returned(grads, value));
   }
   static auto grad(GradOutput<R>... g, Argument<P>... a, std::vector<bool> needs_input_grad) {
     Call call = parse(a...);
@@ -239,8 +257,24 @@ struct SkeletonOf<WrittenOps<F...>> {
   using Kernel = WrittenKernel<Formula, Backend>;
 };
 
+// Has the kernel value_and_grad()? Then NAME_with_gradient is an entry of the kernels' own namespace. Such a kernel
+// finds the gradient in the first tensor; or those that a mask asks for, where it says that it takes one.
+template <class Kernel>
+using has_one_pass = decltype(Kernel::has_one_pass);
+template <class Kernel>
+using one_pass_takes_mask = decltype(Kernel::one_pass_takes_mask);
+template <class Kernel>
+constexpr bool in_one_pass() {
+  if constexpr (has<has_one_pass, Kernel>) return Kernel::has_one_pass;
+  else return false;
+}
+template <class F>
+std::string one_pass_name() {
+  return std::string(F::name) + "_with_gradient";
+}
+
 template <class F, class Library>
-void define(Library& m, bool loss, bool keeps_state) {
+LOSSREG_ONCE void define(Library& m, bool loss, bool keeps_state) {
   Registration::of_library().defining<F>();
   std::string name = F::name, args = F::args, separator = ", *, ";
   std::string mask = separator + "bool[" + std::to_string(F::gradients) + "] needs_input_grad";
@@ -271,20 +305,41 @@ void define(Library& m, bool loss, bool keeps_state) {
   m.def((name + "_backward(" + incoming + state + args + mask + ") -> (" + returns + ")").c_str());
 }
 
+template <class Kernel, class F, class Library>
+void define_one_pass(Library& m) {
+  if constexpr (in_one_pass<Kernel>()) {
+    std::string mask, returns = "Tensor, Tensor";
+    if constexpr (has<one_pass_takes_mask, Kernel>) {
+      mask = ", bool[" + std::to_string(F::gradients) + "] needs_input_grad";
+      for (int k = 1; k < F::gradients; k++) returns += ", Tensor";
+    }
+    m.def(
+        (one_pass_name<F>() + "(" + F::args + ", *, ScalarType? dtype=None" + mask + ") -> (" + returns + ")").c_str());
+  }
+}
 template <class Library, template <class...> class List, class... F>
-void define(Library& m, List<F...>) {
+void define(Library& m, List<F...>, bool kernels = false) {
   using S = SkeletonOf<List<F...>>;
   (define<F>(m, EntryOf<void, F>::is_loss, S::template Kernel<F, void>::keeps_state), ...);
+  if (kernels) (define_one_pass<typename S::template Kernel<F, void>, F>(m), ...);
 }
 template <class Library, class... F>
-void define(Library& m, OwnSchemaOps<F...>) {
+void define(Library& m, OwnSchemaOps<F...>, bool = false) {
   ((Registration::of_library().defining<F>(), m.def(F::schema)), ...);
 }
 template <class Library, class... Lists>
-void define(Library& m, Family<Lists...>) {
-  (define(m, Lists{}), ...);
+void define(Library& m, Family<Lists...>, bool kernels = false) {
+  (define(m, Lists{}, kernels), ...);
 }
 
+template <class Kernel, class F, class Library>
+void implement_one_pass(Library& m) {
+  using E = EntryOf<Kernel, F>;
+  if constexpr (in_one_pass<Kernel>()) {
+    if constexpr (has<one_pass_takes_mask, Kernel>) m.impl(one_pass_name<F>().c_str(), TORCH_BOX(&E::value_and_grads));
+    else m.impl(one_pass_name<F>().c_str(), TORCH_BOX(&E::value_and_grad));
+  }
+}
 template <class Kernel, class F, class Library>
 void implement_op(Library& m) {
   using E = EntryOf<Kernel, F>;
@@ -300,22 +355,24 @@ void implement_op(Library& m) {
   }
 }
 template <class Backend, class Library, template <class...> class List, class... F>
-void implement_list(Library& m, List<F...>) {
+void implement_list(Library& m, List<F...>, [[maybe_unused]] bool kernels) {
   using S = SkeletonOf<List<F...>>;
   (implement_op<typename S::template Kernel<F, Backend>, F>(m), ...);
+  if constexpr (Backend::one_pass)
+    if (kernels) (implement_one_pass<typename S::template Kernel<F, Backend>, F>(m), ...);
 }
 template <class Backend, class Library, class... F>
-void implement_list(Library& m, OwnSchemaOps<F...>) {
+void implement_list(Library& m, OwnSchemaOps<F...>, bool) {
   (m.impl(F::name, TORCH_BOX(&F::template run<Backend>)), ...);
 }
 template <class Backend, class Library, class... Lists>
-void implement_list(Library& m, Family<Lists...>) {
-  (implement_list<Backend>(m, Lists{}), ...);
+void implement_list(Library& m, Family<Lists...>, bool kernels) {
+  (implement_list<Backend>(m, Lists{}, kernels), ...);
 }
 
 template <class Backend, class Library, class Ops>
-void implement(Library& m, Ops ops) {
-  if constexpr (is_whole<Backend>()) implement_list<Backend>(m, ops);
+void implement(Library& m, Ops ops, bool kernels = false) {
+  if constexpr (is_whole<Backend>()) implement_list<Backend>(m, ops, kernels);
 }
 
 // What lossreg.cpp and lossreg.cu do with a family: everything twice, as torch.ops.NAMESPACE, and as
@@ -325,19 +382,22 @@ void implement(Library& m, Ops ops) {
 
 template <class Ops>
 bool enter_schemas(const char* family) {
-  auto add = [&](const char* name_space, bool listed) {
-    Registration::of_library().add({StableLibrary::Kind::FRAGMENT, name_space, nullptr, base_name(family), listed,
-                                    [](StableLibrary& m) { define(m, Ops{}); }});
+  auto add = [&](const char* name_space, bool listed, auto define_all) {
+    Registration::of_library().add(
+        {StableLibrary::Kind::FRAGMENT, name_space, nullptr, base_name(family), listed, define_all});
   };
-  add(C10_STRINGIZE(LOSSREG_NAMESPACE), true);
-  add(C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE), false);
+  add(C10_STRINGIZE(LOSSREG_NAMESPACE), true, [](StableLibrary& m) { define(m, Ops{}, false); });
+  add(C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE), false, [](StableLibrary& m) { define(m, Ops{}, true); });
   return true;
 }
 template <class Backend, class Ops>
 bool enter_kernels(const char* key, const char* family) {
-  for (const char* name_space : {C10_STRINGIZE(LOSSREG_NAMESPACE), C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE)})
-    Registration::of_library().add({StableLibrary::Kind::IMPL, name_space, key, base_name(family), false,
-                                    [](StableLibrary& m) { implement<Backend>(m, Ops{}); }});
+  auto add = [&](const char* name_space, auto implement_all) {
+    Registration::of_library().add(
+        {StableLibrary::Kind::IMPL, name_space, key, base_name(family), false, implement_all});
+  };
+  add(C10_STRINGIZE(LOSSREG_NAMESPACE), [](StableLibrary& m) { implement<Backend>(m, Ops{}, false); });
+  add(C10_STRINGIZE(LOSSREG_KERNELS_NAMESPACE), [](StableLibrary& m) { implement<Backend>(m, Ops{}, true); });
   return true;
 }
 

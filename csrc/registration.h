@@ -137,7 +137,11 @@ class Registration {
 
 // What a library says of itself, to whoever has loaded it and looks for these names in that very library. Those who
 // look may be of a later version: what is here stays.
+#if defined(_WIN32)
+#define LOSSREG_EXPORT extern "C" __declspec(dllexport) inline
+#else
 #define LOSSREG_EXPORT extern "C" __attribute__((visibility("default"), weak))
+#endif
 
 LOSSREG_EXPORT int lossreg_version() {
   return LOSSREG_VERSION;

@@ -3,8 +3,8 @@
 // to bfloat16 costs up to 2^-9 of a value and to float16 up to 2^-12 (2.4e-4); the functions here stay below 1e-5, in a
 // third of the instructions. Sums, products and comparisons are a float's own.
 //
-// A formula, generic in its type T, does not know the difference. The functions are made of what a GPU has one
-// instruction for; the host has the same in libm, so that the tests can hold every bound.
+// A formula, generic in its type T, does not know the difference. On a GPU the functions are made of what it has one
+// instruction for, elsewhere of steps that a vector loop takes.
 #include "math.h"
 
 namespace lossreg {
@@ -44,15 +44,79 @@ HD float sqrt(float x) {
   return y;
 }
 #else
+// 2^c for c in [-127, 128], with a relative error below 2e-7; 0 and infinity at these ends, and below -126 some number
+// that is no normal one.
+HD float exp2_within(float c) {
+  constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = c + round, r = c - (shifted - round);
+  // 2^r for |r| <= 1/2, of the smallest relative error that a polynomial of its degree can have that is 1 at 0
+  float p = 1.326472731e-03f;
+  p = p * r + 9.671512991e-03f;
+  p = p * r + 5.550733581e-02f;
+  p = p * r + 2.402224243e-01f;
+  p = p * r + 6.931470037e-01f;
+  p = p * r + 1.f;
+  // into the exponent: nothing where p is a NaN, whose last bits are 0, as of all that comes from 16 bits
+  return bits<float>(bits<uint32_t>(p) + (bits<uint32_t>(shifted) << 23));
+}
 HD float exp2(float x) {
-  float y = ::exp2f(x);
-  return y < 1.17549435e-38f ? 0.f : y;
+  return exp2_within(clamp(x, -127.f, 128.f));
+}
+// The same for x <= 0, or above it by a rounding error.
+HD float exp2_negative(float x) {
+  return exp2_within(at_least(x, -127.f));
+}
+
+// A positive number as 2^n m, m in [sqrt(1/2), sqrt(2)).
+struct Binary {
+  float n, m;
+  HD explicit Binary(float x) {
+    const uint32_t b = bits<uint32_t>(x) - 0x3f3504f3u;
+    n = float(int32_t(b) >> 23);
+    m = bits<float>((b & 0x007fffffu) + 0x3f3504f3u);
+  }
+};
+// `y` where that is the logarithm of a positive number x; what the logarithm is of any other.
+HD float or_end(float y, float x) {
+  y = x < INFINITY ? y : x;
+  y = x == 0.f ? -INFINITY : y;
+  return x < 0.f ? NAN : y;
+}
+// With a relative error below 1e-7, for powers, whose error is that of the logarithm times the exponent.
+HD float log2_of_normal(float x) {
+  // log m = 2 atanh(s)
+  const Binary b(x);
+  const float s = (b.m - 1.f) / (b.m + 1.f), z = s * s;
+  float p = 4.3096203e-1f;
+  p = p * z + 5.7675396e-1f;
+  p = p * z + 9.6179826e-1f;
+  return or_end(b.n + s * (p * z + 2.8853901f), x < 1.17549435e-38f ? x * 0.f : x);
 }
 HD float log2(float x) {
-  return ::log2f(x);
+  const bool tiny = x < 1.17549435e-38f;
+  return log2_of_normal(tiny ? x * 8388608.f : x) - (tiny ? 23.f : 0.f);
 }
-HD float log2_of_normal(float x) {
-  return ::log2f(x < 1.17549435e-38f ? x * 0.f : x);
+// n log 2 + log(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)). Relative error below 2e-6.
+HD float log_of_parts(float n, float f) {
+  // (log(1 + f) - f) / f^2, of the smallest relative error of the logarithm that six terms can have
+  float p = 1.1950146e-1f;
+  p = p * f - 1.8587847e-1f;
+  p = p * f + 2.0449049e-1f;
+  p = p * f - 2.4919041e-1f;
+  p = p * f + 3.3319223e-1f;
+  p = p * f - 5.0000849e-1f;
+  return n * 0.693147180559945309f + (f + f * f * p);
+}
+HD float log(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  const Binary b(tiny ? x * 8388608.f : x);
+  return or_end(log_of_parts(b.n - (tiny ? 23.f : 0.f), b.m - 1.f), x);
+}
+// log(1 + f), which keeps its digits near 0.
+HD float log_beside_one(float f) {
+  const float x = 1.f + f;
+  const Binary b(x);
+  return or_end(log_of_parts(b.n, b.n == 0.f ? f : b.m - 1.f), x);
 }
 HD float divide(float x, float y) {
   return x / y;
@@ -92,7 +156,7 @@ struct Lean {
 };
 
 HD Lean abs(Lean x) {
-  return Lean(abs(x.value));
+  return Lean(::fabsf(x.value));
 }
 HD Lean relu(Lean x) {
   return Lean(relu(x.value));
@@ -141,7 +205,11 @@ HD Lean exp(Lean x) {
   return Lean(approximate::exp2(x.value * kLog2E));
 }
 HD Lean exp_negative(Lean x) {
+#if defined(LOSSREG_ON_DEVICE)
   return exp(x);
+#else
+  return Lean(approximate::exp2_negative(x.value * kLog2E));
+#endif
 }
 
 // log(1 + f) beside 1, where a logarithm of 1 + f as it is rounded would lose its digits: |f| <= 1/16.
@@ -151,6 +219,7 @@ HD float log_beside_one(float f) {
   p = p * f - 4.999992847e-1f;
   return f * (p * f + 9.999996424e-1f);
 }
+#if defined(LOSSREG_ON_DEVICE)
 HD Lean log(Lean x) {
   const float f = x.value - 1.f;
   return Lean(::fabsf(f) < 0.0625f ? log_beside_one(f) : approximate::log2(x.value) * kLn2);
@@ -159,6 +228,20 @@ HD Lean log1m(Lean x) {
   return Lean(::fabsf(x.value) < 0.0625f ? log_beside_one(-x.value)
                                          : approximate::log2_of_normal(1.f - x.value) * kLn2);
 }
+HD Lean log1p(Lean u) {
+  return Lean(::fabsf(u.value) < 0.0625f ? log_beside_one(u.value) : approximate::log2(1.f + u.value) * kLn2);
+}
+#else
+HD Lean log(Lean x) {
+  return Lean(approximate::log(x.value));
+}
+HD Lean log1m(Lean x) {
+  return Lean(approximate::log_beside_one(-x.value));
+}
+HD Lean log1p(Lean u) {
+  return Lean(approximate::log_beside_one(u.value));
+}
+#endif
 HD Lean log1p_unit(Lean u) {
   float p = 1.414102409e-2f;
   p = p * u.value - 6.640180200e-2f;
@@ -169,16 +252,16 @@ HD Lean log1p_unit(Lean u) {
   return Lean(u.value * (p * u.value + 9.999987483e-1f));
 }
 
-HD Lean log1p(Lean u) {
-  return Lean(::fabsf(u.value) < 0.0625f ? log_beside_one(u.value) : approximate::log2(1.f + u.value) * kLn2);
-}
-
 HD Lean one_minus_exp(Lean u) {
+#if !defined(LOSSREG_ON_DEVICE)
+  return Lean(one_minus_exp(u.value));
+#else
   float p = -3.770999238e-2f;
   p = p * u.value + 1.660550833e-1f;
   p = p * u.value - 4.999693036e-1f;
   const float near = u.value * (p * u.value + 9.999997616e-1f);
   return Lean(u.value < 0.25f ? near : 1.f - approximate::exp2(-u.value * kLog2E));
+#endif
 }
 
 // Below 3e-5, and where y is large below 3e-7 y: no worse than what a last digit of x makes of the result. 0^0 is 1: as

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "iteration.h"
+#include "large_pages.h"
 #include "schema.h"
 
 namespace lossreg {
@@ -147,7 +148,7 @@ void in_compute_type(DType a, DType b, Use use) {
 
 inline int32_t device_type(const Tensor& t) {
   int32_t type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   return type;
 }
 // As torch writes it. The stable ABI has no names of devices: each backend's stands here.
@@ -165,7 +166,7 @@ template <int Returns = 1, class... Args>
 std::array<Tensor, Returns> call_aten(const char* name, const char* overload, const Args&... args) {
   using torch::stable::detail::from;
   std::array<StableIValue, std::max<size_t>(sizeof...(Args), Returns)> stack{from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   std::array<Tensor, Returns> results;
   for (int i = 0; i < Returns; i++) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return results;
@@ -175,7 +176,7 @@ std::array<Tensor, Returns> call_aten(const char* name, const char* overload, co
 // recorded, whoever called the kernel. Not through the dispatcher by name: a small call would feel that.
 inline Tensor strided(const Tensor& t, const Shape& shape, const Shape& strides, int64_t offset = 0) {
   AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch__reinterpret_tensor(t.get(), int64_t(shape.size()), shape.data(), strides.data(), offset, &result));
   return Tensor(result);
 }
@@ -210,9 +211,11 @@ inline Tensor empty_strided(const Tensor& like, const Shape& shape, const Shape&
   using torch::stable::detail::from, torch::stable::detail::to;
   int32_t code = to<int32_t>(from(scalar_type(dtype)));
   AtenTensorHandle result;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), code,
-                                                         device_type(like), like.get_device_index(), &result));
-  return Tensor(result);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides.data(), code,
+                                                  device_type(like), like.get_device_index(), &result));
+  Tensor made(result);
+  if (like.is_cpu()) ask_for_large_pages(made.mutable_data_ptr(), made.numel() * int64_t(made.element_size()));
+  return made;
 }
 inline Tensor new_empty(const Tensor& like, const Shape& shape, DType dtype) {
   return empty_strided(like, shape, contiguous_strides(shape), dtype);

@@ -66,6 +66,13 @@ function(opreg_add_flags flags namespace)
     message(FATAL_ERROR "opreg: expected a namespace of small letters, digits and _, got ${namespace}")
   endif()
   file(STRINGS ${OPREG_SOURCES}/cxx_flags.txt cxx_flags)
+  if(MSVC)  # clang-cl; Microsoft's own compiler has no vectors for omp simd
+    if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+      message(FATAL_ERROR "opreg: expected clang-cl, got ${CMAKE_CXX_COMPILER}; -DCMAKE_CXX_COMPILER=clang-cl chooses it")
+    endif()
+    list(TRANSFORM cxx_flags PREPEND "/clang:")
+    list(APPEND cxx_flags /EHsc /bigobj)
+  endif()
   add_library(${flags} INTERFACE)
   target_compile_options(${flags} INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${cxx_flags}>)
   target_include_directories(${flags} SYSTEM INTERFACE
@@ -104,8 +111,14 @@ function(opreg_link library flags namespace)
   # The clones of a function are chosen by a symbol that the compiler exports whatever its visibility. In a program that
   # is linked to two builds the second one would run the loops of the first: nothing is exported but what registration.h
   # says.
-  target_link_options(${library} PRIVATE -Wl,--no-as-needed -Wl,-z,nodelete
-    -Wl,--version-script=${OPREG_SOURCES}/exports.map)
+  if(APPLE)
+    target_link_options(${library} PRIVATE "-Wl,-exported_symbol,_lossreg_*")
+  elseif(WIN32)  # exported is what registration.h says, and nothing else
+    set_target_properties(${library} PROPERTIES PREFIX lib)
+  else()
+    target_link_options(${library} PRIVATE -Wl,--no-as-needed -Wl,-z,nodelete
+      -Wl,--version-script=${OPREG_SOURCES}/exports.map)
+  endif()
   target_link_libraries(${library} PRIVATE ${flags} torch torch_cpu c10)
   if(OPREG_CUDA)
     target_link_libraries(${library} PRIVATE cudart_static rt dl pthread)
@@ -146,5 +159,5 @@ function(_opreg_add_library name namespace families destination)
   if(NOT destination)
     set(destination ${name})
   endif()
-  install(TARGETS ${name} LIBRARY DESTINATION ${destination})
+  install(TARGETS ${name} LIBRARY DESTINATION ${destination} RUNTIME DESTINATION ${destination})
 endfunction()

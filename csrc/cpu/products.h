@@ -2,13 +2,13 @@
 // Matrix products by torch, on the CPU.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include "../base/tensor.h"
+#include "packed.h"
 
 namespace lossreg::cpu {
 
 // Past the dispatcher, to which the stable ABI can give no Scalar.
 inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
 }
 inline void wide_product(Tensor out, const Tensor& a, const Tensor& b) {
   torch::stable::copy_(out, call_aten("aten::mm", "", a, b)[0]);
@@ -23,12 +23,10 @@ struct Products {
   // Where the processor has instructions for bfloat16, a product of such matrices takes a quarter of the time that one
   // of float32 takes.
   static DType factor_dtype(DType dtype) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (dtype == DType::bfloat16 && __builtin_cpu_supports("avx512bf16")) return dtype;
-#endif
-    return compute_dtype(dtype);
+    return dtype == DType::bfloat16 && multiplies_bfloat16() ? dtype : compute_dtype(dtype);
   }
-  static constexpr bool is_rounded = true;
+  static constexpr bool packs = kPacks;
+  using Packed = PackedMatrix;
 };
 
 }  // namespace lossreg::cpu

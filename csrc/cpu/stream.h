@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(_WIN32)
 #include <immintrin.h>
 #endif
 
@@ -13,7 +13,7 @@ namespace lossreg::cpu {
 // past the caches then saves that a line is read before it is overwritten.
 constexpr int64_t kStreamed = int64_t(32) << 20;
 constexpr int64_t kLine = 64;  // bytes
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(_WIN32)
 // Copies lines that begin `step` bytes after each other. One store a line: four stores of a quarter take half as long
 // again.
 __attribute__((target("avx512f"))) inline void stream_lines_avx512(char* to, const char* from, int64_t step,
@@ -32,7 +32,7 @@ inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines
   if (wide) stream_lines_avx512(to, from, step, lines);
   else stream_lines_sse2(to, from, step, lines);
 }
-#else
+#else  // on Windows, __builtin_cpu_supports is in a library that clang-cl does not link
 inline void stream_lines(char* to, const char* from, int64_t step, int64_t lines) {
   for (int64_t i = 0; i < lines; i++) std::memcpy(to + i * kLine, from + i * step, kLine);
 }

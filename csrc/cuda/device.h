@@ -41,7 +41,7 @@ struct Guard {
   torch::stable::accelerator::DeviceGuard device;
   void* outer = current_stream;
   explicit Guard(const Tensor& t) : device(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current_stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current_stream));
   }
   Guard(const Guard&) = delete;
   ~Guard() { current_stream = outer; }
@@ -85,7 +85,7 @@ __device__ inline void wait_for_copies() {
 
 // Past the dispatcher, to which the stable ABI can give no Scalar.
 inline void add_product(const Tensor& out, const Tensor& addend, double beta, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), addend.get(), a.get(), b.get(), beta, 1.0));
 }
 inline void wide_product(const Tensor& out, const Tensor& a, const Tensor& b) {
   call_aten("aten::mm", "dtype_out", a, b, out.scalar_type(), out);

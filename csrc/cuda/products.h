@@ -26,7 +26,8 @@ struct Products {
   // scores of bfloat16 do. A sum of float16 might overflow.
   static DType sum_dtype(DType dtype) { return dtype == DType::float16 ? DType::float32 : dtype; }
   static DType factor_dtype(DType dtype) { return dtype; }
-  static constexpr bool is_rounded = false;
+  static constexpr bool packs = false;
+  struct Packed {};
 };
 
 }  // namespace lossreg::cuda

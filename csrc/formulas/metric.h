@@ -86,6 +86,7 @@ struct TripletMarginLoss {
   int mode() const { return norm.mode(); }
   static constexpr int sums = 3, coefficients = 6;
   static constexpr int maxima(int mode) { return mode == Norm::kAny ? 3 : 0; }
+  static constexpr bool in_words(int mode) { return mode != Norm::kAny; }
 
   // anchor to positive, anchor to negative, positive to negative
   template <class T>

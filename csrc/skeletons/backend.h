@@ -25,6 +25,9 @@ struct NullBackend {
   // May the host look at results and inputs? Then a value outside of an op's domain is an error. Where it may not,
   // since that would mean to wait for the device, such a value makes NaN.
   static constexpr bool checks_values = false;
+  // Has it kernels that find a reduced value and its gradient in one pass: Pointwise::sum_and_map, Boxes::sum_and_grad,
+  // and forward_and_grad of Rows and of Groups? Without them nobody calls these four.
+  static constexpr bool one_pass = false;
   // How many neighbouring elements one thread takes at once, where a body is written for strips of them: many where a
   // loop over them becomes vectors, 1 where the threads are lanes of a vector themselves.
   static constexpr int kStrip = 1;
@@ -54,10 +57,12 @@ struct NullBackend {
     static constexpr int64_t whole_rows = 1, row_step = 1;
     // The dtype of sums of products of matrices of a dtype.
     static DType sum_dtype(DType dtype) { return dtype; }
-    // The dtype in which matrices of a dtype are best multiplied where the result is to be of the wider one; and does
-    // wide_product() round its result to the dtype of its factors?
+    // The dtype in which matrices of a dtype are best multiplied where the result is to be of the wider one.
     static DType factor_dtype(DType dtype) { return dtype; }
-    static constexpr bool is_rounded = false;
+    // Where that is the narrower one, is the right factor laid out for many products, as a Packed? Its members are
+    // those of cpu/packed.h.
+    static constexpr bool packs = false;
+    struct Packed {};
   };
 
   // The k smallest, 0 < k <= n, of n keys of so many bits, which are unsigned integers; or nothing, where *there >= k,
@@ -159,6 +164,14 @@ struct NullBackend {
       T x[I] = {}, y[1];
       if (it.numel < 0) body(x, y);
     }
+    // Both at once: value(x, y) is summed as above. The last operand gets what grad(x, y) finds, which x[0], the
+    // gradient of the sum and here 1, stands before the inputs for.
+    template <class T, int I, class Value, class Grad>
+    static void sum_and_map(const Iteration<I + 1>& it, Value value, Grad grad, double /*scale*/, const Tensor& /*out*/,
+                            DType /*dtype*/) {
+      T x[I + 1] = {}, y[1];
+      if (it.numel < 0) value(reinterpret_cast<T(&)[I]>(x), y), grad(x, y);
+    }
     // An element x for which wanted(x) is true, if there is one. Only a backend that checks values needs this.
     template <class T, class Wanted>
     static std::optional<T> find(const Iteration<1>&, Wanted) {
@@ -177,6 +190,9 @@ struct NullBackend {
     // The gradient in the scores, from the state.
     template <class T, int Mode, class F>
     static void grad(const F&, const lossreg::Rows&) {}
+    // Both at once, for a sum or mean whose own gradient is 1.
+    template <class T, int Mode, class F>
+    static void forward_and_grad(const F&, const lossreg::Rows&, const Tensor& /*out*/, DType /*dtype*/) {}
     // Where the target holds probabilities, the gradients in these and, row by row, in the class weights.
     template <class T, class F>
     static void share_grad(const F&, const lossreg::Rows&) {}
@@ -190,6 +206,9 @@ struct NullBackend {
     // The gradients in the members, from the coefficients.
     template <class T, int Mode, class F>
     static void grad(const F&, const lossreg::Groups<F>&) {}
+    // Both at once, for a sum or mean whose own gradient is 1.
+    template <class T, int Mode, class F>
+    static void forward_and_grad(const F&, const lossreg::Groups<F>&, const Tensor& /*out*/, DType /*dtype*/) {}
   };
 
   // Kernels over pairs of boxes, which are described in boxwise/kernel.h. The body is a BoxBody.
@@ -200,6 +219,9 @@ struct NullBackend {
     // out = scale * the sum of body.value over the pairs.
     template <class T, class Body>
     static void sum(const lossreg::Boxes&, Body, double /*scale*/, const Tensor& /*out*/, DType /*dtype*/) {}
+    // Both at once: the sum as above, and scale * body.grad into the tensor of the first boxes' gradients.
+    template <class T, class Body>
+    static void sum_and_grad(const lossreg::Boxes&, Body, double /*scale*/, const Tensor& /*out*/, DType /*dtype*/) {}
     // scale * the pair's incoming gradient * body.grad, into the tensors of gradients that are there.
     template <class T, class Body>
     static void grad(const lossreg::Boxes&, Body, double /*scale*/) {}
@@ -264,6 +286,8 @@ using Guard = decltype(bool(typename B::Guard(some<Tensor>()).records()));
 template <class B>
 using checks_values = decltype(bool(B::checks_values));
 template <class B>
+using one_pass = decltype(bool(B::one_pass));
+template <class B>
 using kStrip = decltype(int(B::kStrip));
 template <class B>
 using zero = decltype(bool(B::zero(some<Tensor>())));
@@ -278,7 +302,9 @@ using whole_rows = decltype(int64_t(B::Products::whole_rows + B::Products::row_s
 template <class B>
 using sum_dtype = decltype(DType(B::Products::sum_dtype(DType())));
 template <class B>
-using factor_dtype = decltype(DType(B::Products::is_rounded ? DType() : B::Products::factor_dtype(DType())));
+using Packed = typename B::Products::Packed;
+template <class B>
+using factor_dtype = decltype(DType(B::Products::packs ? DType() : B::Products::factor_dtype(DType())));
 template <class B>
 using select_smallest =
     decltype(B::select_smallest(some<Tensor>(), some<const uint32_t*>(), int64_t(), 0, int64_t(), nullptr, nullptr));
@@ -298,6 +324,9 @@ template <class B>
 using pointwise_sum =
     decltype(B::Pointwise::template sum<float, 1>(some<Iteration<1>>(), Body(), 1.0, some<Tensor>(), DType()));
 template <class B>
+using sum_and_map = decltype(B::Pointwise::template sum_and_map<float, 1>(some<Iteration<2>>(), Body(), Body(), 1.0,
+                                                                          some<Tensor>(), DType()));
+template <class B>
 using pointwise_find = decltype(B::Pointwise::template find<float>(some<Iteration<1>>(), Body()));
 
 template <class B>
@@ -308,10 +337,16 @@ using rows_forward =
 template <class B>
 using rows_grad = decltype(B::Rows::template grad<float, 0>(some<RowFormula>(), some<Rows>()));
 template <class B>
+using forward_and_grad =
+    decltype(B::Rows::template forward_and_grad<float, 0>(some<RowFormula>(), some<Rows>(), some<Tensor>(), DType()));
+template <class B>
 using share_grad = decltype(B::Rows::template share_grad<float>(some<RowFormula>(), some<Rows>()));
 
 template <class B>
 using groups_forward = decltype(B::Groups::template forward<float, 0>(
+    some<GroupFormula>(), some<Groups<GroupFormula>>(), some<Tensor>(), DType()));
+template <class B>
+using groups_forward_and_grad = decltype(B::Groups::template forward_and_grad<float, 0>(
     some<GroupFormula>(), some<Groups<GroupFormula>>(), some<Tensor>(), DType()));
 template <class B>
 using groups_grad = decltype(B::Groups::template grad<float, 0>(some<GroupFormula>(), some<Groups<GroupFormula>>()));
@@ -320,6 +355,9 @@ template <class B>
 using boxes_map = decltype(B::Boxes::template map<float>(some<Boxes>(), Body()));
 template <class B>
 using boxes_sum = decltype(B::Boxes::template sum<float>(some<Boxes>(), Body(), 1.0, some<Tensor>(), DType()));
+template <class B>
+using boxes_sum_and_grad =
+    decltype(B::Boxes::template sum_and_grad<float>(some<Boxes>(), Body(), 1.0, some<Tensor>(), DType()));
 template <class B>
 using boxes_grad = decltype(B::Boxes::template grad<float>(some<Boxes>(), Body(), 1.0));
 
@@ -356,11 +394,14 @@ constexpr bool is_whole() {
   using namespace member;
   if constexpr (has<checks_values, Backend>)
     if constexpr (Backend::checks_values) is_there<pointwise_find, Backend>();
-  return are_there<Backend, Guard, checks_values, kStrip, zero, add_product, wide_product, chunk_bytes, whole_rows,
-                   sum_dtype, factor_dtype, select_smallest, each, teams, total, pointwise_map, pointwise_map_many,
-                   pointwise_sum, gradients_in_place, rows_forward, rows_grad, share_grad, groups_forward, groups_grad,
-                   boxes_map, boxes_sum, boxes_grad, sorted_at_once, chunk_pixels, region_sums, grad_sigmoid,
-                   grad_softmax, describe, keys>();
+  if constexpr (has<one_pass, Backend>)
+    if constexpr (Backend::one_pass)
+      are_there<Backend, sum_and_map, forward_and_grad, groups_forward_and_grad, boxes_sum_and_grad>();
+  return are_there<Backend, Guard, checks_values, one_pass, kStrip, zero, add_product, wide_product, chunk_bytes,
+                   whole_rows, sum_dtype, factor_dtype, Packed, select_smallest, each, teams, total, pointwise_map,
+                   pointwise_map_many, pointwise_sum, gradients_in_place, rows_forward, rows_grad, share_grad,
+                   groups_forward, groups_grad, boxes_map, boxes_sum, boxes_grad, sorted_at_once, chunk_pixels,
+                   region_sums, grad_sigmoid, grad_softmax, describe, keys>();
 }
 
 }  // namespace lossreg

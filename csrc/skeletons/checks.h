@@ -64,6 +64,10 @@ DType check_class_weight(const char* op, const Name& argument, const Tensor& wei
   return dtype;
 }
 
+// A value and its gradient in one pass: the gradient of one number.
+inline void expect_reduced(const char* op, const std::optional<Reduction>& reduction) {
+  if (!reduction || *reduction == Reduction::none) fail(op, "a reduction beside the gradient, got none");
+}
 // The entries of needs_input_grad.
 inline void check_gradient_mask(const char* op, const std::vector<bool>& mask, int gradients) {
   expect(int64_t(mask.size()) == gradients, op, "one entry of needs_input_grad a gradient", mask.size());

@@ -5,6 +5,8 @@
 //   value<Backend>(tensors, reduction, dtype) -> Tensor
 //   forward<Backend>(tensors, reduction, dtype) -> (Tensor result, Tensor state), if state is kept; then value is only
 //                   there where it has less to do
+//   value_and_grad<Backend>(tensors, reduction, dtype, mask) -> (Tensor, Grads), where a reduced loss has its gradients
+//                   with its value for less than both cost apart
 //   grad<Backend>(grad_output, [state,] tensors, reduction, mask) -> Grads: a Tensor for each true entry of mask
 // as members that are const. `tensors` are the op's tensors in the order of its schema, those that are None empty;
 // `reduction` is empty if make() has none, `dtype` if none was asked for. With forward_mask, forward<Backend> gets the
@@ -35,7 +37,7 @@ template <class F>
 using Incoming =
     std::conditional_t<result_count<F>() == 1, Tensor, std::array<std::optional<Tensor>, size_t(result_count<F>())>>;
 
-template <class F, class Backend>
+template <class F, class Backend, class = void>
 struct WrittenKernel {
   static constexpr bool keeps_state = F::keeps_state;
 
@@ -55,6 +57,17 @@ struct WrittenKernel {
   template <class... Rest>
   static Grads<F::gradients> grad(const F& f, const Rest&... rest) {
     return f.template grad<Backend>(rest...);
+  }
+};
+
+template <class F>
+using one_pass_of = decltype(&F::template value_and_grad<void>);
+template <class F, class Backend>
+struct WrittenKernel<F, Backend, std::enable_if_t<has<one_pass_of, F>>> : WrittenKernel<F, Backend, int> {
+  static constexpr bool has_one_pass = true, one_pass_takes_mask = true;
+  template <class... Rest>
+  static std::tuple<Tensor, Grads<F::gradients>> value_and_grad(const F& f, const Rest&... rest) {
+    return f.template value_and_grad<Backend>(rest...);
   }
 };
 

@@ -99,7 +99,7 @@ struct ClipLoss {
     Tensor log_sums = new_empty(call.input, {4 * call.rows}, call.wide()), state = log_sums;
     if (keep) state = Kept::new_state(call, mask, sums);
     Tensor own_scores = new_empty(call.input, {call.rows}, call.wide());
-    auto pass = call.template pass<Backend>(keep && (mask[0] || mask[1]));
+    auto pass = call.template pass<Backend>(keep && (mask[0] || mask[1]), keep);
     bool once = pass.chunks().count == 1;
     std::optional<Slopes<Backend>> slopes;
     if (keep)

@@ -6,6 +6,22 @@
 namespace lossreg {
 namespace linear {
 
+// What a mean divides by: how many losses count, or their class weights.
+struct CountLosses {
+  Operand target, weight;
+  int64_t ignore_index, classes;
+  HD void operator()(int64_t i, double (&sums)[1]) const {
+    const int64_t y = get<int64_t>(target, i * target.stride[0]);
+    if (y == ignore_index || y < 0 || y >= classes) return;
+    sums[0] += weight.data ? get<double>(weight, y * weight.stride[0]) : 1.0;
+  }
+};
+// The gradient of each loss in their mean. Where none counts there is none.
+struct WriteShare {
+  Operand share;
+  HD void operator()(const double (&sums)[1]) const { put(share, 0, sums[0] == 0 ? 0.0 : 1.0 / sums[0]); }
+};
+
 // x[0], a gradient of the sum of losses, for a result that is the sum divided by x[2] and has the gradient x[1]. Where
 // no row counts, x[2] is 0, and so is the gradient.
 struct Scale {
@@ -82,30 +98,44 @@ struct LinearCrossEntropy {
     Tensor state = sums.new_state(call.input, call.wide());
     sums.place_in(state);
 
-    Pass<LinearCrossEntropy, Backend> pass(call, keep);
-    RowLosses<LinearCrossEntropy, Backend> rows(of_scores, call, reduction, loss_dtype);
-    if (pass.chunks() == 0) torch::stable::zero_(state);
-    Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
-    Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
-    Tensor one = ones(call.input, {}, call.wide());
-    pass.each([&](const Chunk& c) {
-      ChunkLosses found = rows.of(c);
-      Tensor loss = rows_of(losses, c.first, c.count), normaliser = rows_of(normalisers, c.index, 1);
-      torch::stable::copy_(loss, found.loss);
-      torch::stable::copy_(normaliser, rows_of(found.state, found.state.numel() - 1, 1));
-      if (!keep) return;
-      rows.write_slopes(c, found, one, pass.slopes(c));
-      pass.backpropagate(c, sums);
-    });
-
-    Tensor result = new_empty(call.input, {}, out_dtype);
-    FinishLoss finish{reduced ? operand_of(result) : Operand{}, operand_of(normaliser_in(state)),
-                      reduction == Reduction::mean};
-    SumLosses sum{operand_of(losses), operand_of(normalisers), pass.chunks()};
-    Backend::template total<2>(losses, losses.numel(), 1, sum, finish);
+    std::optional<Tensor> one;
+    if (keep) one = ones(call.input, {}, call.wide());
+    if (call.rows * call.columns == 0) torch::stable::zero_(state);
+    auto [result, losses] = run<Backend>(call, reduction, out_dtype, loss_dtype, one, sums, normaliser_in(state));
     if (reduced) return {result, state};
     Tensor of_rows = torch::stable::to(losses, scalar_type(out_dtype));
     return {torch::stable::reshape(of_rows, call.row_shape), state};
+  }
+
+  // The gradients are made where they are handed out, and with what a mean divides by; a state would be read and
+  // written once more, and the weight's gradient may be larger than all else. Where the forward pass keeps none, both
+  // passes.
+  template <class Backend>
+  std::tuple<Tensor, Grads<gradients>> value_and_grad(const Inputs& tensors, std::optional<Reduction> reduction,
+                                                      std::optional<ScalarType> dtype,
+                                                      const std::vector<bool>& mask) const {
+    using namespace linear;
+    expect_reduced(name, reduction);
+    if (!kept(reduction, mask)) {
+      auto [result, state] = forward<Backend>(tensors, reduction, dtype, mask);
+      Tensor one = ones(result, {}, *known_dtype(result.scalar_type()));
+      return {result, grad<Backend>(one, state, tensors, reduction, mask)};
+    }
+    Call<LinearCrossEntropy> call(tensors);
+    check(call);
+    typename Backend::Guard guard(call.input);
+    DType out_dtype = result_dtype(name, dtype, call.result), loss_dtype = compute_dtype(out_dtype, call.result);
+    Grads<gradients> grads;
+    for (int k = 0; k < kArguments; k++)
+      if (mask[k]) grads[k] = empty_like(*tensors[k], *known_dtype(tensors[k]->scalar_type()));
+    GradientSums sums(call, mask, Backend::Products::sum_dtype(call.dtype));
+    sums.place_beside(grads, call.input);
+    if (call.rows * call.columns == 0) sums.zero();
+    Tensor normaliser = new_empty(call.input, {1}, call.wide());
+    const Tensor share = share_of_loss<Backend>(call, of_scores.ignore_index, reduction == Reduction::mean);
+    auto [result, losses] = run<Backend>(call, reduction, out_dtype, loss_dtype, share, sums, normaliser);
+    sums.copy_to(grads);
+    return {result, grads};
   }
 
   template <class Backend>
@@ -153,6 +183,47 @@ struct LinearCrossEntropy {
   }
 
  private:
+  // The reduced loss, and the losses. With a gradient that each of these has, the gradients of what they depend on are
+  // added up.
+  template <class Backend>
+  std::tuple<Tensor, Tensor> run(const linear::Call<LinearCrossEntropy>& call, std::optional<Reduction> reduction,
+                                 DType out_dtype, DType loss_dtype, const std::optional<Tensor>& grad_loss,
+                                 const linear::GradientSums& sums, const Tensor& mean_over) const {
+    using namespace linear;
+    Pass<LinearCrossEntropy, Backend> pass(call, grad_loss.has_value());
+    RowLosses<LinearCrossEntropy, Backend> rows(of_scores, call, reduction, loss_dtype);
+    Tensor losses = new_empty(call.input, call.losses_shape(call.rows), loss_dtype);
+    Tensor normalisers = new_empty(call.input, {pass.chunks()}, DType::float64);
+    pass.each([&](const Chunk& c) {
+      ChunkLosses found = rows.of(c);
+      Tensor loss = rows_of(losses, c.first, c.count), normaliser = rows_of(normalisers, c.index, 1);
+      torch::stable::copy_(loss, found.loss);
+      torch::stable::copy_(normaliser, rows_of(found.state, found.state.numel() - 1, 1));
+      if (!grad_loss) return;
+      rows.write_slopes(c, found, *grad_loss, pass.slopes(c));
+      pass.backpropagate(c, sums);
+    });
+    Tensor result = new_empty(call.input, {}, out_dtype);
+    const bool reduced = reduction != Reduction::none;
+    FinishLoss finish{reduced ? operand_of(result) : Operand{}, operand_of(mean_over), reduction == Reduction::mean};
+    SumLosses sum{operand_of(losses), operand_of(normalisers), pass.chunks()};
+    Backend::template total<2>(losses, losses.numel(), 1, sum, finish);
+    return {result, losses};
+  }
+  // The gradient of each loss in the reduced one.
+  template <class Backend>
+  static Tensor share_of_loss(const linear::Call<LinearCrossEntropy>& call, const int64_t ignore_index, bool mean) {
+    using namespace linear;
+    Tensor share = new_empty(call.input, {}, call.wide());
+    const int64_t losses = element_count(name, call.row_shape);
+    if (!mean) return torch::stable::fill_(share, 1.0);
+    if (call.probabilities) return torch::stable::fill_(share, losses == 0 ? 0.0 : 1.0 / double(losses));
+    Tensor target = torch::stable::reshape(call.target, {losses});
+    const CountLosses count{operand_of(target), call.weight ? operand_of(*call.weight) : Operand{}, ignore_index,
+                            call.classes};
+    Backend::template total<1>(target, losses, 1, count, WriteShare{operand_of(share)});
+    return share;
+  }
   static Tensor normaliser_in(const Tensor& state) { return rows_of(state, state.numel() - 1, 1); }
   // torch.nn.functional.linear_cross_entropy refuses any ignore_index there; the default is no different from none.
   void check(const linear::Call<LinearCrossEntropy>& call) const {

@@ -3,7 +3,8 @@
 An op's kernel under the Autograd key has four ways: under a torch.func transform or forward mode it returns the
 reference, which those can see through; without a gradient it calls the backend; where Inductor compiles, and inlines
 the op, it returns the reference, whose gradient is compiled with it; else it goes through autograd.Function, whose
-backward is the op ``NAME_backward``. That op is differentiable in turn, by differentiating the reference twice.
+backward is the op ``NAME_backward``, or what the forward pass computed with the value (``one_pass``). That op is
+differentiable in turn, by differentiating the reference twice.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from .._private import (
 from ..meta.fakes import given_gradients, no_gradient
 from ..meta.schema import bind, defaults, results_of, returned
 from ..op import Op, no_constants
-from . import sharding
+from . import one_pass, sharding
 from .inlining import inlined, reference
 
 
@@ -126,7 +127,9 @@ class Value(torch.autograd.Function):
         positional, dtype = (values[:-1], {"dtype": values[-1]}) if op.is_loss else (values, {})
         state: Tensor | None = None
         with below_autograd():
-            if op.forward is None:
+            if one_pass.fits(op, positional, mask):
+                result = one_pass.forward(ctx, op, positional, dtype, mask)
+            elif op.forward is None:
                 result = op.value_entry(*positional, **dtype)
             else:
                 with_mask = {"needs_input_grad": mask} if op.forward_takes_mask else {}
@@ -140,10 +143,20 @@ class Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
-        op, state, positional = saved(ctx)
         needed = ctx.needs_input_grad
         if all(g is None for g in grad_outputs):
             return (None,) * len(needed)
+        grads: list[Tensor | None] = [None] * len(needed)
+        ahead = one_pass.gradients(ctx, grad_outputs[0], lambda: saved(ctx)[::2])
+        if ahead is not None:
+            for k, grad in zip(ctx.op.differentiable_positions, ahead, strict=False):
+                grads[1 + k] = grad
+            return tuple(grads)
+        op, state, positional = saved(ctx)
+        if state is None and op.forward is not None:
+            with_mask = {"needs_input_grad": ctx.mask} if op.forward_takes_mask else {}
+            with below_autograd():
+                state = op.forward_entry(*positional, **with_mask)[-1]
         # where the state is made for a mask, that one: now less may be asked for
         mask = ctx.mask or [needed[1 + k] for k in op.differentiable_positions]
         leading = grad_outputs if state is None else (*grad_outputs, state)
@@ -152,7 +165,6 @@ class Value(torch.autograd.Function):
         else:
             with below_autograd():
                 given = op.backward_entry(*leading, *positional, needs_input_grad=mask)
-        grads: list[Tensor | None] = [None] * len(needed)
         for k, wanted, grad in zip(op.differentiable_positions, mask, results_of(given), strict=True):
             if wanted:
                 grads[1 + k] = grad

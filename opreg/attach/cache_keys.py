@@ -18,7 +18,7 @@ from ..op import Op
 # What an op contributes to compiled code: a change of it changes the keys of the caches.
 _CONTRIBUTED = (
     "qualname", "reference", "shape", "indices", "state", "constants", "detached", "lowered", "inline", "schema",
-    "kernels", "backward_kernels", "count", "averaged", "whole",
+    "kernels", "backward_kernels", "count", "averaged", "whole", "rules",
 )  # fmt: skip
 
 _LOADED = time.time_ns()

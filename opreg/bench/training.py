@@ -1,8 +1,9 @@
 """Compiled training steps: small models, compiled whole with Inductor, our loss against what one would write else.
 
-A step is forward, loss, backward and plain SGD. Both models of a pair start from the same weights and see the same
-batch; their first losses must agree. An op of ours is a call that Inductor can't fuse with its neighbours: a step shows
-whether that costs what the op wins.
+A step is forward, loss, backward and plain SGD. Ours is the op that is called, or torch's own loss that the rewrite of
+``backend="opreg"`` exchanges. Both models of a pair start from the same weights and see the same batch; their first
+losses must agree. An op of ours is a call that Inductor can't fuse with its neighbours: a step shows whether that costs
+what the op wins.
 """
 
 import copy
@@ -68,6 +69,8 @@ class Step:
     batch: tuple[Tensor, Tensor]
     ours: Loss
     other: Loss
+    backend: str = "inductor"  # of ours
+    options: Mapping[str, Any] | None = None
 
 
 def convolutions(out: int) -> nn.Module:
@@ -95,13 +98,21 @@ def steps(sizes: Mapping[str, int] = FULL) -> list[Step]:
         ),
         Step("language model's head, cross_entropy", language, (words, words.roll(-1)), OPS.cross_entropy,
              F.cross_entropy),
+        Step("language model's head, by the rewrite", language, (words, words.roll(-1)), F.cross_entropy,
+             F.cross_entropy, "opreg", {"heads": True}),
         Step("dense detection, focal_loss", convolutions(8), (images, masks), OPS.focal_loss, composed_focal),
         Step("box regression, giou_loss", Boxes(), (torch.randn(boxes, 32), torch.cat([corner, corner + size], -1)),
              OPS.giou_loss, composed_giou),
     ]  # fmt: skip
 
 
-def compiled_step(model: nn.Module, batch: tuple[Tensor, Tensor], loss: Loss) -> Callable[[], Tensor]:
+def compiled_step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    loss: Loss,
+    backend: str = "inductor",
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[], Tensor]:
     x, y = batch
     parameters = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
@@ -109,7 +120,7 @@ def compiled_step(model: nn.Module, batch: tuple[Tensor, Tensor], loss: Loss) ->
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return loss(model(x), y)
 
-    whole = torch.compile(forward, fullgraph=True)
+    whole = torch.compile(forward, fullgraph=True, backend=backend, options=dict(options) if options else None)
 
     def step() -> Tensor:
         optimizer.zero_grad()
@@ -123,9 +134,9 @@ def compiled_step(model: nn.Module, batch: tuple[Tensor, Tensor], loss: Loss) ->
 
 def run_step(step: Step, rounds: int) -> dict[str, Any]:
     torch.compiler.reset()
-    pair = {"ours": step.ours, "other": step.other}
     calls: dict[str, Call] = {
-        name: compiled_step(copy.deepcopy(step.model), step.batch, loss) for name, loss in pair.items()
+        "ours": compiled_step(copy.deepcopy(step.model), step.batch, step.ours, step.backend, step.options),
+        "other": compiled_step(copy.deepcopy(step.model), step.batch, step.other),
     }
     first: dict[str, Any] = {name: call() for name, call in calls.items()}
     if not torch.allclose(first["ours"], first["other"], rtol=1e-3):

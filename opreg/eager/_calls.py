@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from .. import _private
 from .._autocast import KEYS as AUTOCAST_KEYS
 from .._native_calls import THREAD
-from ._exchange import Exchanged
+from ._exchange import Exchanged, InC
 from ._plan import Plan, plan
 
 # By the function and the kind of call: first with the sizes themselves, then with what is equal among them.
@@ -30,7 +30,7 @@ _ACTIVATION = Plan("", "opreg.use(activations=False)")
 
 
 def called(
-    exchanged: Exchanged, note: Callable[[str, Plan, FrameType], None], activations: bool, args: Any, kwargs: Any
+    exchanged: Exchanged | InC, note: Callable[[str, Plan, FrameType], None], activations: bool, args: Any, kwargs: Any
 ) -> Any:
     """The result of a call: of the op where that takes it, else of torch's own function.
 
@@ -64,7 +64,7 @@ def called(
     return original(*args, **kwargs) if result is None else result
 
 
-def of_call(exchanged: Exchanged, activations: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+def of_call(exchanged: Exchanged | InC, activations: bool, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
     """The plan of a call, made where there is none yet."""
     if exchanged.activation and not activations:
         return _ACTIVATION
@@ -94,7 +94,7 @@ def of_call(exchanged: Exchanged, activations: bool, args: Sequence[Any], kwargs
     return _plans.get(key) or of_kind(exchanged, key, args, kwargs)
 
 
-def of_kind(exchanged: Exchanged, key: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+def of_kind(exchanged: Exchanged | InC, key: tuple[Any, ...], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
     """The plan of calls of a kind: of other sizes, as long as the same ones are 0, 1 and equal."""
     numbers: dict[int, int] = {0: 0, 1: 1}
     kind = tuple(

@@ -10,10 +10,11 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 from .._imports import when_imported
+from ..faces.modules import native_class
 from ..op import Op
 from ..registry import registered
 
@@ -47,13 +48,8 @@ class Exchanged:
 
     def __init__(self, name: str, function: FunctionType, activation: bool) -> None:
         self.name, self.function, self.activation = name, function, activation
-        own = function.__code__
         # where other code stands in the function, this one does what it did
-        self.original = FunctionType(
-            own, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-        )
-        self.original.__kwdefaults__ = function.__kwdefaults__
-        self.original.__module__ = function.__module__
+        self.original = copy_of(function, function.__globals__)
         self.code = code_of(name, function)
 
     def exchange(self) -> None:
@@ -61,6 +57,43 @@ class Exchanged:
 
     def restore(self) -> None:
         self.function.__code__ = self.original.__code__
+
+    def handed_on(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """The function that a call is one of, and its arguments."""
+        return self, args, kwargs
+
+
+def copy_of(function: FunctionType, names: dict[str, Any]) -> FunctionType:
+    """The same function, which finds other things under its global names."""
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__, made.__module__ = function.__kwdefaults__, function.__module__
+    return made
+
+
+class InC:
+    """One of torch's functions that has no code to exchange."""
+
+    def __init__(self, name: str, function: BuiltinFunctionType, activation: bool) -> None:
+        self.name, self.function, self.original, self.activation = name, function, function, activation
+
+
+class _Recorder:
+    """In the place of torch.nn.functional: a call of its one function gives the arguments of the call."""
+
+    def __init__(self, name: str) -> None:
+        setattr(self, name, lambda *args, **kwargs: (args, kwargs))
+
+
+class ExchangedForward(Exchanged):
+    """The forward of a module of torch.nn, which is one call of a function that torch has in C."""
+
+    def __init__(self, name: str, forward: FunctionType, of: InC) -> None:
+        super().__init__(name, forward, of.activation)
+        self.of = of
+        self.recorded = copy_of(forward, {**forward.__globals__, "F": _Recorder(of.name.rpartition(".")[2])})
+
+    def handed_on(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        return self.of, *self.recorded(*args, **kwargs)
 
 
 # The functions that have been exchanged, by the name that the registry has for them; they stay here when they are whole
@@ -83,9 +116,18 @@ def install() -> None:
 def _exchange(spelling: str, op: Op) -> None:
     module, _, name = spelling.rpartition(".")
     function = getattr(sys.modules[module], name, None)
+    if isinstance(function, BuiltinFunctionType):  # reached through the module over it
+        native = native_class(op)
+        if native is None:
+            return
+        of, function = InC(spelling, function, activation=not op.is_loss), native.forward
+        spelling = f"torch.nn.{native.__name__}"
+    else:
+        of = None
     if isinstance(function, FunctionType) and not function.__closure__ and not function.__code__.co_flags & _OPEN:
         if spelling not in functions:
-            functions[spelling] = Exchanged(spelling, function, activation=not op.is_loss)
+            made = ExchangedForward(spelling, function, of) if of else Exchanged(spelling, function, not op.is_loss)
+            functions[spelling] = made
         functions[spelling].exchange()
 
 

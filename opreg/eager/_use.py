@@ -33,13 +33,13 @@ class use:
     block and for a function. ``opreg.use(False)``, in the same three ways, is the opposite. The block that was entered
     last decides, without one the last switch.
 
-    What is sent: every function that an op of the registry names as its native one (``F.cross_entropy``, ``F.silu``,
-    …), the modules of torch.nn over these, and the losses of torchvision.ops. A function that torch has in C,
-    ``F.gelu``, is not reached. A call goes to the op where the op
-    gives the same: as far as dtype, device, shapes and options say so; elsewhere torch's own function runs, and the
-    report says why. Under torch.compile, torch.export and other tracers the functions are torch's: there the backend
-    ``"opreg"`` does it. So they are in torch.func's transforms, in a region of torch.utils.checkpoint, with
-    ``inplace=True``, and for subclasses of Tensor.
+    What is sent: every function that an op of the registry names as its native one (``F.cross_entropy``,
+    ``F.silu``, …), the modules of torch.nn over these, and the losses of torchvision.ops. Of a function that torch
+    has in C, ``F.gelu``, the module ``nn.GELU`` is reached, a call of the function itself is not. A call goes to
+    the op where that gives the same: as far as dtype, device, shapes and options say so; elsewhere torch's own
+    function runs, and the report says why. Under torch.compile, torch.export and other tracers the functions are
+    torch's: there the backend ``"opreg"`` does it. So they are in torch.func's transforms, in a region of
+    torch.utils.checkpoint, with ``inplace=True``, and for subclasses of Tensor.
 
     All threads see it, those of DataParallel and of autograd among them, and worker processes that are forked.
 
@@ -169,7 +169,8 @@ def call(name: str, args: Any, kwargs: Any) -> Any:
     used = _in_force
     if used is None or not used.enabled:
         return exchanged.original(*args, **kwargs)
-    return called(exchanged, _note, used.activations, args, kwargs)
+    function, args, kwargs = exchanged.handed_on(args, kwargs)
+    return called(function, _note, used.activations, args, kwargs)
 
 
 def _note(name: str, plan: Plan, frame: FrameType) -> None:

@@ -16,7 +16,7 @@ from ..ops._rows import number_of_valid, row_errors, row_samples
 from ..testing import Maker
 from .domains import Domain
 from .signature import Argument, Signature
-from .structs import ENTROPY
+from .structs import ENTROPY, REGION_SUMS
 
 Function = Callable[..., Tensor]
 
@@ -53,6 +53,7 @@ def row_op(qualname: str, function: Function, signature: Signature, source: str)
         functools.partial(_row_errors, signature),
         indices=("target",),
         source=source or _origin(function),
+        rules=functools.partial(_row_rules, function, names),
         **fields,
     )
 
@@ -67,8 +68,23 @@ def region_op(qualname: str, function: Function, signature: Signature, source: s
         functools.partial(_region_samples, signature, reference),
         functools.partial(_region_errors, signature),
         source=source or _origin(function),
+        rules=functools.partial(_region_rules, function, [a.name for a in signature.tensors]),
         **OVERLAP,
     )
+
+
+# The rewrite is imported by who compiles.
+def _row_rules(function: Function, names: Sequence[str], op: Op, takes: Any) -> Iterator[Any]:
+    from ..passes.rules.formulas import rules_of_rows
+
+    (nll,) = (n for n in names if n != ENTROPY)
+    return rules_of_rows(op, function, nll, ENTROPY if ENTROPY in names else None, takes)
+
+
+def _region_rules(function: Function, names: Sequence[str], op: Op, takes: Any) -> Iterator[Any]:
+    from ..passes.rules.formulas import rules_of_regions
+
+    return rules_of_regions(op, function, {n: REGION_SUMS[n] for n in names}, takes)
 
 
 def _op(qualname: str, function: Function, reference: Function, samples: Any, errors: Any, **fields: Any) -> Op:

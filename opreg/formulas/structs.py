@@ -215,7 +215,7 @@ def row_struct(signature: Signature, made: list[Branch], nll: str) -> str:
     before = [f"const T {identifier(nll)} = row.nll;"]
     lines = [
         *s.head("RowFormula"),
-        *_args(_schema_of_classes(signature)),
+        *_args(schema_of_classes(signature)),
         "  static constexpr int inputs = 3, gradients = 1;",
         *s.options(),
         "",
@@ -285,7 +285,7 @@ def entropy_struct(signature: Signature, made: list[Branch], nll: str) -> str:
   }"""
     lines = [
         *s.head(),
-        *_args(_schema_of_classes(signature, weight=False)),
+        *_args(schema_of_classes(signature, weight=False)),
         "  static constexpr int inputs = 2, members = 1, gradients = 1, least_classes = 1;",
         "  static constexpr Along along = Along::classes;",
         "  int64_t ignore_index;",
@@ -328,7 +328,7 @@ def region_struct(signature: Signature, made: list[Branch]) -> str:
         given.append(f"[[maybe_unused]] const T {identifier(name)} = {' - '.join([' + '.join(plus), *minus])};")
     lines = [
         *s.head(f"RegionFormula<{s.name}>"),
-        *_args(_schema_of_classes(signature, "bool batch=False")),
+        *_args(schema_of_classes(signature, "bool batch=False")),
         *s.options(),
         "",
         *s.make(
@@ -346,7 +346,7 @@ def region_struct(signature: Signature, made: list[Branch]) -> str:
     return "\n".join(lines)
 
 
-def _schema_of_classes(signature: Signature, *more: str, weight: bool = True) -> str:
+def schema_of_classes(signature: Signature, *more: str, weight: bool = True) -> str:
     """Of a loss of logits and class indices: the function's options, and those that the op has besides."""
     required = [o.schema for o in signature.options if not o.has_default]
     others = [o.schema for o in signature.options if o.has_default]

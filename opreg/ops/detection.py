@@ -218,14 +218,16 @@ def zlpr_loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     return reduce(one_and(-x, positive) + one_and(x, ~positive), reduction)
 
 
-def samples(make: Maker, *options: dict[str, Any]) -> Iterator[Sample]:
+def samples(make: Maker, *options: dict[str, Any], labels: bool = False) -> Iterator[Sample]:
+    """``labels``: whether a target usually says yes or no, as in the benchmark, which draws from the first sample."""
+
     def quality(*shape: int) -> Tensor:
         """Half of it 0 or 1, as most targets are, and no kink of the losses."""
         hard: Tensor = make.bits(*shape)
         return make.constant(torch.where(make.uniform(*shape) < 0.5, hard, make.uniform(*shape, low=0.02, high=0.98)))
 
     for reduction in REDUCTIONS:
-        yield Sample((make.normal(3, 5), quality(3, 5)), {"reduction": reduction})
+        yield Sample((make.normal(3, 5), (make.bits if labels else quality)(3, 5)), {"reduction": reduction})
     inside = {"low": 0.02, "high": 0.98}
     for each in ({}, *options):
         yield Sample((make.normal(4, 3), make.uniform(4, 3, **inside)), each, "soft targets")
@@ -315,13 +317,15 @@ def label_errors(make: Maker) -> Iterator[ErrorSample]:
         yield ErrorSample((x, make.constant(make.bits(*shape))), message)
 
 
-def declare(name: str, reference: Any, source: str, options: list[dict[str, Any]], *domains: Any) -> None:
+def declare(
+    name: str, reference: Any, source: str, options: list[dict[str, Any]], *domains: Any, labels: bool = False
+) -> None:
     register(
         Op(
             name,
             reference=reference,
             shape=meta.same("input", "target"),
-            samples=lambda make: samples(make, *options),
+            samples=lambda make: samples(make, *options, labels=labels),
             errors=lambda make: errors(name, *domains, make=make),
             source=source,
         )
@@ -359,6 +363,7 @@ declare(
     ("finite gamma_neg >= 0", "gamma_neg", -1.0),
     ("finite gamma_pos >= 0", "gamma_pos", -1.0),
     ("clip in \\[0, 1\\)", "clip", 1.0),
+    labels=True,
 )
 register(
     Op(

@@ -94,3 +94,21 @@ def test_boxes(name, both):
         boxes[1] = boxes[1].detach()
     compare(opreg.get(name), opreg.Sample(tuple(boxes), {"reduction": "none"}))
     compare(opreg.get(name), opreg.Sample(tuple(boxes), {}))
+
+
+@pytest.mark.parametrize("name", ["swish", "hard_swish", "mish", "gelu", "quick_gelu", "relu_squared"])
+def test_every_number(name):
+    """Value and slope at each of the 65536 numbers: float64's, rounded, denormals too."""
+    op = opreg.get(name)
+    every = torch.arange(-(2**15), 2**15, device=DEVICE).to(torch.int16).view(torch.bfloat16)
+    x, exact = every.clone().requires_grad_(), every.double().requires_grad_()
+    got, want = op.value(x), op.value(exact)
+    found = [got.detach(), *torch.autograd.grad(got.sum(), x)]
+    wanted = [want.detach(), *torch.autograd.grad(want.sum(), exact)]
+    # below 1e-36 an exponential may be 0; where a slope crosses 0, the last digit of a float is what is left of it
+    for narrow, wide, least in zip(found, wanted, (1e-36, 2**-24), strict=True):
+        rounded = wide.bfloat16()
+        torch.testing.assert_close(narrow, rounded, rtol=2**-7, atol=least, equal_nan=True)
+        tiny = every.abs() < 1e-30
+        if DEVICE == "cpu":
+            torch.testing.assert_close(narrow[tiny], rounded[tiny], rtol=2**-7, atol=2**-133)

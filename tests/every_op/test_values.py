@@ -133,6 +133,9 @@ def test_strides(op, index, dtype):
     """Any layout of any argument gives the values of the contiguous one."""
     sample = samples_of(op, dtype=dtype, requires_grad=True)[index]
     expected, expected_grads = gradients(op, sample, op.value)
+    # its products are torch's convolution, which rounds in other places for other layouts where the processor has no
+    # products of bfloat16
+    tolerance = 3 * TOLERANCE[dtype] if op.short == "coord_conv2d" and dtype == torch.bfloat16 else None
     for k, a in enumerate(sample.args):
         for other in layouts(a.detach()) if isinstance(a, Tensor) else ():
             args = list(sample.args)
@@ -140,7 +143,7 @@ def test_strides(op, index, dtype):
             result, grads = gradients(op, opreg.Sample(tuple(args), sample.kwargs), op.value)
             assert_near(result, expected, f"value, argument {k} of strides {other.stride()}")
             for got, want in zip(grads, expected_grads, strict=True):
-                assert_near(got, want, f"gradient, argument {k} of strides {other.stride()}")
+                assert_near(got, want, f"gradient, argument {k} of strides {other.stride()}", tolerance)
 
 
 def test_expanded_input(op):

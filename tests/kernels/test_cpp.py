@@ -14,7 +14,7 @@ FAMILIES = sorted(path.stem for path in (ROOT / "csrc" / "formulas").glob("*.h")
 TORCH_HEADERS = ["-isystem", str(Path(torch.__file__).parent / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 # the flags that change floating point are those of csrc/CMakeLists.txt
 FLAGS = [
-    *("-std=c++17", "-g", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c++17", "-g", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-Wall", "-Wextra", "-Werror"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
 ]
 
@@ -123,7 +123,7 @@ def test_shared_mathematics(source: str, tmp_path: Path) -> None:
 def test_math(machine: list[str], tmp_path: Path) -> None:
     report = build_and_run(tmp_path, "math_test.cpp", "-O2", *machine)
     functions = ("exp", "log", "log1p_unit", "one_minus_exp", "pow_unit", "sigmoid", "softplus", "atan2", "Lean exp")
-    for name in (*functions, "Float16", "BFloat16"):
+    for name in (*functions, "Float16", "BFloat16", "words"):
         assert f"\n{name} " in "\n" + report
 
 

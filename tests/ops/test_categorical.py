@@ -106,6 +106,90 @@ def test_any_number_of_classes(classes, smoothing):
     torch.testing.assert_close(grad.double(), want_grad, rtol=2e-6, atol=1e-8)
 
 
+def with_threads(threads, run):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return run()
+    finally:
+        torch.set_num_threads(before)
+
+
+def long_rows(name, dtype):
+    """Rows so long that threads share them: one alone, and three, one of which is ignored; of other strides too."""
+    x, t = scores(name, 3, 70_001).to(dtype), torch.tensor([0, -100, 69_998])
+    yield x[:1], t[:1]
+    yield x[2], t[2]
+    yield x, t
+    yield x.t().contiguous().t(), t
+    yield x.repeat_interleave(2, 1)[:, ::2], t
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="threads are the CPU's")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_threads_share(name, dtype):
+    """Of the same bits whatever the number of threads, and in one pass; in float64 the oracle's."""
+    for x, t in long_rows(name, dtype):
+        x.requires_grad_()
+
+        def run(x=x, t=t):
+            found = []
+            for reduction in ("none", "mean"):
+                loss = call(name, x, t, reduction=reduction)
+                found += [loss.detach(), torch.autograd.grad(loss.sum(), x)[0]]
+            return found
+
+        one = with_threads(1, run)
+        for threads in (2, 3, 2):
+            for a, b in zip(one, with_threads(threads, run), strict=True):
+                assert torch.equal(a, b)
+        if dtype == torch.float64:
+            rows, targets = x.detach().reshape(-1, x.shape[-1]), t.reshape(-1)
+            valid = targets != -100
+            torch.testing.assert_close(one[0].reshape(-1)[valid], oracle(name, rows[valid], targets[valid]))
+            assert (one[1].reshape(rows.shape)[~valid] == 0).all()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="threads are the CPU's")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_shares_of_rows_that_threads_share(weighted, smoothing, probabilities):
+    """Label smoothing, class weights and probabilities, with the gradients in these: the native function's."""
+    x = torch.randn(2, 70_001, dtype=torch.float64, requires_grad=True)
+    w = torch.rand(70_001, dtype=torch.float64) if weighted else None
+    t = torch.randn(x.shape, dtype=torch.float64).softmax(1).requires_grad_() if probabilities else torch.tensor([5, 9])
+    leaves = [x, t] if probabilities else [x]
+
+    def run(op=torch.ops.lossreg.cross_entropy):
+        loss = op(x, t, w, label_smoothing=smoothing)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    one, two = with_threads(1, run), with_threads(2, run)
+    for a, b, want in zip(one, two, run(F.cross_entropy), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, want)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="threads are the CPU's")
+def test_nan_and_infinity_in_a_row_that_threads_share():
+    for value in (float("nan"), float("inf"), -float("inf")):
+        x = torch.randn(1, 70_001)
+        x[0, 40_000] = value
+        x.requires_grad_()
+        t = torch.tensor([3])
+
+        def run(op, x=x, t=t):
+            loss = op(x, t)
+            return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+        one, two = (with_threads(n, lambda: run(torch.ops.lossreg.cross_entropy)) for n in (1, 2))
+        for a, b, want in zip(one, two, run(F.cross_entropy), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(a, want, rtol=1e-5, atol=1e-9, equal_nan=True)
+
+
 @pytest.mark.parametrize("name", NAMES[2:])
 @pytest.mark.parametrize("classes", [1, 2, 64, 65, 2049, 5001])
 @pytest.mark.parametrize("trailing", [(), (5,)], ids=["along", "across"])
@@ -379,11 +463,13 @@ def test_mixed_dtypes_of_scores_and_weights():
 def test_forward_allocates_nothing_of_the_logits_size():
     from torch.profiler import ProfilerActivity, profile
 
-    x, t = torch.randn(256, 4096, requires_grad=True), torch.randint(0, 4096, (256,))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        torch.ops.lossreg.cross_entropy(x, t)
-    allocated = max(e.cpu_memory_usage for e in seen.key_averages())
-    assert 0 < allocated < 256 * 8 * 4  # the state and the result; the logits are 4 MB
+    x, t = torch.randn(256, 4096), torch.randint(0, 4096, (256,))
+    few = 256 * 8 * 4  # the state and the result; the logits are 4 MB
+    for leaf, most in ((x, few), (x.clone().requires_grad_(), x.nbytes + few)):  # beside a gradient that is wanted
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            torch.ops.lossreg.cross_entropy(leaf, t)
+        allocated = max(e.cpu_memory_usage for e in seen.key_averages())
+        assert 0 < allocated < most
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the CPU's way of writing")

@@ -138,7 +138,7 @@ def drawn(name: str, n: int, d: int, dtype: torch.dtype) -> list[Tensor]:
     return [*args, torch.randint(500, (n,), device=DEVICE)] if name == "sup_con" else args
 
 
-CASES = [*((name, torch.float32) for name in CALLS), ("clip", torch.bfloat16), ("siglip", torch.bfloat16)]
+CASES = [(name, dtype) for name in CALLS for dtype in (torch.float32, torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
@@ -159,6 +159,40 @@ def test_scores_of_bfloat16_are_not_rounded(name):
     exact = [a.double() if a.is_floating_point() else a for a in args]
     want = op.call_reference(*exact)
     assert (op.value(*args, dtype=torch.float32).double() - want).abs() <= 2e-5 * want.abs()
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (6, 63), (66, 64), (130, 515), (98, 1031)], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_products_of_bfloat16(name, n, d):
+    """Products of a tile and more, of odd numbers of features, in layouts of all kinds: but for the result's rounding,
+    value and gradients are those of float64."""
+    op, drawn_args = opreg.get(f"{name}_loss"), drawn(name, n, d, torch.bfloat16)
+    exact = [a.detach().double().requires_grad_() if a.is_floating_point() else a for a in drawn_args]
+    want = with_gradients(op.call_reference, exact)
+
+    def by_column(t: Tensor) -> Tensor:
+        return t.detach().t().contiguous().t().requires_grad_() if t.dim() == 2 else t
+
+    def with_gaps(t: Tensor) -> Tensor:
+        return torch.stack([t.detach(), torch.full_like(t, torch.nan)], -1)[..., 0].requires_grad_() if t.dim() else t
+
+    for layout in (by_column, with_gaps, Tensor.detach):
+        args = [layout(a).requires_grad_() if a.is_floating_point() else a for a in drawn_args]
+        for g, w in zip(with_gradients(lambda *a: op.value(*a, dtype=torch.float32), args), want, strict=True):
+            assert (g.double() - w).abs().max() <= 2**-7 * w.abs().max()
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "sup_con"])
+def test_gradients_of_bfloat16_among_like_vectors(name):
+    """Vectors that share nearly all of their direction: what is left of a gradient without its part along its vector is
+    small beside that part, and has bfloat16's digits nevertheless."""
+    op = opreg.get(f"{name}_loss")
+    args = drawn(name, 600, 48, torch.bfloat16)
+    args = [(a.detach() * 0.1 + 1).requires_grad_() if a.is_floating_point() else a for a in args]
+    exact = [a.detach().double().requires_grad_() if a.is_floating_point() else a for a in args]
+    want = with_gradients(op.call_reference, exact)
+    for g, w in zip(with_gradients(op.value, args), want, strict=True):
+        assert (g.double() - w).norm() <= 2**-7 * w.norm()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")

@@ -9,6 +9,7 @@ import torch
 
 import opreg
 from conftest import DEVICE, run_raw
+from opreg.bench import peak_memory
 
 rnnt_loss = torch.ops.lossreg.rnnt_loss
 
@@ -194,6 +195,23 @@ def test_kept_for_the_backward_pass():
     arguments = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), whole(10, 7), whole(3, 1)
     _, state = torch.ops.lossreg.rnnt_loss_forward(x, *arguments)
     assert state.numel() == 4 * 2 * 10 * 4
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counts the CPU's allocations")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory(dtype):
+    """Nothing of the logits' size is made but their gradient; without one, nothing at all."""
+    x = torch.randn(3, 60, 12, 400).to(dtype).requires_grad_()
+    arguments = torch.randint(1, 400, (3, 11)), whole(60, 41, 7), whole(11, 3, 0)
+    nodes, a_node = 3 * 60 * 12, 4 * 4  # what is kept of each node of the lattices
+
+    def step():
+        return torch.autograd.grad(rnnt_loss(x, *arguments), x)
+
+    step()
+    assert peak_memory(step) < x.nbytes + 2 * nodes * a_node + 1024
+    with torch.no_grad():
+        assert peak_memory(lambda: rnnt_loss(x, *arguments)) < 2 * nodes * a_node + 1024
 
 
 def test_gradient_by_torch_func():

@@ -118,6 +118,28 @@ LOSSREG_CLONES void box_grad_loop(Body body, const S* input, const S* target, T 
   }
 }
 
+// Both for the first box of each pair: the sum of the values, and the gradients times scale.
+template <class T, class Body, class S>
+LOSSREG_CLONES T box_sum_and_grad_loop(Body body, const S* input, const S* target, T third, T scale, S* grad_input,
+                                       int64_t n, bool& found) {
+  constexpr int N = Body::numbers;
+  const Word<S>*x = words(input), *y = words(target);
+  Word<S>* dx = words(grad_input);
+  T sum = 0, least = 0;
+#pragma omp simd reduction(+ : sum) reduction(min : least)
+  for (int64_t i = 0; i < n; i++) {
+    T a[N], b[N], da[N], db[N];
+    take_box<S>(x, i, a);
+    take_box<S>(y, i, b);
+    sum += body.value(a, b, third);
+    body.grad(a, b, third, da, db);
+    put_box<S>(dx, i, scale, da);
+    least = least_size(a, least_size(b, least));
+  }
+  found = least < T(0);
+  return sum;
+}
+
 // The boxes of operand k from `begin` on, if memory holds them as a tile does: numbers side by side, box after box, as
 // T. Else null.
 template <int N, class T>
@@ -197,18 +219,23 @@ struct BoxKernels {
   }
   template <class T, class Body>
   static void sum(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
-    std::vector<double> partial(size_t(chunks(boxes.it.numel, kBoxChunk)));
-    std::atomic<bool> reversed{false};
-    auto values = [&](int64_t chunk, int64_t, int64_t n, const auto* a, const auto* b, T third) {
-      bool found = false;
-      partial[size_t(chunk)] += double(box_sum_loop(body, a, b, third, n, found));
-      if (found) reversed = true;
-    };
-    each_tile<T, Body::numbers, Sweep::forward>(boxes, values);
-    warn_of_order<Body>(reversed);
-    double total = 0;
-    for (double p : partial) total += p;
-    write_scalar(out, dtype, total * scale);
+    sum_tiles<T, Body>(boxes, scale, out, dtype,
+                       [&](int64_t, int64_t n, const auto* a, const auto* b, T third, bool& found) {
+                         return box_sum_loop(body, a, b, third, n, found);
+                       });
+  }
+  template <class T, class Body>
+  static void sum_and_grad(const Boxes& boxes, Body body, double scale, const Tensor& out, DType dtype) {
+    constexpr int N = Body::numbers;
+    sum_tiles<T, Body>(boxes, scale, out, dtype,
+                       [&](int64_t begin, int64_t n, const auto* a, const auto* b, T third, bool& found) {
+                         using S = std::remove_const_t<std::remove_pointer_t<decltype(a)>>;
+                         alignas(64) S buffer[N * kBoxTile];
+                         S* da = result_boxes<N>(boxes, Boxes::kGradInput, begin, buffer);
+                         const T sum = box_sum_and_grad_loop(body, a, b, third, T(scale), da, n, found);
+                         write_boxes<N>(boxes, Boxes::kGradInput, begin, n, da, buffer);
+                         return sum;
+                       });
   }
   template <class T, class Body>
   static void grad(const Boxes& boxes, Body body, double scale) {
@@ -238,6 +265,23 @@ struct BoxKernels {
   static void warn_of_order(const std::atomic<bool>& reversed) {
     if (reversed)
       warn_once<typename Body::Formula>("boxes x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, got one that isn't");
+  }
+  // Writes scale times the sum of of_tile(begin, n, input, target, third, found) over the tiles; `found`: is the order
+  // of a box's ends wrong?
+  template <class T, class Body, class OfTile>
+  static void sum_tiles(const Boxes& boxes, double scale, const Tensor& out, DType dtype, OfTile of_tile) {
+    std::vector<double> partial(size_t(chunks(boxes.it.numel, kBoxChunk)));
+    std::atomic<bool> reversed{false};
+    each_tile<T, Body::numbers, Sweep::forward>(
+        boxes, [&](int64_t chunk, int64_t begin, int64_t n, const auto* a, const auto* b, T third) {
+          bool found = false;
+          partial[size_t(chunk)] += double(of_tile(begin, n, a, b, third, found));
+          if (found) reversed = true;
+        });
+    warn_of_order<Body>(reversed);
+    double total = 0;
+    for (double p : partial) total += p;
+    write_scalar(out, dtype, total * scale);
   }
   // Calls each(chunk, begin, n, input, target, third) for tiles of n pairs: with boxes of bfloat16, if memory holds all
   // of them so, else of T.

@@ -80,6 +80,7 @@ struct BoxCall {
 template <class F, class Backend>
 struct BoxKernel {
   static constexpr bool keeps_state = false;
+  static constexpr bool has_one_pass = true;
 
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     BoxCall<F> call(std::move(inputs));
@@ -96,6 +97,24 @@ struct BoxKernel {
       });
     });
     return out;
+  }
+
+  // A reduced value, and the gradient in the first boxes where that of the value is 1, from one read of the boxes.
+  static std::tuple<Tensor, Tensor> value_and_grad(const F& f, Inputs inputs, std::optional<Reduction> reduction,
+                                                   std::optional<ScalarType> dtype) {
+    BoxCall<F> call(std::move(inputs));
+    typename Backend::Guard guard(call.input());
+    expect_reduced(F::name, reduction);
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
+    check_differentiable(F::name, call.name(0), call.dtypes[0]);
+    Tensor out = new_empty(call.input(), {}, out_dtype), grad = empty_like(call.input(), call.dtypes[0]);
+    Boxes boxes = call.boxes(std::nullopt, grad);
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      with_body(f, call, [&](auto body) {
+        Backend::Boxes::template sum_and_grad<decltype(zero)>(boxes, body, call.normaliser(reduction), out, out_dtype);
+      });
+    });
+    return {out, grad};
   }
 
   static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, Inputs inputs,

@@ -52,12 +52,9 @@ class GroupWorker {
   static constexpr int64_t kNone = INT64_MIN;
 
   void forward(int64_t begin, int64_t end, Sums& sums) {
-    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
-      read_labels(n, offset, sums);
-      find_statistics(n, offset);
+    each_run(begin, end, tile_, [&](int64_t n, const int64_t* offset) {
       T value[kGroupTile];
-      sums.value += finish_groups<T, Mode>(f_, a_, g_.template empty_group<T>(), value, n);
-      for (int64_t i = 0; i < n; i++) sums.valid += a_.valid[i];
+      find_values(n, offset, value, sums);
       put(G::kResult, offset, 0, value, n);
       if (operand(G::kState).data) {
         find_group_coefficients<T, Mode>(f_, a_, g_.template empty_group<T>(), n);
@@ -66,9 +63,31 @@ class GroupWorker {
     });
   }
 
+  // Of how many groups the mean is.
+  void count(int64_t begin, int64_t end, Sums& sums) {
+    each_run(begin, end, tile_, [&](int64_t n, const int64_t* offset) {
+      read_labels(n, offset, sums);
+      for (int64_t i = 0; i < n; i++) sums.valid += a_.valid[i];
+    });
+  }
+
+  // The value, and the gradient where that of the value is 1, of so few groups at once that the second finds in cache
+  // what the first read.
+  void forward_and_grad(int64_t begin, int64_t end, Sums& sums) {
+    const T factor = T(scale());
+    const int64_t most = across_ ? tile_ : std::max<int64_t>(1, tile_ / 4);
+    each_run(begin, end, most, [&](int64_t n, const int64_t* offset) {
+      T value[kGroupTile];
+      find_values(n, offset, value, sums);
+      find_group_coefficients<T, Mode>(f_, a_, g_.template empty_group<T>(), n);
+      for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.valid[i] ? factor : T(0);
+      find_gradients(n, offset);
+    });
+  }
+
   void grad(int64_t begin, int64_t end, Sums& sums) {
-    double scale = g_.mean ? 1.0 / g_.template count<T>() : 1.0;
-    each_run(begin, end, [&](int64_t n, const int64_t* offset) {
+    const double scale = this->scale();
+    each_run(begin, end, tile_, [&](int64_t n, const int64_t* offset) {
       read_labels(n, offset, sums);
       for (int k = 0; k < F::coefficients; k++) get(G::kState, offset, k, a_.coefficient[k], n);
       get(G::kResult, offset, 0, a_.factor, n);
@@ -76,23 +95,34 @@ class GroupWorker {
       // the forward pass refused it; whoever calls the backward pass by itself gets no number either
       if constexpr (has_places<F>)
         for (int64_t i = 0; i < n; i++) a_.factor[i] = a_.index[i] < 0 ? T(NAN) : a_.factor[i];
-      if constexpr (has_label_gradient<F>) {
-        T slope[kGroupTile];
-        for (int64_t i = 0; i < n; i++) slope[i] = a_.factor[i] * a_.coefficient[F::coefficients - 1][i];
-        put(G::kLabelGrad, offset, 0, slope, n);
-      }
-      if (across_) grad_across(n, offset);
-      else if (only_first_) grad_along_members<1>(n, offset);
-      else grad_along_members<kGradients>(n, offset);
+      find_gradients(n, offset);
     });
   }
 
  private:
+  double scale() const { return g_.mean ? 1.0 / g_.template count<T>() : 1.0; }
+  __attribute__((noinline)) void find_values(int64_t n, const int64_t* offset, T* value, Sums& sums) {
+    read_labels(n, offset, sums);
+    find_statistics(n, offset);
+    sums.value += finish_groups<T, Mode>(f_, a_, g_.template empty_group<T>(), value, n);
+    for (int64_t i = 0; i < n; i++) sums.valid += a_.valid[i];
+  }
+  __attribute__((noinline)) void find_gradients(int64_t n, const int64_t* offset) {
+    if constexpr (has_label_gradient<F>) {
+      T slope[kGroupTile];
+      for (int64_t i = 0; i < n; i++) slope[i] = a_.factor[i] * a_.coefficient[F::coefficients - 1][i];
+      put(G::kLabelGrad, offset, 0, slope, n);
+    }
+    if (across_) grad_across(n, offset);
+    else if (only_first_) grad_along_members<1>(n, offset);
+    else grad_along_members<kGradients>(n, offset);
+  }
+  // Calls run(n, offset) for [begin, end) in runs of at most so many groups, which are one step apart in memory.
   template <class Run>
-  void each_run(int64_t begin, int64_t end, Run run) {
+  void each_run(int64_t begin, int64_t end, int64_t most, Run run) {
     int64_t inner = g_.it.dims ? g_.it.size[0] : 1;
     for (int64_t at = begin; at < end;) {
-      int64_t n = std::min({end - at, tile_, inner - at % inner});
+      int64_t n = std::min({end - at, most, inner - at % inner});
       int64_t offset[G::kOperands];
       g_.it.offsets(at, offset);
       run(n, offset);
@@ -170,10 +200,16 @@ class GroupWorker {
     }
     return true;
   }
+  // May the loops along members take words of bfloat16 apart? Else these are widened first.
+  static constexpr bool in_words() {
+    if constexpr (has<declared::in_words, F>) return F::in_words(Mode);
+    else return true;
+  }
+  static constexpr bool kInWords = std::is_same_v<T, float> && in_words();
   void find_statistics(int64_t n, const int64_t* offset) {
     for (auto& max : a_.max) std::fill(max, max + n, T(-INFINITY));
     if (across_) return statistics_across(n, offset);
-    if constexpr (std::is_same_v<T, float>)
+    if constexpr (kInWords)
       if (packed<BFloat16>(0, M)) return statistics_along<BFloat16>(n, offset);
     statistics_along<T>(n, offset);
   }
@@ -262,7 +298,7 @@ class GroupWorker {
   template <int O>
   void grad_along_members(int64_t n, const int64_t* offset) {
     if (packed<T>(0, M) && packed<T>(G::kGrad, G::kLabelGrad)) return grad_in_memory<T, O>(n, offset);
-    if constexpr (std::is_same_v<T, float>)
+    if constexpr (kInWords)
       if (packed<BFloat16>(0, M) && packed<BFloat16>(G::kGrad, G::kLabelGrad))
         return grad_in_memory<BFloat16, O>(n, offset);
     for (int64_t i = 0; i < n; i++) {
@@ -308,21 +344,25 @@ struct GroupKernels {
   template <class T, int Mode, class F>
   static void forward(const F& f, const Groups<F>& groups, const Tensor& out, DType dtype) {
     using Worker = GroupWorker<T, F, Mode>;
-    std::vector<typename Worker::Sums> partial(size_t(chunks(groups.it.numel, Worker::tile_groups(groups))));
-    each_tile<Worker, Sweep::forward>(f, groups, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
-      worker.forward(begin, end, partial[size_t(c)]);
-    });
-    typename Worker::Sums total;
-    for (const auto& p : partial) {
-      if constexpr (has_hits<F>)
-        if (p.bad_class != Worker::kNone) fail_class(F::name, groups.members, f.ignore_index, p.bad_class);
-      if (p.bad_label)
-        fail(F::name, ArgumentName{F::args, F::members}, " in [0, ", groups.members - 1, "], got ", *p.bad_label);
-      total.value += p.value;
-      total.valid += p.valid;
-    }
+    const auto total = sums<Worker>(
+        f, groups, [](Worker& worker, int64_t begin, int64_t end, auto& own) { worker.forward(begin, end, own); });
     if (groups.valid) *static_cast<T*>(groups.valid) = T(total.valid);
     if (groups.reduced) write_scalar(out, dtype, groups.mean ? total.value / double(total.valid) : total.value);
+  }
+  template <class T, int Mode, class F>
+  static void forward_and_grad(const F& f, Groups<F> groups, const Tensor& out, DType dtype) {
+    using Worker = GroupWorker<T, F, Mode>;
+    T valid = T(0);
+    groups.valid = &valid;
+    // what a mean divides by has to be known before the first gradient
+    if (has_hits<F> && groups.mean)
+      valid = T(sums<Worker>(f, groups, [](Worker& worker, int64_t begin, int64_t end, auto& own) {
+                  worker.count(begin, end, own);
+                }).valid);
+    const auto total = sums<Worker>(f, groups, [](Worker& worker, int64_t begin, int64_t end, auto& own) {
+      worker.forward_and_grad(begin, end, own);
+    });
+    write_scalar(out, dtype, groups.mean ? total.value / double(total.valid) : total.value);
   }
   template <class T, int Mode, class F>
   static void grad(const F& f, const Groups<F>& groups) {
@@ -338,6 +378,24 @@ struct GroupKernels {
   }
 
  private:
+  // What of_tile(worker, begin, end, sums) adds up, tile after tile. Fails for an index that is none.
+  template <class Worker, class F, class OfTile>
+  static typename Worker::Sums sums(const F& f, const Groups<F>& groups, OfTile of_tile) {
+    std::vector<typename Worker::Sums> partial(size_t(chunks(groups.it.numel, Worker::tile_groups(groups))));
+    each_tile<Worker, Sweep::forward>(f, groups, [&](Worker& worker, int64_t c, int64_t begin, int64_t end) {
+      of_tile(worker, begin, end, partial[size_t(c)]);
+    });
+    typename Worker::Sums total;
+    for (const auto& p : partial) {
+      if constexpr (has_hits<F>)
+        if (p.bad_class != Worker::kNone) fail_class(F::name, groups.members, f.ignore_index, p.bad_class);
+      if (p.bad_label)
+        fail(F::name, ArgumentName{F::args, F::members}, " in [0, ", groups.members - 1, "], got ", *p.bad_label);
+      total.value += p.value;
+      total.valid += p.valid;
+    }
+    return total;
+  }
   // Calls each(worker, c, begin, end) for every tile of groups; each thread has a worker with buffers of its own.
   template <class Worker, Sweep sweep, class F, class Each>
   static void each_tile(const F& f, const Groups<F>& groups, Each each) {

@@ -21,6 +21,8 @@
 //                                     0. In group.sum they stand behind the others
 //   place_of(label, members)          the member that the group's label points to; -1 where it points to none, which
 //                                     is an error on the CPU and NaN on a GPU
+//   in_words(mode)                    may a CPU take words of two bfloat16 apart in the loops of this mode? It does
+//                                     without a word; not where the compiler makes no vectors of them, as of powers
 // A formula with one gradient more than there are members is differentiable in its label too: its last coefficient is
 // that slope.
 #include <utility>
@@ -36,6 +38,8 @@ template <class F>
 using later = decltype(F::later);
 template <class F>
 using place_of = decltype(&F::template place_of<float>);
+template <class F>
+using in_words = decltype(F::in_words(0));
 }  // namespace declared
 
 constexpr int kMostMembers = 3, kMostMaxima = 3, kMostSums = 5;

@@ -119,6 +119,28 @@ struct GroupCall {
     }
   }
 
+  // Is operand k expanded to the shape of the groups? What will be summed over the expanded dimensions is not rounded
+  // before.
+  bool is_expanded(int k) const { return k < M && shape_of(tensors[k]) != shape; }
+  Grads<F::gradients> new_gradients(const std::vector<bool>& mask) const {
+    Grads<F::gradients> grads;
+    for (int k = 0; k < F::gradients; k++) {
+      if (!mask[k]) continue;
+      check_differentiable(F::name, name(k), dtypes[k]);
+      const Tensor& t = tensors[k];
+      grads[k] = is_expanded(k) ? new_empty(t, shape, compute_dtype(dtypes[k])) : empty_like(t, dtypes[k]);
+    }
+    return grads;
+  }
+  void sum(Grads<F::gradients>& grads) const {
+    for (int k = 0; k < F::gradients; k++) {
+      if (!grads[k] || !is_expanded(k)) continue;
+      Tensor own = empty_like(tensors[k], dtypes[k]);
+      torch::stable::copy_(own, sum_to(*grads[k], shape_of(tensors[k])));
+      grads[k] = own;
+    }
+  }
+
   // Coefficients of every group, one kind after the other; then how many groups are not ignored.
   int64_t state_size() const { return groups * F::coefficients + 1; }
 
@@ -167,6 +189,7 @@ struct GroupCall {
 template <class F, class Backend>
 struct GroupKernel {
   static constexpr bool keeps_state = true;
+  static constexpr bool has_one_pass = true, one_pass_takes_mask = true;
 
   static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                       std::optional<ScalarType> dtype) {
@@ -179,6 +202,26 @@ struct GroupKernel {
     std::optional<Tensor> state;
     Tensor out = run(f, inputs, reduction, dtype, true, state);
     return {out, *state};
+  }
+
+  // A reduced value, and the gradients where that of the value is 1, from one read of the members.
+  static std::tuple<Tensor, Grads<F::gradients>> value_and_grad(const F& f, const Inputs& inputs,
+                                                                std::optional<Reduction> reduction,
+                                                                std::optional<ScalarType> dtype,
+                                                                const std::vector<bool>& mask) {
+    GroupCall<F> call(inputs);
+    typename Backend::Guard guard(call.tensors[0]);
+    expect_reduced(F::name, reduction);
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
+    Tensor out = new_empty(call.tensors[0], {}, out_dtype);
+    Grads<F::gradients> grads = call.new_gradients(mask);
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      auto groups = call.problem(nullptr, nullptr, grads.data(), reduction);
+      with_mode(f, [&](auto mode) { Backend::Groups::template forward_and_grad<T, mode>(f, groups, out, out_dtype); });
+    });
+    call.sum(grads);
+    return {out, grads};
   }
 
   static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,
@@ -194,28 +237,13 @@ struct GroupKernel {
       fail(F::name, "the state of the forward pass, of shape ", shape_text({call.state_size()}), ", got ",
            name_of(computed), " of ", shape_text(shape_of(state)));
 
-    Grads<F::gradients> grads;
-    auto is_expanded = [&](int k) { return k < call.M && shape_of(call.tensors[k]) != call.shape; };
-    for (int k = 0; k < F::gradients; k++) {
-      if (!mask[k]) continue;
-      const Tensor& t = call.tensors[k];
-      check_differentiable(F::name, call.name(k), call.dtypes[k]);
-      // what will be summed over the expanded dimensions is not rounded before
-      grads[k] =
-          is_expanded(k) ? new_empty(t, call.shape, compute_dtype(call.dtypes[k])) : empty_like(t, call.dtypes[k]);
-    }
+    Grads<F::gradients> grads = call.new_gradients(mask);
     in_compute_type(computed, computed, [&](auto zero) {
       using T = decltype(zero);
       auto groups = call.problem(&grad_output, &state, grads.data(), reduction);
       with_mode(f, [&](auto mode) { Backend::Groups::template grad<T, mode>(f, groups); });
     });
-    for (int k = 0; k < F::gradients; k++) {
-      const Tensor& t = call.tensors[k];
-      if (!grads[k] || !is_expanded(k)) continue;
-      Tensor sum = empty_like(t, call.dtypes[k]);
-      torch::stable::copy_(sum, sum_to(*grads[k], shape_of(t)));
-      grads[k] = sum;
-    }
+    call.sum(grads);
     return grads;
   }
 

@@ -2,6 +2,7 @@
 // The pointwise kernels on the CPU: one vector loop a formula, over tiles of the operands.
 #include <atomic>
 
+#include "../../base/special.h"
 #include "../../cpu/chunks.h"
 #include "../../cpu/tiles.h"
 
@@ -27,6 +28,25 @@ bool is_unbroken(const Iteration<N>& it, int first) {
   return true;
 }
 
+// A formula's body, of floats, that computes in Lean: for what memory holds as bfloat16.
+template <class Body>
+struct InLean {
+  Body body;
+  template <int I, int O>
+  HD void operator()(const float (&x)[I], float (&y)[O]) const {
+    Lean a[I], b[O];
+    for (int k = 0; k < I; k++) a[k] = Lean(x[k]);
+    body(a, b);
+    for (int k = 0; k < O; k++) y[k] = float(b[k]);
+  }
+};
+// The body as the loops call it beside elements that memory holds as S.
+template <class S, class Body>
+auto computed(Body body) {
+  if constexpr (std::is_same_v<S, BFloat16>) return InLean<Body>{body};
+  else return body;
+}
+
 // The loops compute in T what memory holds as S: T itself, or bfloat16. An odd element at the end, which fills no word,
 // is taken alone.
 
@@ -38,25 +58,39 @@ LOSSREG_CLONES void map_loop(Body body, T first, const S* const* in, S* const* o
   Word<S>* y[O];
   for (int k = Fixed ? 1 : 0; k < I; k++) x[k] = words(in[k]);
   for (int k = 0; k < O; k++) y[k] = words(out[k]);
+  if constexpr (L::width == 1) {
 #pragma omp simd
-  for (int64_t i = 0; i < n / L::width; i++) {
-    T b[O][L::width];
-#pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++) {
+    for (int64_t i = 0; i < n; i++) {
       T a[I], c[O];
       if constexpr (Fixed) a[0] = first;
-      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][i], l);
+      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][i], 0);
       body(a, c);
-      for (int k = 0; k < O; k++) b[k][l] = c[k];
+      for (int k = 0; k < O; k++) y[k][i] = c[k];
     }
-    for (int k = 0; k < O; k++) y[k][i] = L::of(b[k]);
-  }
-  if (n % L::width) {
-    T a[I], c[O];
-    if constexpr (Fixed) a[0] = first;
-    for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
-    body(a, c);
-    for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
+  } else {
+    alignas(64) float half[O][L::width][kWords];
+    for (int64_t done = 0; done < n / L::width; done += kWords) {
+      const int64_t m = std::min(kWords, n / L::width - done);
+#pragma omp simd
+      for (int64_t i = 0; i < m; i++) {
+#pragma GCC unroll 2
+        for (int l = 0; l < L::width; l++) {
+          T a[I], c[O];
+          if constexpr (Fixed) a[0] = first;
+          for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = L::template get<T>(x[k][done + i], l);
+          body(a, c);
+          for (int k = 0; k < O; k++) half[k][l][i] = c[k];
+        }
+      }
+      for (int k = 0; k < O; k++) round_words(half[k][0], half[k][1], y[k] + done, m);
+    }
+    if (n % L::width) {
+      T a[I], c[O];
+      if constexpr (Fixed) a[0] = first;
+      for (int k = Fixed ? 1 : 0; k < I; k++) a[k] = widen<T>(in[k][n - 1]);
+      body(a, c);
+      for (int k = 0; k < O; k++) out[k][n - 1] = Narrow<S>::from(c[k]);
+    }
   }
 }
 // Sums body(x) over the elements.
@@ -84,6 +118,56 @@ LOSSREG_CLONES T sum_loop(Body body, const S* const* in, int64_t n) {
   }
   return sum;
 }
+// Sums value(x) and writes grad(x), where the gradient of the sum is `first`: what both need is computed once.
+template <class T, int I, class Value, class Grad, class S>
+LOSSREG_CLONES T sum_and_map_loop(Value value, Grad grad, T first, const S* const* in, S* out, int64_t n) {
+  using L = Lane<S>;
+  const Word<S>* x[I];
+  for (int k = 0; k < I; k++) x[k] = words(in[k]);
+  Word<S>* y = words(out);
+  T sum = 0;
+  if constexpr (L::width == 1) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+      T a[I], g[I + 1], v[1], d[1];
+      g[0] = first;
+      for (int k = 0; k < I; k++) g[k + 1] = a[k] = L::template get<T>(x[k][i], 0);
+      value(a, v);
+      grad(g, d);
+      sum += v[0];
+      y[i] = d[0];
+    }
+  } else {
+    alignas(64) float half[L::width][kWords];
+    for (int64_t done = 0; done < n / L::width; done += kWords) {
+      const int64_t m = std::min(kWords, n / L::width - done);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < m; i++) {
+#pragma GCC unroll 2
+        for (int l = 0; l < L::width; l++) {
+          T a[I], g[I + 1], v[1], d[1];
+          g[0] = first;
+          for (int k = 0; k < I; k++) g[k + 1] = a[k] = L::template get<T>(x[k][done + i], l);
+          value(a, v);
+          grad(g, d);
+          sum += v[0];
+          half[l][i] = d[0];
+        }
+      }
+      round_words(half[0], half[1], y + done, m);
+    }
+    if (n % L::width) {
+      T a[I], g[I + 1], v[1], d[1];
+      g[0] = first;
+      for (int k = 0; k < I; k++) g[k + 1] = a[k] = widen<T>(in[k][n - 1]);
+      value(a, v);
+      grad(g, d);
+      sum += v[0];
+      out[n - 1] = Narrow<S>::from(d[0]);
+    }
+  }
+  return sum;
+}
 // Is one of the elements wanted?
 template <class T, class Wanted, class S>
 LOSSREG_CLONES bool any_loop(Wanted wanted, const S* x, int64_t n) {
@@ -104,8 +188,8 @@ struct PointwiseKernels {
     if constexpr (std::is_same_v<T, float>) {
       // the gradient of a reduced loss is one number, of any dtype
       if (I > 1 && it.operand[0].uniform && is_stored_as<BFloat16>(it, 1))
-        return map_of<T, BFloat16, I, O, sweep, (I > 1)>(it, body);
-      if (is_stored_as<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, body);
+        return map_of<T, BFloat16, I, O, sweep, (I > 1)>(it, computed<BFloat16>(body));
+      if (is_stored_as<BFloat16>(it, 0)) return map_of<T, BFloat16, I, O, sweep>(it, computed<BFloat16>(body));
     }
     map_of<T, T, I, O, sweep>(it, body);
   }
@@ -120,6 +204,27 @@ struct PointwiseKernels {
     double total = 0;
     with_stored<T>(it, [&](auto* tag) { total = sum_of<T, std::remove_pointer_t<decltype(tag)>>(it, body); });
     write_scalar(out, dtype, total * scale);
+  }
+
+  template <class T, int I, class Value, class Grad>
+  static void sum_and_map(const Iteration<I + 1>& it, Value value, Grad grad, double scale, const Tensor& out,
+                          DType dtype) {
+    double total[1];
+    with_stored<T>(it, [&](auto* tag) {
+      using S = std::remove_pointer_t<decltype(tag)>;
+      sum_chunks(it.numel, kChunk, total, [&](int64_t begin, int64_t end, double (&own)[1]) {
+        Buffers<S, I + 1> buffers(it, 0, I);
+        for (int64_t b = begin; b < end; b += kTile) {
+          int64_t n = std::min(kTile, end - b);
+          const S* in[I];
+          for (int k = 0; k < I; k++) in[k] = read_tile(it, k, b, n, buffers.at[k]);
+          S* to = result_tile(it, I, b, buffers.at[I]);
+          own[0] += double(sum_and_map_loop<T, I>(computed<S>(value), computed<S>(grad), T(1), in, to, n));
+          write_tile(it, I, b, n, to, buffers.at[I]);
+        }
+      });
+    });
+    write_scalar(out, dtype, total[0] * scale);
   }
 
   template <class T, class Wanted>
@@ -179,7 +284,7 @@ struct PointwiseKernels {
         int64_t n = std::min(kTile, end - b);
         const S* in[I];
         for (int k = 0; k < I; k++) in[k] = read_tile(it, k, b, n, buffers.at[k]);
-        own[0] += double(sum_loop<T, I>(body, in, n));
+        own[0] += double(sum_loop<T, I>(computed<S>(body), in, n));
       }
     });
     return total[0];

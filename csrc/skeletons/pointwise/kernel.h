@@ -121,6 +121,13 @@ struct PointwiseCall {
     const Tensor& t = *tensors[k];
     return shape_of(t) == shape ? empty_like(t, dtype) : new_empty(t, shape, dtype);
   }
+  // The gradient in operand k, from that over the index space: summed to the shape that broadcasts, without the
+  // dimensions that align() added.
+  Tensor summed(const Tensor& whole, int k) const {
+    Tensor g = sum_to(whole, aligned[k]);
+    Shape own = shape_of(*tensors[k]);
+    return shape_of(g) == own ? g : torch::stable::reshape(g, own);
+  }
   double normaliser(Reduction reduction) const {
     if (reduction == Reduction::mean) return 1.0 / double(element_count(F::name, shape));
     if (reduction == Reduction::batchmean && tensors[0]->dim() > 0) return 1.0 / double(tensors[0]->size(0));
@@ -131,14 +138,12 @@ struct PointwiseCall {
 template <class F, class Backend>
 struct PointwiseKernel {
   static constexpr bool keeps_state = false;
+  static constexpr bool has_one_pass = takes_reduction(&F::make);
   static constexpr int I = F::inputs;
 
   static Tensor value(const F& f, Inputs inputs, std::optional<Reduction> reduction, std::optional<ScalarType> dtype) {
     PointwiseCall<F> call(std::move(inputs));
-    if constexpr (has<declared::says_broadcast, F>)
-      if (call.aligned[0] != call.aligned[1])
-        warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
-                     shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
+    say_broadcast(call);
     typename Backend::Guard guard(*call.tensors[0]);
     DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction && *reduction != Reduction::none;
@@ -158,16 +163,36 @@ struct PointwiseKernel {
         }
         Backend::Pointwise::template map<T, I, 1>(make_iteration<I + 1>(F::name, call.shape, views), body);
       });
-      if constexpr (has<declared::domains, F> && Backend::checks_values) {
-        // the value is NaN outside of the domain: one look at the result is enough where all is well
-        if (!find<T>(shape_of(out), views[I], IsNaN{})) return;
-        int k = 0;
-        for (const char* domain : F::domains)
-          if (auto outside = find<T>(call.shape, views[k++], OutsideDomain<F>{f}))
-            fail(F::name, domain, ", got ", *outside);
-      }
+      look_at<T>(f, call, views, shape_of(out), views[I]);
     });
     return out;
+  }
+
+  // A reduced value, and the gradient in the first operand where that of the value is 1, from one read of the operands.
+  static std::tuple<Tensor, Tensor> value_and_grad(const F& f, Inputs inputs, std::optional<Reduction> reduction,
+                                                   std::optional<ScalarType> dtype) {
+    PointwiseCall<F> call(std::move(inputs));
+    say_broadcast(call);
+    typename Backend::Guard guard(*call.tensors[0]);
+    expect_reduced(F::name, reduction);
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
+    Tensor out = new_empty(*call.tensors[0], {}, out_dtype);
+    check_differentiable(F::name, call.name(0), call.dtypes[0]);
+    Tensor grad = call.full(0, call.dtypes[0]);
+    in_compute_type(call.computed, out_dtype, [&](auto zero) {
+      using T = decltype(zero);
+      View views[I + 1];
+      for (int k = 0; k < I; k++) views[k] = call.view(k);
+      views[I] = view_of(grad, call.dtypes[0], call.shape);
+      with_mode(f, [&](auto mode) {
+        const double scale = call.normaliser(*reduction);
+        Backend::Pointwise::template sum_and_map<T, I>(make_iteration<I + 1>(F::name, call.shape, views),
+                                                       ValueBody<F, mode>{f}, GradBody<F, mode, 1>{f, scale}, scale,
+                                                       out, out_dtype);
+      });
+      look_at<T>(f, call, views, Shape{}, view_of(out, out_dtype, Shape{}));
+    });
+    return {out, call.summed(grad, 0)};
   }
 
   static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, Inputs inputs,
@@ -193,9 +218,27 @@ struct PointwiseKernel {
   }
 
  private:
+  static void say_broadcast(const PointwiseCall<F>& call) {
+    if constexpr (has<declared::says_broadcast, F>)
+      if (call.aligned[0] != call.aligned[1])
+        warn_once<F>(call.name(1), " of the shape of ", call.name(0), ", got ", shape_text(call.aligned[0]), " and ",
+                     shape_text(call.aligned[1]), ", which broadcast to ", shape_text(call.shape));
+  }
   template <class T, class Wanted>
   static std::optional<T> find(const Shape& shape, const View& view, Wanted wanted) {
     return Backend::Pointwise::template find<T>(make_iteration<1>(F::name, shape, &view), wanted);
+  }
+  // The value is NaN outside of the domain: one look at the result is enough where all is well.
+  template <class T>
+  static void look_at(const F& f, const PointwiseCall<F>& call, const View* operands, const Shape& shape,
+                      const View& result) {
+    if constexpr (has<declared::domains, F> && Backend::checks_values) {
+      if (!find<T>(shape, result, IsNaN{})) return;
+      int k = 0;
+      for (const char* domain : F::domains)
+        if (auto outside = find<T>(call.shape, operands[k++], OutsideDomain<F>{f}))
+          fail(F::name, domain, ", got ", *outside);
+    }
   }
   template <class T, int O, class Body>
   static void run(const Body& body, const PointwiseCall<F>& call, const Tensor& grad_output, DType grad_dtype,
@@ -214,13 +257,8 @@ struct PointwiseKernel {
     }
     Backend::Pointwise::template map<T, I + 1, O, Sweep::backward>(
         make_iteration<I + 1 + O>(F::name, call.shape, views), body);
-    for (int k = 0; k < O; k++) {
-      if (!grads[k]) continue;
-      // sums to the shape that broadcasts, then drops the dimensions that align() added
-      Tensor g = sum_to(*grads[k], call.aligned[k]);
-      Shape shape = shape_of(*call.tensors[k]);
-      grads[k] = shape_of(g) == shape ? g : torch::stable::reshape(g, shape);
-    }
+    for (int k = 0; k < O; k++)
+      if (grads[k]) grads[k] = call.summed(*grads[k], k);
   }
 };
 

@@ -6,6 +6,36 @@
 
 namespace lossreg::cpu {
 
+// ---- rows whose classes lie side by side, turned into planes and back
+
+// A 4x4 block of numbers in four registers, the rows of `from` as the columns of `to`.
+template <class T>
+HD void turn_block(const T* from, int64_t from_step, T* to, int64_t to_step) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
+  const auto at = [&](int k) { return reinterpret_cast<const Four*>(from + k * from_step); };
+  const Four a = *at(0), b = *at(1), c = *at(2), d = *at(3);
+  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const auto put = [&](int k) { return reinterpret_cast<Four*>(to + k * to_step); };
+  *put(0) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *put(1) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  *put(2) = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  *put(3) = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+}
+// to[c * to_step + i] = from[i * from_step + c]
+template <class T>
+LOSSREG_CLONES void turn(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t classes) {
+  const int64_t whole_rows = rows / 4 * 4, whole_classes = classes / 4 * 4;
+  for (int64_t i = 0; i < whole_rows; i += 4) {
+    const T* row = from + i * from_step;
+    for (int64_t c = 0; c < whole_classes; c += 4) turn_block(row + c, from_step, to + c * to_step + i, to_step);
+    for (int64_t c = whole_classes; c < classes; c++)
+      for (int64_t k = 0; k < 4; k++) to[c * to_step + i + k] = row[k * from_step + c];
+  }
+  for (int64_t i = whole_rows; i < rows; i++)
+    for (int64_t c = 0; c < classes; c++) to[c * to_step + i] = from[i * from_step + c];
+}
+
 // ---- vectors across rows: n rows, one class at a time
 
 // The target classes of rows next to each other, -1 where there is none, and with a margin the logits that they have.
@@ -142,15 +172,28 @@ LOSSREG_CLONES void grad_classes(const F& f, CoefficientArrays<T> k, S* const* o
     const T d = slope_of_score<T, Mode>(g, of_row, lse, xi, ti, weight[j], classes);
     return index[r] == c + j ? target_score_slope(g, d, of_row.hit, xi) : d;
   };
+  if constexpr (L::width == 1) {
 #pragma omp simd
-  for (int64_t i = 0; i < n / L::width; i++) {
+    for (int64_t i = 0; i < n; i++) {
 #pragma GCC unroll 8
-    for (int j = 0; j < K; j++) {
-      T d[L::width];
+      for (int j = 0; j < K; j++) to[j][i] = slope(i, j, T(score[j][i]), T(probability[j][i]));
+    }
+  } else {
+    constexpr int64_t at_once = kWords / K;
+    alignas(64) float half[K][L::width][at_once];
+    for (int64_t done = 0; done < n / L::width; done += at_once) {
+      const int64_t m = std::min(at_once, n / L::width - done);
+#pragma omp simd
+      for (int64_t i = 0; i < m; i++) {
+#pragma GCC unroll 8
+        for (int j = 0; j < K; j++) {
 #pragma GCC unroll 2
-      for (int l = 0; l < L::width; l++)
-        d[l] = slope(i * L::width + l, j, L::template get<T>(score[j][i], l), L::template get<T>(probability[j][i], l));
-      to[j][i] = L::of(d);
+          for (int l = 0; l < L::width; l++)
+            half[j][l][i] = slope((done + i) * L::width + l, j, L::template get<T>(score[j][done + i], l),
+                                  L::template get<T>(probability[j][done + i], l));
+        }
+      }
+      for (int j = 0; j < K; j++) round_words(half[j][0], half[j][1], to[j] + done, m);
     }
   }
   if (n % L::width)
@@ -258,6 +301,41 @@ LOSSREG_CLONES T sum_exp(const F& f, T max, const S* x, const T* w, int64_t n) {
   }
   return sum;
 }
+// The same, and each exponential into `terms`: those of the words' first elements, then those of their second ones.
+template <class T, class F, class S>
+LOSSREG_CLONES T sum_terms(const F& f, T max, const S* x, T* terms, int64_t n) {
+  using L = Lane<S>;
+  const F g = f;
+  const Word<S>* at = words(x);
+  const int64_t count = n / L::width;
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; i++) {
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) {
+      const T e = exp_negative(g.logit(L::template get<T>(at[i], l)) - max);
+      terms[l * count + i] = e;
+      sum += e;
+    }
+  }
+  if (n % L::width) sum += terms[n - 1] = exp_negative(g.logit(widen<T>(x[n - 1])) - max);
+  return sum;
+}
+// factor times each term, as the gradient.
+template <class T, class S>
+LOSSREG_CLONES void grad_of_terms(T factor, S* out, const T* terms, int64_t n) {
+  using L = Lane<S>;
+  Word<S>* result = words(out);
+  const int64_t count = n / L::width;
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) {
+    T d[L::width];
+#pragma GCC unroll 2
+    for (int l = 0; l < L::width; l++) d[l] = factor * terms[l * count + i];
+    result[i] = L::of(d);
+  }
+  if (n % L::width) out[n - 1] = Narrow<S>::from(factor * terms[n - 1]);
+}
 template <class T, int Mode, class F, class S>
 LOSSREG_CLONES void sum_shares(const F& f, T* mass, T* dot, T max, const S* x, const S* t, const T* w, int64_t classes,
                                int64_t n) {
@@ -277,6 +355,12 @@ LOSSREG_CLONES void sum_shares(const F& f, T* mass, T* dot, T max, const S* x, c
   *mass += m;
   *dot += d;
 }
+// The weight of a class, for a formula that asks for one in a score's slope; else there may be no weights to read.
+template <int Mode, class F, class T>
+HD T weight_at([[maybe_unused]] const T* w, [[maybe_unused]] int64_t c) {
+  if constexpr (F::has_bias || F::uses_shares(Mode)) return w[c];
+  else return T(1);
+}
 template <class T, int Mode, class F, class S>
 LOSSREG_CLONES void grad_row(const F& f, RowCoefficients<T> k, LogSum<T> lse, S* out, const S* x, const S* t,
                              const T* w, int64_t classes, int64_t n) {
@@ -284,18 +368,72 @@ LOSSREG_CLONES void grad_row(const F& f, RowCoefficients<T> k, LogSum<T> lse, S*
   const F g = f;
   const Word<S>*at = words(x), *to = words(t);
   Word<S>* result = words(out);
+  if constexpr (L::width == 1) {
 #pragma omp simd
-  for (int64_t i = 0; i < n / L::width; i++) {
-    T d[L::width];
+    for (int64_t i = 0; i < n; i++)
+      result[i] = slope_of_score<T, Mode>(g, k, lse, T(at[i]), T(to[i]), weight_at<Mode, F>(w, i), classes);
+  } else {
+    alignas(64) float half[L::width][kWords];
+    for (int64_t done = 0; done < n / L::width; done += kWords) {
+      const int64_t m = std::min(kWords, n / L::width - done);
+#pragma omp simd
+      for (int64_t i = 0; i < m; i++) {
 #pragma GCC unroll 2
-    for (int l = 0; l < L::width; l++)
-      d[l] = slope_of_score<T, Mode>(g, k, lse, L::template get<T>(at[i], l), L::template get<T>(to[i], l),
-                                     w[i * L::width + l], classes);
-    result[i] = L::of(d);
+        for (int l = 0; l < L::width; l++)
+          half[l][i] = slope_of_score<T, Mode>(g, k, lse, L::template get<T>(at[done + i], l),
+                                               L::template get<T>(to[done + i], l),
+                                               weight_at<Mode, F>(w, (done + i) * L::width + l), classes);
+      }
+      round_words(half[0], half[1], result + done, m);
+    }
   }
   if (n % L::width) {
-    T d = slope_of_score<T, Mode>(g, k, lse, widen<T>(x[n - 1]), widen<T>(t[n - 1]), w[n - 1], classes);
+    T d = slope_of_score<T, Mode>(g, k, lse, widen<T>(x[n - 1]), widen<T>(t[n - 1]), weight_at<Mode, F>(w, n - 1),
+                                  classes);
     out[n - 1] = Narrow<S>::from(d);
+  }
+}
+
+// ---- rows whose classes lie side by side, one after the other
+
+// Classes at once. The last ones of a row may reach into the next rows, which are written after it.
+constexpr int64_t kAtOnce = 8;
+
+// What is known of n rows, beside the class tensor's entries w, of which there are kAtOnce more than classes.
+template <class T>
+struct KnownRows {
+  const T *a, *rest, *high, *low, *w;
+};
+// The gradients in the scores x, but for what the target class has apart; t as in grad_classes. x is not out.
+template <class T, int Mode, class F>
+LOSSREG_CLONES void grad_rows(const F& f, KnownRows<T> known, T* out, const T* x, const T* t, int64_t classes,
+                              int64_t n) {
+  const F g = f;
+  const int64_t reach = (classes + kAtOnce - 1) / kAtOnce * kAtOnce;
+  const T* w = known.w;
+  for (int64_t i = 0; i < n; i++, x += classes, t += classes, out += classes) {
+    const RowCoefficients<T> of_row{known.a[i], T(0), F::uses_shares(Mode) ? known.rest[i] : T(0)};
+    const LogSum<T> lse{known.high[i], known.low[i]};
+    if (i * classes + reach <= n * classes) {
+      for (int64_t c = 0; c < classes; c += kAtOnce)
+#pragma omp simd
+        for (int64_t k = c; k < c + kAtOnce; k++)
+          out[k] = slope_of_score<T, Mode>(g, of_row, lse, x[k], t[k], weight_at<Mode, F>(w, k), classes);
+    } else {
+      for (int64_t c = 0; c < classes; c++)
+        out[c] = slope_of_score<T, Mode>(g, of_row, lse, x[c], t[c], weight_at<Mode, F>(w, c), classes);
+    }
+  }
+}
+// How much of -log p_c the spread of each row takes of all classes.
+template <class T, int Mode, class F>
+LOSSREG_CLONES void mass_of_rows(const F& f, T* mass, const T* t, const T* w, int64_t classes, int64_t n) {
+  const F g = f;
+  for (int64_t i = 0; i < n; i++, t += classes) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < classes; c++) sum += g.template share<Mode>(w[c], t[c], classes);
+    mass[i] = sum;
   }
 }
 

@@ -84,6 +84,12 @@ struct RowCall {
     if (!one_row) check_shape(F::name, name(1), own, row_shape, name(0), shape);
   }
 
+  void check_ignored([[maybe_unused]] const F& f) const {
+    if constexpr (takes_probabilities<F>)
+      expect(!probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
+             f.ignore_index);
+  }
+
   // Checks what a backward pass gets beside the inputs, and returns the dtype of grad_output.
   DType check_grad(const Tensor& grad_output, const Tensor& state, bool reduced) const {
     check_state(F::name, state, {state_size()}, DType::float64, input);
@@ -208,6 +214,7 @@ std::optional<Tensor> weigh_lse(F& f, const Tensor& target, const std::optional<
 template <class F, class Backend>
 struct RowKernel {
   static constexpr bool keeps_state = true;
+  static constexpr bool has_one_pass = F::softmax;
   static Tensor value(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
                       std::optional<ScalarType> dtype) {
     return std::get<0>(forward(f, inputs, reduction, dtype));
@@ -219,9 +226,7 @@ struct RowKernel {
                                             std::optional<ScalarType> dtype) {
     RowCall<F> call(inputs);
     typename Backend::Guard guard(call.input);
-    if constexpr (takes_probabilities<F>)
-      expect(!call.probabilities || f.ignore_index < 0, F::name, "ignore_index < 0 beside class probabilities",
-             f.ignore_index);
+    call.check_ignored(f);
     DType out_dtype = result_dtype(F::name, dtype, call.result);
     bool reduced = reduction != Reduction::none;
     Tensor out = new_empty(call.input, reduced ? Shape{} : call.row_shape, out_dtype);
@@ -239,6 +244,31 @@ struct RowKernel {
       });
     });
     return {out, state};
+  }
+
+  // A reduced value, and the gradient in the scores where that of the value is 1, from one read of the scores.
+  static std::tuple<Tensor, Tensor> value_and_grad(const F& f, const Inputs& inputs, std::optional<Reduction> reduction,
+                                                   std::optional<ScalarType> dtype) {
+    RowCall<F> call(inputs);
+    typename Backend::Guard guard(call.input);
+    call.check_ignored(f);
+    expect_reduced(F::name, reduction);
+    DType out_dtype = result_dtype(F::name, dtype, call.result);
+    Tensor out = new_empty(call.input, {}, out_dtype), grad = empty_like(call.input, call.input_dtype);
+    Tensor state = new_empty(call.input, {call.state_size()}, DType::float64);
+    Rows rows = call.problem(state, nullptr, &grad, nullptr, nullptr);
+    rows.reduced = true;
+    rows.mean = reduction == Reduction::mean;
+    F weighed = f;
+    auto mean_weight = weigh_lse<Backend>(weighed, call.target, call.weight, call.probabilities, reduction);
+    in_compute_type(call.result, out_dtype, [&](auto zero) {
+      std::optional<Tensor> alive;
+      if constexpr (F::has_bias) alive = biases<decltype(zero), Backend>(f, call, rows);
+      with_row_formula(weighed, call.probabilities, [&](const auto& g, auto mode) {
+        Backend::Rows::template forward_and_grad<decltype(zero), mode>(g, rows, out, out_dtype);
+      });
+    });
+    return {out, grad};
   }
 
   static Grads<F::gradients> grad(const F& f, const Tensor& grad_output, const Tensor& state, const Inputs& inputs,

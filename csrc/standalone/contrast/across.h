@@ -35,8 +35,8 @@ struct PairCall {
   DType wide() const { return compute_dtype(dtype); }
   // A pass of the input's rows over the target's.
   template <class Backend>
-  Pass<Backend> pass(bool gradients) const {
-    return {F::name, input, target, gradients};
+  Pass<Backend> pass(bool gradients, bool as_one = false) const {
+    return {F::name, input, target, gradients, nullptr, as_one};
   }
 };
 

@@ -8,12 +8,14 @@ namespace lossreg::contrast {
 
 constexpr double kLeastNorm = 1e-12;
 
-// x over its length; one shorter than that is divided by kLeastNorm, and one of zeros stays.
+// x over its length; one shorter than kLeastNorm is divided by that, and one of zeros stays. Where there are scales, x
+// is divided by a power of two alone, which takes nothing from its digits, and a scale is what is left to multiply by.
 template <class S>
 struct Normalise {
   S* x;
   int64_t features;
   double* inverse;  // what each vector is multiplied by; 0 for one of zeros, so that its gradient is 0, too
+  float* scales;
 
   template <class Team>
   HD void operator()(int64_t i, const Team& team) const {
@@ -23,9 +25,13 @@ struct Normalise {
       const double v = widen<double>(row[k]);
       return v * v;
     });
-    const double by = square == 0 ? 0.0 : 1.0 / at_least(sqrt(square), kLeastNorm);
-    team.each(features, [=](int64_t k) { row[k] = Narrow<S>::from(widen<double>(row[k]) * by); });
-    if (team.rank() == 0) inverse[i] = by;
+    const double length = sqrt(square), by = square == 0 ? 0.0 : 1.0 / at_least(length, kLeastNorm);
+    const double power = bits<double>(bits<uint64_t>(length) & 0x7ff0000000000000u);
+    const double at_once = !scales || square == 0 ? by : 1.0 / power;
+    team.each(features, [=](int64_t k) { row[k] = Narrow<S>::from(widen<double>(row[k]) * at_once); });
+    if (team.rank() > 0) return;
+    inverse[i] = by;
+    if (scales) scales[i] = float(power * by);
   }
 };
 // From a gradient in the normalised vectors to that in the vectors: its part along the vector goes, unless the length
@@ -36,30 +42,35 @@ struct ThroughNorm {
   const S* x;
   int64_t features;
   const double* inverse;
+  const float* scales;
   Operand factor;
 
   template <class Team>
   HD void operator()(int64_t i, const Team& team) const {
     T* g = gradient + i * features;
     const S* row = x + i * features;
-    const double by = inverse[i];
+    const double by = inverse[i], scale = scales ? double(scales[i]) : 1.0;
     const double dot = team.sum(features, [=](int64_t k) { return widen<double>(row[k]) * double(g[k]); });
-    const T along = T(by < 1.0 / kLeastNorm ? dot : 0.0), f = T(by * get<double>(factor, 0));
+    const T along = T(by < 1.0 / kLeastNorm ? dot * scale * scale : 0.0), f = T(by * get<double>(factor, 0));
     team.each(features, [=](int64_t k) { g[k] = f * (g[k] - along * widen<T>(row[k])); });
   }
 };
 
-// The vectors of a call, those of several tensors one after the other, normalised.
+// The vectors of a call, those of several tensors one after the other, normalised. A gradient loses its part along its
+// vector, and where the normalised vectors were rounded to bfloat16, that would be left in what remains: so factors of
+// bfloat16 are what was given, and scales stand beside them.
 template <class Backend>
 struct Directions {
-  Tensor vectors, inverse;  // (V, D) in the factors' dtype, (V)
+  Tensor vectors, inverse;       // (V, D) in the factors' dtype, (V)
+  std::optional<Tensor> scales;  // (V)
 
   Directions(const std::vector<Tensor>& parts, DType dtype) {
     int64_t count = 0, features = parts[0].size(1);
     for (const Tensor& part : parts) count += part.size(0);
-    // a gradient loses its part along its vector, and rounding before that would be left in what remains
-    vectors = new_empty(parts[0], {count, features}, Backend::Products::is_rounded ? compute_dtype(dtype) : dtype);
+    vectors = new_empty(parts[0], {count, features}, Backend::Products::factor_dtype(dtype));
     inverse = new_empty(parts[0], {count}, DType::float64);
+    if (Backend::Products::packs && *known_dtype(vectors.scalar_type()) == DType::bfloat16)
+      scales = new_empty(parts[0], {count}, DType::float32);
     int64_t at = 0;
     for (const Tensor& part : parts) {
       Tensor to = rows_of(vectors, at, part.size(0));
@@ -68,16 +79,17 @@ struct Directions {
     }
     with_factors([&](auto* x) {
       using S = std::remove_pointer_t<decltype(x)>;
-      Backend::teams(count, features, Normalise<S>{x, features, inverses()});
+      Backend::teams(count, features, Normalise<S>{x, features, inverses(), scale_data()});
     });
   }
   double* inverses() const { return static_cast<double*>(inverse.mutable_data_ptr()); }
+  float* scale_data() const { return scales ? static_cast<float*>(scales->mutable_data_ptr()) : nullptr; }
   // Calls use(pointer to the vectors).
   template <class Use>
   void with_factors(Use use) const {
     with_floating_storage(*known_dtype(vectors.scalar_type()), [&](auto* tag) {
-      constexpr bool narrow = sizeof(*tag) == 2;
-      if constexpr (!narrow || !Backend::Products::is_rounded)
+      using S = std::remove_pointer_t<decltype(tag)>;
+      if constexpr (sizeof(S) > 2 || is_narrow_factor<Backend, S>)
         use(static_cast<decltype(tag)>(vectors.mutable_data_ptr()));
     });
   }
@@ -215,7 +227,7 @@ std::tuple<Tensor, Tensor> among_value(const char* op, const std::vector<Tensor>
   Tensor result = new_empty(x.vectors, {}, out_dtype), losses = new_empty(x.vectors, {count}, DType::float64);
   Tensor state = new_empty(x.vectors, {Anchors<float>::size(count)}, compute_dtype(dtype));
   auto* loss = static_cast<double*>(losses.mutable_data_ptr());
-  Pass<Backend> pass(op, x.vectors, x.vectors, false);
+  Pass<Backend> pass(op, x.vectors, x.vectors, false, x.scale_data());
   pass.each([&](const Chunk& c) {
     with_products(c, [&](auto products) {
       using T = typename decltype(products)::Compute;
@@ -241,7 +253,7 @@ Tensor among_gradient(const char* op, const Tensor& grad_output, const Tensor& s
   int64_t count = x.vectors.size(0), features = x.vectors.size(1);
   DType wide = compute_dtype(dtype);
   Tensor gradient = new_empty(x.vectors, {count, features}, wide);
-  Pass<Backend> pass(op, x.vectors, x.vectors, true);
+  Pass<Backend> pass(op, x.vectors, x.vectors, true, x.scale_data());
   pass.each([&](const Chunk& c) {
     with_slopes<Backend>(c, true, [&](auto slopes) {
       using T = typename decltype(slopes)::Compute;
@@ -259,7 +271,11 @@ Tensor among_gradient(const char* op, const Tensor& grad_output, const Tensor& s
     x.with_factors([&](auto* vectors) {
       using S = std::remove_pointer_t<decltype(vectors)>;
       if constexpr (sizeof(S) <= sizeof(T) && (sizeof(T) == 4 || sizeof(S) == 8)) {
-        ThroughNorm<T, S> body{static_cast<T*>(gradient.mutable_data_ptr()), vectors, features, x.inverses(),
+        ThroughNorm<T, S> body{static_cast<T*>(gradient.mutable_data_ptr()),
+                               vectors,
+                               features,
+                               x.inverses(),
+                               x.scale_data(),
                                operand_of(factor)};
         Backend::teams(count, features, body);
       }

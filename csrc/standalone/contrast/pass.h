@@ -8,7 +8,8 @@
 
 namespace lossreg::contrast {
 
-// May the factors be of S, of 16 bits, where float32 is computed with? See Products::factor_dtype().
+// May the factors be of S, of 16 bits, where float32 is computed with? A backend that packs them multiplies bfloat16
+// alone.
 template <class Backend, class S>
 constexpr bool is_narrow_factor = Backend::kStrip == 1 ? sizeof(S) == 2 : std::is_same_v<S, BFloat16>;
 template <class Backend>
@@ -21,27 +22,32 @@ Tensor as_factor(const Tensor& t, DType dtype) {
 struct Chunk {
   int64_t index, first, count;
   Tensor a, products, slopes;  // a: the rows' vectors, as a factor
+  const float* scales;         // see Pass
 };
 
-// The sum of a rounded product and of what the rounding took, which is no number where the product is infinite.
-struct WithRest {
-  template <class T>
-  HD void operator()(const T (&x)[2], T (&y)[1]) const {
-    y[0] = abs(x[0]) < T(INFINITY) ? x[0] + x[1] : x[0];
-  }
-};
+// Of a packed factor, products of few rows take no longer than those of many, and stay in L3.
+constexpr int64_t kPackedBytes = 8 << 20;
 
 template <class Backend>
 class Pass {
  public:
-  // a (N, D), b (M, D), of one dtype
-  Pass(const char* op, const Tensor& a, const Tensor& b, bool gradients)
-      : op_(op), a_(a), dtype_(*known_dtype(a.scalar_type())), b_(as_factor<Backend>(b, dtype_)) {
+  // a (N, D), b (M, D), of one dtype. scales: null; or, of packed factors where a is b, what each vector is to be
+  // multiplied by, in the products and beside the slopes. Is it worth a larger chunk that it be the only one?
+  Pass(const char* op, const Tensor& a, const Tensor& b, bool gradients, const float* scales = nullptr,
+       bool as_one = false)
+      : op_(op), a_(a), dtype_(*known_dtype(a.scalar_type())), scales_(scales) {
+    Tensor right = as_factor<Backend>(b, dtype_);
+    by_column_.emplace(transposed(right));
+    if (gradients) by_row_.emplace(right);
     DType dtype = Backend::Products::factor_dtype(dtype_), wide = compute_dtype(dtype_);
     // One thread goes through a row from its beginning: there narrower slopes find place where products have been read.
     bool narrower = gradients && wide != dtype, inside = narrower && Backend::kStrip > 1, apart = narrower && !inside;
-    chunks_ = RowChunks::of<typename Backend::Products>(
-        a.size(0), b.size(0), size_of(wide) + (apart ? size_of(dtype) : 0), b.numel() * size_of(dtype));
+    using Products = typename Backend::Products;
+    auto of = [&](int64_t bytes) {
+      return RowChunks::of<Products>(a.size(0), b.size(0), size_of(wide) + (apart ? size_of(dtype) : 0), bytes);
+    };
+    chunks_ = of(Products::chunk_bytes(b.numel() * size_of(dtype)));
+    if (Products::packs && dtype == DType::bfloat16 && !(as_one && chunks_.count == 1)) chunks_ = of(kPackedBytes);
     products_ = chunks_.matrix(a, wide);
     slopes_ = apart    ? chunks_.matrix(a, dtype)
               : inside ? narrow(viewed_as(products_, dtype), 1, 0, b.size(0))
@@ -54,47 +60,26 @@ class Pass {
     for (int64_t i = 0; i < chunks_.count; i++) {
       int64_t first = chunks_.first(i), count = chunks_.size(i);
       Tensor a = as_factor<Backend>(rows_of(a_, first, count), dtype_);
-      Chunk c{i, first, count, a, rows_of(products_, 0, count), rows_of(slopes_, 0, count)};
-      find_products(c.products, a);
+      Chunk c{i, first, count, a, rows_of(products_, 0, count), rows_of(slopes_, 0, count), scales_};
+      by_column_->product(c.products, a, scales_ ? scales_ + first : nullptr, scales_);
       use(c);
     }
   }
   // Of the slopes that a kernel has written: slopes b is the chunk's part of the gradient in a, and slopes^T a what it
   // adds to that in b.
   void rows_gradient(const Chunk& c, const Tensor& in_a) const {
-    product<Backend>(rows_of(in_a, c.first, c.count), c.slopes, b_);
+    by_row_->product(rows_of(in_a, c.first, c.count), c.slopes);
   }
   void add_columns_gradient(const Chunk& c, const Tensor& in_b) const {
     add_over_rows<Backend>(op_, in_b, c.index == 0, c.slopes, c.a);
   }
 
  private:
-  // products = a b^T, as float32 has it.
-  void find_products(const Tensor& products, const Tensor& a) const {
-    if constexpr (Backend::Products::is_rounded)
-      if (products.scalar_type() != a.scalar_type()) return find_in_two_parts(products, a);
-    product<Backend>(products, a, transposed(b_));
-  }
-  // What a product loses where it is rounded to 16 bits is the same product less that, and 16 bits of it are enough.
-  void find_in_two_parts(const Tensor& products, const Tensor& a) const {
-    const Tensor by_column = transposed(b_);
-    const DType dtype = *known_dtype(a.scalar_type()), wide = *known_dtype(products.scalar_type());
-    const int64_t columns = b_.size(0), row_bytes = std::max<int64_t>(1, columns) * 2 * size_of(dtype);
-    const int64_t most = std::max<int64_t>(1, Backend::Products::chunk_bytes(0) / 8 / row_bytes);
-    for (int64_t at = 0; at < a.size(0); at += most) {
-      const int64_t count = std::min(most, a.size(0) - at);
-      const Tensor rows = rows_of(a, at, count);
-      const Tensor rounded = new_empty(a, {count, columns}, dtype), rest = new_empty(a, {count, columns}, dtype);
-      product<Backend>(rounded, rows, by_column);
-      Backend::add_product(rest, rounded, -1.0, rows, by_column);
-      map_tensors<Backend, WithRest>(op_, wide, {rounded, rest}, rows_of(products, at, count));
-    }
-  }
-
   const char* op_;
   Tensor a_;
   DType dtype_;  // of the vectors
-  Tensor b_;     // as a factor
+  const float* scales_;
+  std::optional<RightFactor<Backend>> by_column_, by_row_;  // of b; the second for gradients
   RowChunks chunks_;
   Tensor products_, slopes_;
 };
@@ -119,11 +104,13 @@ struct ChunkSlopes : ChunkProducts<T> {
   using Storage = S;
   S* slopes;  // null: none are asked for
   int64_t slopes_row;
+  const float* scales;
 
   ChunkSlopes(const Chunk& c, bool gradients)
       : ChunkProducts<T>(c),
         slopes(gradients ? static_cast<S*>(c.slopes.mutable_data_ptr()) : nullptr),
-        slopes_row(c.slopes.strides()[0]) {}
+        slopes_row(c.slopes.strides()[0]),
+        scales(c.scales) {}
   template <int L>
   HD void put(int64_t i, int64_t j, int n, const T (&x)[L]) const {
     if (!slopes) return;
@@ -133,7 +120,10 @@ struct ChunkSlopes : ChunkProducts<T> {
     } else {
       // bytes: their place may be that of products
       S y[L];
-      for (int k = 0; k < n; k++) y[k] = Narrow<S>::from(x[k]);
+      if (scales)
+        for (int k = 0; k < n; k++) y[k] = Narrow<S>::from(x[k] * T(scales[j + k]));
+      else
+        for (int k = 0; k < n; k++) y[k] = Narrow<S>::from(x[k]);
       memcpy(to, y, size_t(n) * sizeof(S));
     }
   }

@@ -19,7 +19,7 @@ class Pass {
     bool apart = gradients && !Backend::Rows::gradients_in_place;
     int64_t weight_bytes = call.columns * call.features * size_of(call.dtype);
     chunks_ = RowChunks::of<typename Backend::Products>(call.rows, call.columns, size_of(call.dtype) * (apart ? 2 : 1),
-                                                        weight_bytes);
+                                                        Backend::Products::chunk_bytes(weight_bytes));
     scores_ = chunks_.matrix(call.input, call.dtype);
     slopes_ = apart ? chunks_.matrix(call.input, call.dtype) : scores_;
   }

@@ -18,6 +18,27 @@ void product(const Tensor& out, const Tensor& a, const Tensor& b) {
   else Backend::wide_product(out, a, b);
 }
 
+// The right factor of many products with a wide result, in which the rows and the columns of a backend's own products
+// may be multiplied by numbers of float32.
+template <class Backend>
+class RightFactor {
+ public:
+  explicit RightFactor(const Tensor& b) : b_(b) {
+    if constexpr (Backend::Products::packs)
+      if (b.scalar_type() == ScalarType::BFloat16) packed_.emplace(b);
+  }
+  void product(const Tensor& out, const Tensor& a, [[maybe_unused]] const float* of_rows = nullptr,
+               [[maybe_unused]] const float* of_columns = nullptr) const {
+    if constexpr (Backend::Products::packs)
+      if (packed_) return packed_->product(out, a, of_rows, of_columns);
+    lossreg::product<Backend>(out, a, b_);
+  }
+
+ private:
+  Tensor b_;
+  std::optional<typename Backend::Products::Packed> packed_;
+};
+
 // sum += left^T right, of matrices with so many rows; the first term sets it. What is summed in a wider dtype than the
 // matrices have is made and added some rows of the sum at a time.
 template <class Backend>
@@ -61,13 +82,12 @@ inline Tensor viewed_as(const Tensor& t, DType dtype) {
 struct RowChunks {
   int64_t total, columns, row_step, count, rows;
 
-  // An entry takes so many bytes in all the matrices that there are of a chunk; `beside`: the bytes of the right
-  // factor.
+  // An entry takes so many bytes in all the matrices that there are of a chunk, and these at most `bytes` together.
   template <class Products>
-  static RowChunks of(int64_t total, int64_t columns, int64_t entry_bytes, int64_t beside) {
+  static RowChunks of(int64_t total, int64_t columns, int64_t entry_bytes, int64_t bytes) {
     constexpr int64_t whole = Products::whole_rows, step = Products::row_step;
     int64_t row_step = (columns + step - 1) / step * step;
-    int64_t most = row_step ? std::max<int64_t>(1, Products::chunk_bytes(beside) / entry_bytes / row_step) : 1;
+    int64_t most = row_step ? std::max<int64_t>(1, bytes / entry_bytes / row_step) : 1;
     if (most > whole) most -= most % whole;
     int64_t count = row_step ? (total + most - 1) / most : 0;  // nothing to do for no columns
     int64_t rows = count ? (total + count - 1) / count : 0;
