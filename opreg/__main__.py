@@ -16,7 +16,7 @@ from .bench.text import bench_text
 from .building.template import write_package
 from .doctor import diagnosis, gather
 from .faces import stubs
-from .hub import write_kernel
+from .hub import write_kernel, write_project
 from .op import Op
 from .registry import get, registered
 
@@ -71,9 +71,9 @@ def new(args: argparse.Namespace) -> int:
 
 def hub(args: argparse.Namespace) -> int:
     try:
-        for path in write_kernel(args.folder, args.name):
+        for path in (write_project if args.sources else write_kernel)(args.folder, args.name):
             print(f"wrote {path}")
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("hub", help="write this package as a kernel that the `kernels` package loads")
     c.add_argument("folder", metavar="FOLDER", type=Path, help="of the kernel")
     c.add_argument("--name", default="opreg", help="of the kernel; default: opreg")
+    c.add_argument("--sources", action="store_true", help="the project that kernel-builder makes it of, in its place")
     c.set_defaults(run=hub)
     c = commands.add_parser("stubs", help="write the package's .pyi files anew, after a declaration was edited")
     c.set_defaults(run=write_stubs)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +24,23 @@ KERNEL_KEYS = {
 }
 
 
+# What CMake calls a shared library: libNAME and this, on every system.
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+
+
+def _chosen() -> str:
+    """OPREG_LIBRARY. A hub's kernel, which has another name than opreg, comes with its own library: the two may be in
+    one process, where no op can be defined twice."""
+    return os.environ.get("OPREG_LIBRARY", "") if __name__ == "opreg._library" else ""
+
+
 def library_path() -> Path:
     """The shared library: what a Python-free process gives to ``dlopen`` before it loads a package.
 
     The environment variable ``OPREG_LIBRARY`` names another build of it. Like ``LD_PRELOAD``, it makes this process run
     whatever code the file holds: set it to files that you trust.
     """
-    if chosen := os.environ.get("OPREG_LIBRARY"):
+    if chosen := _chosen():
         return Path(chosen.split(os.pathsep)[0])
     return library_in(Path(__file__).parent, "opreg")
 
@@ -37,18 +48,18 @@ def library_path() -> Path:
 def library_in(package: Path, name: str) -> Path:
     """The library of an installed package: beside its Python files, or in site-packages where an editable installation
     has left these in a checkout."""
-    beside = sorted(package.glob("lib*.so"))
+    beside = sorted(package.glob(f"lib*{SUFFIX}")) or sorted(package.glob(f"_*{SUFFIX}"))  # as a hub's builder names it
     with contextlib.suppress(metadata.PackageNotFoundError):
         files = metadata.files(name) or []
-        beside += [Path(str(f.locate())) for f in files if f.match(f"{package.name}/lib*.so")]
+        beside += [Path(str(f.locate())) for f in files if f.match(f"{package.name}/lib*{SUFFIX}")]
     if not beside:
-        raise FileNotFoundError(f"opreg: expected a lib*.so in {package} or in the installed package, found none")
+        raise FileNotFoundError(f"opreg: expected a lib*{SUFFIX} in {package} or in the installed package, found none")
     return beside[0]
 
 
 def library_paths() -> list[Path]:
     """What is loaded: the library, or each of several in ``OPREG_LIBRARY``: families built apart."""
-    chosen = os.environ.get("OPREG_LIBRARY", "").split(os.pathsep)
+    chosen = _chosen().split(os.pathsep)
     return [Path(path) if path else library_path() for path in chosen]
 
 
@@ -119,7 +130,7 @@ def load(path: Path) -> Library:
         torch.ops.load_library(path)
     except OSError as error:  # the loader's own words name a symbol, and not what to do
         what = "a torch >= 2.11 and a library built for this processor"
-        if os.environ.get("OPREG_LIBRARY"):
+        if _chosen():
             what += ", or no OPREG_LIBRARY, which chose it"
         raise OSError(f"opreg: expected {what}, got {path} in torch {torch.__version__}: {error}") from error
     known = os.path.realpath(path)

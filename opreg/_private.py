@@ -40,6 +40,11 @@ def tracing() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
+def saved_tensors_are_packed() -> bool:
+    """Do hooks (of checkpointing, of offloading) take the place of the tensors that are saved for a backward pass?"""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def checkpointing() -> bool:
     """Does torch.utils.checkpoint count the tensors that are saved now, to compare them with a second run?"""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
@@ -224,3 +229,12 @@ class LightDispatchMode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def graph_break(module: Any) -> tuple[str, tuple[tuple[str, int], ...]] | None:
+    """Why Dynamo ended a graph before the end of its function, and at which lines of source, the innermost last; None
+    where it did not."""
+    reason = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not getattr(reason, "graph_break", False):
+        return None
+    return str(reason.reason), tuple((f.filename, f.lineno or 0) for f in reason.user_stack or ())

@@ -12,6 +12,7 @@ from torch import fx
 from . import _private
 from .passes import Report
 from .passes._rewrite import Rewriter
+from .passes.graph.breaks import break_after
 from .passes.rules import RULES
 from .passes.rules.registered import rules_of_others
 
@@ -56,7 +57,8 @@ def opreg(
     """
     report, others = Report(), dict(options or {})
     heads = bool(others.pop("heads", False))
-    Rewriter(module, (*RULES, *rules_of_others()), report, compiled=True, heads=heads).run()
+    rules = (*RULES, *rules_of_others())
+    Rewriter(module, rules, report, compiled=True, heads=heads, ending=break_after(module)).run()
     _publish(report)
     compiled: Callable[..., Any] = _private.compile_with_inductor(module, example_inputs, mode, others or None)
     return compiled

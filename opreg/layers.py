@@ -17,8 +17,22 @@ from torch import Tensor, nn
 from . import functional
 
 __all__ = [
-    "DiceLoss", "FastGELU", "ForCausalLMLoss", "GeLU", "GeluAndMul", "GeluTanh", "GeluTanhAndMul", "NewGELU",
-    "QuickGELU", "SiLU", "SigmoidFocalLoss", "SiluAndMul",
+    "GELU",
+    "DiceLoss",
+    "FastGELU",
+    "ForCausalLMLoss",
+    "GIoULoss",
+    "GeLU",
+    "GeluAndMul",
+    "GeluTanh",
+    "GeluTanhAndMul",
+    "L1BoxLoss",
+    "NewGELU",
+    "QuickGELU",
+    "SiLU",
+    "SigmoidFocalLoss",
+    "SiluAndMul",
+    "SwiGLU",
 ]  # fmt: skip
 
 
@@ -41,6 +55,10 @@ class GeLU(Layer):
     def forward(self, input: Tensor) -> Tensor:
         result: Tensor = functional.gelu(input)
         return result
+
+
+class GELU(GeLU):
+    """The same, in torch's spelling."""
 
 
 class GeluTanh(Layer):
@@ -74,6 +92,10 @@ class SiluAndMul(Layer):
         gate, up = input.chunk(2, -1)
         result: Tensor = functional.swiglu(gate, up)
         return result
+
+
+class SwiGLU(SiluAndMul):
+    """The same, by the name that papers have."""
 
 
 class GeluAndMul(Layer):
@@ -141,3 +163,25 @@ class DiceLoss(Layer):
         masks, labels = inputs.flatten(1).unsqueeze(1), targets.flatten(1).unsqueeze(1)
         result: Tensor = functional.dice_loss(masks, labels, reduction="sum") / num_boxes
         return result
+
+
+class L1BoxLoss(Layer):
+    """``l1_loss`` of matched boxes (N, 4), over the number of boxes: as DETR has it."""
+
+    def forward(self, source_boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor | float) -> Tensor:
+        result: Tensor = functional.l1_loss(source_boxes, target_boxes, "sum") / num_boxes
+        return result
+
+
+class GIoULoss(Layer):
+    """``giou_loss`` of matched boxes (N, 4), of centre and size, over the number of boxes: as DETR has it."""
+
+    def forward(self, source_boxes: Tensor, target_boxes: Tensor, num_boxes: Tensor | float) -> Tensor:
+        result: Tensor = functional.giou_loss(corners(source_boxes), corners(target_boxes), "sum") / num_boxes
+        return result
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """From centre and size, (..., 4), to the two corners."""
+    centre, half = boxes[..., :2], 0.5 * boxes[..., 2:]
+    return torch.cat([centre - half, centre + half], -1)

@@ -59,6 +59,12 @@ class ErrorSample:
     values: bool = False
 
 
+def _overload(name: str) -> Any:
+    """``torch.ops.NAMESPACE.NAME.default`` of ``NAMESPACE::NAME``."""
+    namespace, short = name.split("::")
+    return getattr(getattr(torch.ops, namespace), short).default
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """The declaration of an op. What has a default is given by keyword, and most ops need little of it.
@@ -103,6 +109,9 @@ class Op:
         native: torch's own function with the op's signature, where there is one.
         spellings: qualified names of the native ops and functions that compute the same, for rewrites and
             ``opreg.use``: torch's first, and those of other libraries.
+        rules: how programs write what the op computes, where its reference has branches that no pattern can have:
+            ``rules(op, takes)`` gives the rules that look for it in the reference's place. ``takes`` is an objection,
+            of shapes, dtypes and numbers that the op refuses.
         inline: when Inductor compiles, put the reference in the op's place, so that it fuses with its neighbours: on
             every device. Where the rule of ``shape`` is pointwise, that is so on a GPU in any case.
         lowered: names of the tensors that autocast converts to its dtype: operands of matrix products.
@@ -151,6 +160,7 @@ class Op:
     # compilers, autocast and rewrites
     native: Callable[..., Tensor] | None = None
     spellings: tuple[str, ...] = ()
+    rules: Callable[["Op", Callable[[Mapping[str, Any]], str]], Iterator[Any]] | None = None
     inline: bool = False
     lowered: tuple[str, ...] = ()
     unrolled: bool = False
@@ -201,13 +211,10 @@ class Op:
         namespace, short = self.qualname.split("::")
         return f"{namespace}_kernels::{short}"
 
-    def _overload(self, suffix: str) -> Any:
-        return getattr(getattr(torch.ops, self.qualname.split("::")[0]), self.short + suffix).default
-
     @cached_property
     def value(self) -> Any:
         """``torch.ops.NAMESPACE.NAME.default``"""
-        return self._overload("")
+        return _overload(self.qualname)
 
     @cached_property
     def backward(self) -> Any:
@@ -216,12 +223,12 @@ class Op:
 
         None where the op writes to its arguments.
         """
-        return None if self.mutated else self._overload("_backward")
+        return None if self.mutated else _overload(self.qualname + "_backward")
 
     @cached_property
     def forward(self) -> Any:
         """``NAME_forward``: results and state; None where the op keeps no state."""
-        return None if self.state is None else self._overload("_forward")
+        return None if self.state is None else _overload(self.qualname + "_forward")
 
     # For calls inside a call, which is looked at when it has failed (attach/messages.py); once is enough.
     @cached_property
@@ -235,6 +242,20 @@ class Op:
     @cached_property
     def forward_entry(self) -> Any:
         return _private.entry_of(self.forward)
+
+    @cached_property
+    def one_pass_entry(self) -> Any:
+        """A kernel of the reduced value and, beside it, the gradient where that of the value is 1, from one read of the
+        arguments: in the first of them, or in those that a mask asks for. None where there is none. Only the CPU has
+        some."""
+        if self.mutated or not self.reduces or not _private.has_op(f"{self.kernels_name}_with_gradient"):
+            return None
+        return _private.entry_of(_overload(f"{self.kernels_name}_with_gradient"))
+
+    @cached_property
+    def one_pass_takes_mask(self) -> bool:
+        schema = _overload(f"{self.kernels_name}_with_gradient")._schema
+        return bool(schema.arguments[-1].name == "needs_input_grad")
 
     @property
     def overloads(self) -> list[Any]:

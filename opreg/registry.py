@@ -145,6 +145,14 @@ def get(name: str) -> Op:
     return _ops[qualname]
 
 
+def called(target: Any) -> Op | None:
+    """The op that a node of a graph calls, if its target is one."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    op = _ops.get(target._schema.name)
+    return op if op is not None and op.value is target else None
+
+
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Every op to plain ATen: ``exported_program.run_decompositions(opreg.decompositions())``."""
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())

@@ -12,6 +12,7 @@ from .. import _private
 from ._report import Report
 from ._rewrite import Rewriter
 from ._rule import NearMiss, Rule
+from .graph.breaks import break_after
 from .modules.exchange import fuse_modules
 from .rules import RULES
 from .rules.registered import rules_of_others
@@ -68,7 +69,8 @@ def fuse(
         new = copy_sharing(program)
         if example_inputs is not None:
             propagate(new, example_inputs)
-        Rewriter(new, every, report, activations=activations, heads=heads).run()
+        ending = break_after(program)  # which the copy has forgotten
+        Rewriter(new, every, report, activations=activations, heads=heads, ending=ending).run()
         return new, report
     if isinstance(program, torch.nn.Module):
         new_module = copy_sharing(program)

@@ -7,18 +7,20 @@ same leaves and with the numbers of the program.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, fx
 
+from ._neighbourhood import Neighbourhood
 from ._rule import Argument, Formula
 from .graph.calls import sizes, value_of
 from .graph.ranges import CASTS, Ranges
 from .graph.view import GraphView
 from .normal_form import algebra
-from .normal_form.evaluate import Evaluator, TooMany, handlers, prepared
+from .normal_form.evaluate import Evaluator, handlers, prepared
+from .normal_form.readings import Reading, Readings, TooMany
 from .normal_form.values import Opaque, Value, over_all
 from .normal_form.values import leaf as leaf_value
 from .normal_form.vocabulary import words
@@ -38,12 +40,12 @@ _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "squa
 _OF_DIFFERENCES = frozenset({"pow", "square", "mul", "abs", "relu", "clamp", "clamp_min", "log_sigmoid", "softplus"})
 # Calls that take boxes apart.
 _PARTS = frozenset({"unbind", "select", "getitem", "chunk", "split"})
-# How many calls before a root are looked at for starts, and how many are evaluated; and how far apart they may be.
-_MOST_FOR_STARTS, _MOST_EVALUATED, _DEEPEST = 48, 200, 40
+# How many calls before a root are looked at for starts.
+_MOST_FOR_STARTS = 48
 # How many formulas and patterns are evaluated: for one root; for one graph; and, on average, for each of its nodes.
 _FOR_A_PLACE, _FOR_A_GRAPH, _FOR_A_NODE = 1000, 4000, 20
 # How many numbers of a program are tried, and how many tensors are put into a pattern in every order.
-_MOST_NUMBERS, _MOST_TENSORS = 12, 3
+_MOST_NUMBERS, _MOST_TENSORS = 12, 4
 
 
 # Functions whose value depends on more than one element.
@@ -59,7 +61,13 @@ _OF_SEVERAL = frozenset(
         "arange",
         "logsumexp",
         "picked",
-        "pairwise_distance",
+        "norm",
+        "ordered",
+        "cumsum",
+        "steps",
+        "matmul",
+        "transposed",
+        "eye",
     }
 )
 
@@ -76,7 +84,9 @@ class Match(Generic[F]):
     numbers: dict[str, float]
     # the other nodes that compute it
     interior: tuple[fx.Node, ...]
-    evaluator: Evaluator
+    view: GraphView
+    # groups of tensors that are of one shape, since torch refuses the call otherwise
+    alike: tuple[frozenset[fx.Node], ...]
     # the root is the pattern's value itself (""), or the mean or the sum of its elements
     reduction: str
     # times this number, times these tensors, or divided by them where the exponent is −1
@@ -89,8 +99,20 @@ class Match(Generic[F]):
         return {**{n: self.argument(t) for n, t in self.tensors.items()}, **self.numbers}
 
     def argument(self, node: fx.Node) -> Argument:
-        alike = next((group for group in self.evaluator.alike if node in group), None)
-        return argument(self.evaluator.view, node, None if alike is None else (alike,))
+        alike = next((group for group in self.alike if node in group), None)
+        return argument(self.view, node, None if alike is None else (alike,))
+
+    def moved(self, view: Any, to: Mapping[Any, Any]) -> "Match[F]":
+        """The same match in another graph, or with the places of nodes for these: ``to`` has what stands for each."""
+        return replace(
+            self,
+            root=to[self.root],
+            tensors={name: to[n] for name, n in self.tensors.items()},
+            interior=tuple([to[n] for n in self.interior]),
+            view=view,
+            alike=tuple([frozenset(to[n] for n in group) for group in self.alike]),
+            factors=tuple([(to[n], exponent) for n, exponent in self.factors]),
+        )
 
 
 def argument(view: GraphView, node: fx.Node, shape: Any = None) -> Argument:
@@ -104,63 +126,114 @@ def argument(view: GraphView, node: fx.Node, shape: Any = None) -> Argument:
 class OutOfWork(Exception):
     """More formulas and patterns than are evaluated for one root, or for one graph."""
 
+    def __init__(self, of_place: bool) -> None:
+        super().__init__()
+        # another graph may have more work left
+        self.of_place = of_place
 
-def matches(formulas: Sequence[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
-    """The formulas that a node computes. A node that takes too much work to tell is among those given up."""
-    try:
-        yield from _matches(formulas, view, root)
-    except OutOfWork:
+
+class OutOfShare(Exception):
+    """More forms of one pattern than its share of the work."""
+
+
+class Budget:
+    """What may be evaluated for one root: so many formulas and patterns, of which no pattern takes more than a quarter
+    of what is left when it is first tried. A pattern of many numbers leaves the others their chance."""
+
+    def __init__(self, view: GraphView) -> None:
+        self.spent = view.work
+        of_place, of_graph = self.spent.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position)
+        self.most, self.of_place = min(of_place, of_graph), of_place <= of_graph
+        self.left: dict[int, int] = {}
+        # a pattern has used up its share
+        self.short = False
+
+    def take(self) -> None:
+        if self.spent.done >= self.most:
+            raise OutOfWork(self.of_place)
+        self.spent.done += 1
+
+    def take_for(self, formula: Formula) -> None:
+        left = self.left.get(id(formula))
+        if left is None:
+            left = 1 + (self.most - self.spent.done) // 4
+        if left == 0:
+            self.short = True
+            raise OutOfShare
+        self.left[id(formula)] = left - 1
+        self.take()
+
+
+def matches(pool: "Pool[F]", view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
+    """The formulas that a node computes. A node that takes too much work to tell is among those given up.
+
+    What was found in a neighbourhood that is spelled alike is not searched for again.
+    """
+    held = words(view, root)
+    formulas = pool.within(held)
+    if not formulas:
+        return
+    place = Neighbourhood.of(view, root)
+    nodes = list(itertools.islice(place.near, _MOST_FOR_STARTS))
+    if not any((c := view.calls.get(n)) is not None and c.name in pool.telling for n in nodes):
+        formulas = tuple(formula for formula in formulas if formula.arithmetic)
+        if not formulas:
+            return
+    outcome = pool.outcome(None if place.key is None else (held, place.key))
+    if outcome.nearest is not None:
+        note_nearest(view, root, outcome.nearest)
+    to = dict(enumerate(place.nodes))
+    for known in tuple(outcome.matches):
+        yield known.moved(view, to)
+    if not outcome.whole:
+        reader = Reader(view, root, leaves_for(formulas), place)
+        yield from outcome.search(_matches(formulas, reader, nodes, pool.anchors), reader, place.nodes)
+    if outcome.given_up:
         view.work.given_up.add(root)
 
 
-def _matches(formulas: Sequence[F], view: GraphView, root: fx.Node) -> Iterator[Match[F]]:
-    limit = min(view.work.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position))
-
-    def work() -> None:
-        if view.work.done >= limit:
-            raise OutOfWork
-        view.work.done += 1
-
-    known = Pool.of(formulas, view)
-    found, anchors = words(view, root), known.anchors
-    formulas = [f for wanted, group in known.by_words if found is None or wanted <= found for f in group]
-    if not formulas:
-        return
-    nodes = list(calls_before(view, root, _MOST_FOR_STARTS))
-    telling = anchors | _PARTS
-    if not any((c := view.calls.get(n)) is not None and c.name in telling for n in nodes):
-        formulas = [formula for formula in formulas if formula.arithmetic]
-        if not formulas:
-            return
+def _matches(
+    formulas: Sequence[F], reader: "Reader", nodes: Sequence[fx.Node], anchors: frozenset[str]
+) -> Iterator[Match[F]]:
+    view, root = reader.view, reader.root
+    budget = Budget(view)
     seen: set[Any] = set()
-    reader = Reader(view, root, leaves_for(formulas))
+    # the formulas that a value with these functions may be
+    fitting: dict[frozenset[str], list[F]] = {}
     ways = []
     if not all(formula.common and formula.arithmetic for formula in formulas):
         ways = [reader.readings(start) for start in (*starts(view, nodes, anchors), None) if start is not root]
-    for way in (*ways, *map(reader.read, operands(view, nodes))):
-        for value, evaluator in way:
-            work()
+    for way in (*ways, *(reader.read(reader.all.mask(leaves)) for leaves in operands(view, nodes))):
+        for reading in way:
+            budget.take()
+            value = reading.value
             if not isinstance(value, Value) or value.poly in seen:
                 continue
             seen.add(value.poly)
-            leaves = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
-            if forgets(root, evaluator, leaves):
+            names = algebra.names(value.poly)
+            if names not in fitting:
+                fitting[names] = [formula for formula in formulas if formula.may_have(names)]
+            if not fitting[names]:
                 continue
-            written = numbers_in(view, evaluator.interior)
-            search = Search(root, evaluator, leaves, written, work)
+            leaves = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
+            if forgets(reading, leaves):
+                continue
+            search = Search(reading, leaves, numbers_in(view, reading.interior), budget)
             multiples = []
-            names = algebra.names(value.poly) - {"sum of"}
-            for formula in formulas:
-                # by cases, other functions may be those of the pattern: two at the least
-                held = len(names) >= 2 if formula.cases else formula.functions <= names
-                if not held or len(formula.parameters[0]) > len(leaves):
+            for formula in fitting[names]:
+                if len(formula.parameters[0]) > len(leaves):
                     continue
-                for match in search.of_cases(formula, reader) if formula.cases else search.plain(formula, value):
-                    if match.factor == 1:
-                        yield match
-                    else:  # perhaps another formula needs no factor
-                        multiples.append(match)
+                if not formula.cases and not formula.powers <= value.poly.powers:
+                    continue
+                with contextlib.suppress(OutOfShare):
+                    for match in search.of_cases(formula, reader) if formula.cases else search.plain(formula, value):
+                        if match.factor == 1:
+                            yield match
+                        else:  # perhaps another formula needs no factor
+                            multiples.append(match)
             yield from multiples
+    if budget.short:
+        raise OutOfWork(budget.of_place)
 
 
 def leaves_for(formulas: Iterable[Formula]) -> int:
@@ -171,56 +244,90 @@ def leaves_for(formulas: Iterable[Formula]) -> int:
 # where a formula may start
 
 
-@dataclass(frozen=True)
 class Pool(Generic[F]):
-    """What a search asks of many formulas together."""
+    """Formulas that are looked for together, and what a search asks of all of them.
 
-    # the calls from whose arguments they start
-    anchors: frozenset[str]
-    # the formulas by the functions that they hold
-    by_words: tuple[tuple[frozenset[str], tuple[F, ...]], ...]
+    Attributes:
+        anchors: the calls from whose arguments they start.
+        telling: calls without which only sums and products of numbers can be near.
+    """
+
+    def __init__(self, formulas: Iterable[F]) -> None:
+        self.formulas = tuple(formulas)
+        self.anchors = _ANCHORS.union(*(formula.call_names for formula in self.formulas)) - _ARITHMETIC
+        self.telling = self.anchors | _PARTS | {"max", "min"}
+        self._by_words: dict[frozenset[str], list[int]] = {}
+        for i, formula in enumerate(self.formulas):
+            self._by_words.setdefault(formula.words, []).append(i)
+        self._within: dict[frozenset[str] | None, tuple[F, ...]] = {}
+        self._outcomes: dict[Any, Outcome[F]] = {}
 
     @classmethod
-    def of(cls, formulas: Sequence[F], view: GraphView) -> "Pool[F]":
+    def of(cls, formulas: Iterable[F]) -> "Pool[F]":
+        """The one pool of these formulas."""
+        formulas = tuple(formulas)
         key = tuple(map(id, formulas))
-        if key not in view.work.pools:
-            groups: dict[frozenset[str], list[F]] = {}
-            for formula in formulas:
-                groups.setdefault(formula.words, []).append(formula)
-            anchors = _ANCHORS.union(*(formula.call_names for formula in formulas)) - _ARITHMETIC
-            view.work.pools[key] = cls(anchors, tuple((w, tuple(group)) for w, group in groups.items()))
-        pool: Pool[F] = view.work.pools[key]
+        pool: Pool[F] | None = _pools.get(key)
+        if pool is None:
+            while len(_pools) >= _MOST_POOLS:
+                _pools.pop(next(iter(_pools)), None)
+            pool = _pools.setdefault(key, cls(formulas))
         return pool
 
+    def outcome(self, key: Any) -> "Outcome[F]":
+        """What searches in neighbourhoods of a key have found so far; one of None is nobody else's."""
+        if key is None:
+            return Outcome()
+        while len(self._outcomes) >= _MOST_OUTCOMES:
+            self._outcomes.pop(next(iter(self._outcomes)), None)
+        return self._outcomes.setdefault(key, Outcome())
 
-def calls_before(view: GraphView, root: fx.Node, most: int) -> Iterator[fx.Node]:
-    """The nodes that a node is made of by calls with a meaning, itself among them, nearest first."""
-    depth, order = {root: 0}, [root]
-    for node in order:  # which grows
-        yield node
-        call = view.calls.get(node)
-        if call is None or call.name not in handlers or len(order) > most or depth[node] > _DEEPEST:
-            continue
-        for n in view.inputs(node):
-            if n not in depth:
-                depth[n] = depth[node] + 1
-                order.append(n)
+    def within(self, held: frozenset[str] | None) -> tuple[F, ...]:
+        """The formulas that hold no other functions than these; None: all of them."""
+        if held not in self._within:
+            places = [i for w, group in self._by_words.items() if held is None or w <= held for i in group]
+            self._within[held] = tuple(self.formulas[i] for i in sorted(places))
+        return self._within[held]
 
 
-class Neighbours:
-    """The nodes near a root, found as far as somebody asks."""
+# The pools of the last rules, by the formulas' ids, which stay theirs as long as the pool has the formulas.
+_pools: dict[tuple[int, ...], Pool[Any]] = {}
+_MOST_POOLS, _MOST_OUTCOMES = 64, 2048
 
-    def __init__(self, view: GraphView, root: fx.Node) -> None:
-        self.found: set[fx.Node] = set()
-        self.others = calls_before(view, root, _MOST_EVALUATED)
 
-    def __contains__(self, node: fx.Node) -> bool:
-        while node not in self.found:
-            following = next(self.others, None)
-            if following is None:
-                return False
-            self.found.add(following)
-        return True
+def forget() -> None:
+    """Forgets what searches have found, so that the next one works as the first."""
+    _pools.clear()
+
+
+@dataclass
+class Outcome(Generic[F]):
+    """What searches in neighbourhoods that are spelled alike have found so far."""
+
+    # with the places of nodes in a neighbourhood in the place of the nodes
+    matches: list[Match[F]] = field(default_factory=list)
+    nearest: "Near | None" = None
+    # nothing more is to be found, or would be with more work
+    whole: bool = False
+    given_up: bool = False
+
+    def search(self, found: Iterable[Match[F]], reader: "Reader", nodes: Sequence[fx.Node]) -> Iterator[Match[F]]:
+        """The matches that are new. Whoever has seen enough may stop: the next one goes on from there."""
+        place, work = {n: i for i, n in enumerate(nodes)}, reader.view.work
+        try:
+            for match in found:
+                new = match.moved(None, place)
+                if new not in self.matches:
+                    self.matches.append(new)
+                    yield match
+            self.whole = True
+        except OutOfWork as out:
+            self.whole = self.given_up = out.of_place
+            work.given_up.add(reader.root)
+        finally:
+            nearest = work.nearest.get(reader.root)
+            if nearest is not None:
+                self.nearest = work.nearest[reader.root] = nearest.in_words()
 
 
 def starts(view: GraphView, nodes: Iterable[fx.Node], anchors: frozenset[str]) -> list[fx.Node]:
@@ -273,36 +380,27 @@ def operands(view: GraphView, nodes: Iterable[fx.Node]) -> list[tuple[fx.Node, .
 class Reader:
     """Reads a root's value as a formula of a start and few other leaves, for one start after the other."""
 
-    def __init__(self, view: GraphView, root: fx.Node, most: int) -> None:
-        self.view, self.root, self.most = view, root, most
-        self.near = Neighbours(view, root)
-        # the readings in which all that is near is evaluated, by their leaves
-        self.whole: dict[frozenset[fx.Node], tuple[Any, Evaluator] | None] = {}
+    def __init__(self, view: GraphView, root: fx.Node, most: int, place: Neighbourhood) -> None:
+        self.view, self.root, self.most, self.near = view, root, most, place.near
+        if view.readings is None:
+            view.readings = Readings(view)
+        self.all: Readings = view.readings
+        # what is too far away to be evaluated
+        self.border = self.all.mask(place.nodes[len(place.near) :])
+        # the leaves that were chosen before
+        self.chosen: set[int] = set()
         # the root's values by case, by the leaves and the leaf that is 0 or 1
         self.by_case: dict[Any, list[Value] | None] = {}
 
-    def readings(self, start: fx.Node | None) -> Iterator[tuple[Any, Evaluator]]:
+    def readings(self, start: fx.Node | None) -> Iterator[Reading]:
         """The root's values over a start.
 
         What is computed without the start is read in three ways: as leaves, as formulas of whatever it is made of, and
         as formulas of one of these leaves, or of one that such a leaf is made of directly.
         """
-        boundary: dict[fx.Node, None] = {}
-        dependent: dict[fx.Node, bool] = {}
-
-        def outside(node: fx.Node) -> bool:
-            if node not in self.near:
-                return True
-            call = self.view.calls.get(node)
-            if start is None or (call is not None and call.name in _PARTS) or self.depends(node, start, dependent):
-                return False
-            boundary[node] = None
-            return True
-
-        first = () if start is None else (start,)
-        evaluator = self.evaluator(first, outside)
-        with contextlib.suppress(TooMany):
-            yield evaluator.value(self.root), evaluator
+        first = 0 if start is None else self.all.bit_of(start)
+        boundary = [] if start is None else self.boundary(start)
+        yield from self.read(first | self.all.mask(boundary))
         if not boundary:
             return
         yield from self.read(first)
@@ -311,20 +409,35 @@ class Reader:
                 call = self.view.calls.get(node)
                 for candidate in dict.fromkeys((node, *(call.inputs() if call is not None else ()))):
                     if candidate is not start:
-                        yield from self.read((*first, candidate))
+                        yield from self.read(first | self.all.bit_of(candidate))
 
-    def read(self, leaves: tuple[fx.Node, ...]) -> Iterator[tuple[Any, Evaluator]]:
-        """The root's value over leaves, with all that is near evaluated."""
-        key = frozenset(leaves)
-        if key not in self.whole:
-            self.whole[key] = None
-            evaluator = self.evaluator(leaves, lambda node: node not in self.near)
-            if not self.exceeds(leaves):
-                with contextlib.suppress(TooMany):
-                    self.whole[key] = evaluator.value(self.root), evaluator
-        reading = self.whole[key]
-        if reading is not None:
-            yield reading
+    def boundary(self, start: fx.Node) -> list[fx.Node]:
+        """The nearest nodes that could be evaluated and are not made of a start; parts of boxes are looked through."""
+        found, seen, waiting = list[fx.Node](), {start, self.root}, [self.root]
+        own = self.all.bit_of(start)
+        while waiting:
+            for n in self.all.operands(waiting.pop()) or ():
+                if n in seen or n not in self.near:
+                    continue
+                seen.add(n)
+                call = self.view.calls.get(n)
+                if call is None or call.name not in handlers:
+                    continue
+                if call.name in _PARTS or self.all.before(n) & own:
+                    waiting.append(n)
+                else:
+                    found.append(n)
+        return found
+
+    def read(self, chosen: int) -> Iterator[Reading]:
+        """The root's value over leaves, with all else that is near evaluated, if nobody has asked for it yet."""
+        if chosen in self.chosen:
+            return
+        self.chosen.add(chosen)
+        with contextlib.suppress(TooMany):
+            read = self.all.read(self.root, chosen | self.border)
+            if read.leaves.bit_count() <= self.most:
+                yield Reading(self.all, self.root, read)
 
     def cases(self, leaves: list[fx.Node], leaf: fx.Node) -> list[Value] | None:
         """The root's values where all elements of a leaf are 0, and where they are 1; None where it is no function of
@@ -349,40 +462,6 @@ class Reader:
                     found.append(value)
         return found if len(found) == 2 else None
 
-    def exceeds(self, leaves: tuple[fx.Node, ...]) -> bool:
-        """Are there too many leaves, even if the algebra knows what every call with a meaning gives?"""
-        found, seen, waiting = len(leaves), set(leaves), [self.root]
-        while waiting:
-            node = waiting.pop()
-            if node not in seen:
-                seen.add(node)
-                operands = self.operands(node)
-                if operands is not None:
-                    waiting += operands
-                elif found >= self.most:
-                    return True
-                else:
-                    found += 1
-        return False
-
-    def evaluator(self, leaves: tuple[fx.Node, ...], closed: Callable[[fx.Node], bool]) -> Evaluator:
-        return Evaluator(self.view, leaves, self.view.work.results, most=self.most, closed=closed)
-
-    def depends(self, node: fx.Node, start: fx.Node, known: dict[fx.Node, bool]) -> bool:
-        """Is a node computed from a start, or the start?"""
-        if node not in known:
-            after = self.view.position[node] > self.view.position[start]
-            inputs = self.view.inputs(node) if after and self.operands(node) is not None else ()
-            known[node] = node is start or any(self.depends(n, start, known) for n in inputs)
-        return known[node]
-
-    def operands(self, node: fx.Node) -> tuple[fx.Node, ...] | None:
-        """What a node near the root is evaluated from, if it is a call with a meaning; otherwise None."""
-        call = self.view.calls.get(node)
-        if call is None or call.name not in handlers or node not in self.near:
-            return None
-        return prepared(self.view, node, call).operands
-
 
 # Calls that read the shape or the dtype of a tensor, not its elements.
 _OF_SHAPE_ALONE = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "reshape_as", "expand_as", "type_as"})
@@ -390,12 +469,12 @@ _OF_SHAPE_ALONE = frozenset({"zeros_like", "new_zeros", "one_hot", "view_as", "r
 _SHAPES = frozenset({"size", "dim", "numel", "sym_size", "getattr"})
 
 
-def forgets(root: fx.Node, evaluator: Evaluator, leaves: list[fx.Node]) -> bool:
+def forgets(reading: Reading, leaves: list[fx.Node]) -> bool:
     """Has a normal form lost a tensor that the program reads, as ``x + 0 · y`` loses y?
 
     That tensor may hold NaN or infinities, and its gradient is zero and not absent.
     """
-    view, inside = evaluator.view, {root, *used(root, evaluator)}
+    view, inside = reading.view, {reading.root, *used(reading)}
     for user in inside:
         call = view.calls[user]
         if call is None or call.name in _OF_SHAPE_ALONE:
@@ -429,12 +508,11 @@ def numbers_in(view: GraphView, nodes: Iterable[fx.Node]) -> list[float]:
 class Search:
     """The search for formulas in one reading of a root."""
 
-    root: fx.Node
-    evaluator: Evaluator
+    reading: Reading
     leaves: list[fx.Node]
     # the numbers of the program
     written: list[float]
-    work: Callable[[], None]
+    budget: Budget
 
     def plain(self, formula: F, value: Value) -> Iterator[Match[F]]:
         """The formula, where its pattern over the leaves, in some order, and with numbers of the program is the value,
@@ -447,7 +525,9 @@ class Search:
             raise ValueError(f'rule "{formula.name}": cases names no tensor of its pattern, {formula.cases}')
         for leaf in self.leaves:
             values = reader.cases(self.leaves, leaf)
-            if values is not None:
+            if values is not None and formula.functions_by_case <= frozenset().union(
+                *(algebra.names(v.poly) for v in values)
+            ):
                 yield from self.found(formula, values, [0.0, 1.0], leaf)
 
     def found(
@@ -463,26 +543,32 @@ class Search:
         if len(leaves) != len(names) or len(leaves) > _MOST_TENSORS:
             return
         choices = [candidates(formula, n, self.written) for n in number_names]
+        above = values[0].poly.above
         for tensors in itertools.permutations(leaves):
-            if chosen is not None and tensors[names.index(formula.cases)] is not chosen:
+            if chosen is not None:
+                if tensors[names.index(formula.cases)] is not chosen:
+                    continue
+            elif not all(formula.fits(i, above[t]) for i, t in enumerate(tensors)):
                 continue
             for numbers in itertools.product(*choices):
                 forms = [self.form(formula, tensors, numbers, case) for case in cases]
                 # another multiple of an activation is another activation
-                scaled = len(names) == 1 or scales(self.evaluator.view, self.root)
+                scaled = len(names) == 1 or scales(self.reading.view, self.reading.root)
                 found = found_as(forms, values, scaled)
-                if found is None or (factors and found[0]):
+                # factors of elements are no factors of their sum, numbers are
+                if found is None or (found[0] and any(sizes(value_of(n)) != () for n in outside)):
                     self.compare(formula, values, forms)
                     if any(sums_over_others(form, value) for form, value in zip(forms, values, strict=True)):
                         break  # whatever its numbers are
                     continue
                 yield Match(
                     formula,
-                    self.root,
+                    self.reading.root,
                     {n: self.after_its_cast(t) for n, t in zip(names, tensors, strict=True)},
                     {n: int(c) if n in formula.integers else c for n, c in zip(number_names, numbers, strict=True)},
-                    used(self.root, self.evaluator),
-                    self.evaluator,
+                    used(self.reading),
+                    self.reading.view,
+                    self.reading.read.alike,
                     *found,
                     tuple((a[1], e) for a, e in factors.items()),
                 )
@@ -496,15 +582,15 @@ class Search:
         if value.poly == form.poly:  # of another shape
             return
         found = likeness(value.poly, form.poly)
-        nearest = self.evaluator.view.work.nearest
-        if found >= _NEAR and (self.root not in nearest or nearest[self.root].likeness < found):
-            nearest[self.root] = Near(formula.name, found, difference(value.poly, form.poly))
+        nearest = self.reading.view.work.nearest.get(self.reading.root)
+        if found >= _NEAR and (nearest is None or nearest.likeness < found):
+            note_nearest(self.reading.view, self.reading.root, Near(formula.name, found, (value.poly, form.poly)))
 
     def form(self, formula: F, tensors: tuple[fx.Node, ...], numbers: tuple[float, ...], case: float | None) -> Any:
-        work = self.evaluator.view.work
+        work = self.reading.view.work
         key = (id(formula), tensors, numbers, case)
         if key not in work.forms:
-            self.work()
+            self.budget.take_for(formula)
             results = work.results if case is None else work.of_cases
             with contextlib.nullcontext() if case is None else algebra.finite():
                 work.forms[key] = formula.normal_form(tensors, numbers, results, case)
@@ -513,10 +599,10 @@ class Search:
     def after_its_cast(self, leaf: fx.Node) -> fx.Node:
         """A tensor of whole numbers as the program reads it: after a cast to a floating dtype, where there is one and
         nothing reads it as class indices."""
-        value, view = value_of(leaf), self.evaluator.view
+        value, view = value_of(leaf), self.reading.view
         if not isinstance(value, Tensor) or value.is_floating_point():
             return leaf
-        inside = [u for u in leaf.users if u in self.evaluator.interior]
+        inside = [u for u in leaf.users if u in self.reading.interior]
         called = [(u, view.calls[u]) for u in inside]
         if any(call is None or call.name in _BY_INDEX for _, call in called):
             return leaf
@@ -530,7 +616,17 @@ class Near:
 
     name: str
     likeness: float
-    difference: str
+    # the program's formula and that of the pattern, or how they differ, in words
+    difference: str | tuple[algebra.Poly, algebra.Poly]
+
+    def in_words(self) -> "Near":
+        return self if isinstance(self.difference, str) else replace(self, difference=difference(*self.difference))
+
+
+def note_nearest(view: GraphView, root: fx.Node, near: Near) -> None:
+    before = view.work.nearest.get(root)
+    if before is None or before.likeness < near.likeness:
+        view.work.nearest[root] = near
 
 
 # From how many terms on a formula is compared with what is nearly it, and how many of them have to be the same.
@@ -616,12 +712,12 @@ def found_as(forms: list[Value | None], values: list[Value], scaled: bool) -> tu
     return factors.pop()
 
 
-def used(root: fx.Node, evaluator: Evaluator) -> tuple[fx.Node, ...]:
+def used(reading: Reading) -> tuple[fx.Node, ...]:
     """The nodes of the interior that the root is made of, without the root."""
-    reached, order = {root}, [root]
+    reached, order = {reading.root}, [reading.root]
     for node in order:  # which grows
-        for n in evaluator.view.inputs(node):
-            if n in evaluator.interior and n not in reached:
+        for n in reading.view.inputs(node):
+            if n in reading.interior and n not in reached:
                 reached.add(n)
                 order.append(n)
     return tuple(order[1:])

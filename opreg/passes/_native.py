@@ -12,10 +12,18 @@ from torch.nn import _reduction
 
 from ..op import Op
 from ..registry import registered
-from .graph.calls import _ALIASES, Call, value_of
+from .graph.calls import _ALIASES, Call, aten_packet, value_of
 from .graph.view import GraphView
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A tensor through the views of another one: what these are of it, with the other one first."""
+
+    of: fx.Node
+    views: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def signature(target: Any, name: str) -> tuple[tuple[str, ...], Mapping[str, Any
             parameters = inspect.signature(target).parameters.values()
             return tuple(p.name for p in parameters), {p.name: p.default for p in parameters}
         except (TypeError, ValueError):
-            packet = getattr(torch.ops.aten, name, None)
+            packet = aten_packet(name)
             if packet is None:
                 return None
             names = packet.overloads()

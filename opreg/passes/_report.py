@@ -70,7 +70,11 @@ def where(node: fx.Node) -> str:
     modules = node.meta.get("nn_module_stack") or {}
     path = next((str(path) for path, _ in reversed(list(modules.values()))), "")
     path = re.sub(r"^L\['\w+'\]\.?|_modules\['(\w+)'\]", r"\1", path)
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or node.stack_trace or "")
-    frames = [f for f in frames if not f[0].startswith(NOT_THE_USERS)] or frames
-    line = ":".join(frames[-1]) if frames else ""
+    line = line_of(re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or node.stack_trace or ""))
     return " in ".join(part for part in (line, path) if part) or f"node {node.name}"
+
+
+def line_of(frames: Sequence[tuple[str, int | str]]) -> str:
+    """The innermost line of the user's source among lines by file and number; empty where there is none at all."""
+    frames = [f for f in frames if not f[0].startswith(NOT_THE_USERS)] or frames
+    return ":".join(map(str, frames[-1])) if frames else ""

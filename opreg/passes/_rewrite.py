@@ -1,8 +1,9 @@
 """The rewrite of one graph, in place: first hand-written formulas, then torch's own calls."""
 
+import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,68 +11,47 @@ from torch import Tensor, fx
 
 from ..op import Op
 from ..registry import of_namespace
-from ._match import Match, argument, matches
-from ._native import Native, at, by_call, constants_with_grad, native_call
-from ._report import Left, Report, Swapped, where
+from ._match import Match, Pool, argument, matches
+from ._native import Native, Viewed, at, by_call, constants_with_grad, native_call
+from ._report import Left, Report, Swapped, line_of, where
 from ._rule import NearMiss, Rule, no_objection
+from .graph.breaks import Break
 from .graph.calls import Attribute, Call, sizes_of, spelled_elsewhere, value_of
-from .graph.equal import image
 from .graph.surgery import Refused, Surgery, op_of
 from .graph.view import GraphView
 from .normal_form.algebra import rounded
 from .normal_form.evaluate import handlers
 from .normal_form.values import NEVER
+from .normal_form.vocabulary import words
 from .rules import DOMAINS, LIBRARIES, RULES
 from .rules.chains import CHAINS, HEADS, scaled
 
 # The last call of a hand-written formula is one of these, or that of a pattern that is no rule of opreg's own.
 _LAST = frozenset(
     {"sum", "mean", "mul", "div", "add", "sub", "rsub", "neg", "pow", "where", "squeeze", "select", "getitem", "index"}
-    | {"square", "abs", "relu", "clamp", "clamp_min", "log_sigmoid", "softplus", "gather"}
+    | {"square", "abs", "relu", "clamp", "clamp_min", "log_sigmoid", "softplus", "gather", "dot"}
+    | {"maximum", "minimum", "max", "min"}
 )
 # Calls between the elements of a loss and their mean or sum.
 _BEFORE_A_REDUCTION = frozenset(
     {"mul", "div", "neg", "where", "masked_fill", "masked_select", "getitem", "index", "reshape", "flatten", "squeeze"}
     | {"unsqueeze", "contiguous", "to", "float"}
 )
+# Calls that read the shape of a tensor.
+OF_SHAPES = frozenset({"size", "dim", "numel"})
 # Calls with several results. They are no functions of elements, so the algebra does not know them.
 _MANY_RESULTS = ("broadcast_tensors", "nll_loss_forward", "nll_loss2d_forward")
 # The call before a head's cross entropy.
 _HEAD = ("linear",)
+# Functions that say nothing of a loss: parts and views of tensors, indices, the sums of a layer.
+# fmt: off
+_OF_ANYBODY = frozenset({
+    "component", "all but", "expanded", "transposed", "arange", "sum", "mean", "constant", "truncated", "one_hot",
+    "eye",
+})
+# fmt: on
 _HALF = (torch.bfloat16, torch.float16)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What a search for formulas has found in a graph, by the places of nodes."""
-
-    matched: Sequence[int]
-    nearest: Mapping[int, Any]
-    given_up: Sequence[int]
-
-
-class Searches:
-    """Searches of the last graphs: the same one is compiled again and again, for each layer or after a restart."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.known: dict[Any, tuple[Sequence[Rule | NearMiss], Searched]] = {}
-
-    def find(self, key: Any, rules: Sequence[Rule | NearMiss]) -> Searched | None:
-        of, found = self.known.get(key, ((), None)) if key is not None else ((), None)
-        same = len(of) == len(rules) and all(a is b for a, b in zip(of, rules, strict=True))
-        return found if same else None
-
-    def add(self, key: Any, rules: Sequence[Rule | NearMiss], found: Searched) -> None:
-        if key is None:
-            return
-        self.known[key] = rules, found
-        while len(self.known) > self.most:
-            self.known.pop(next(iter(self.known)), None)
-
-
-_SEARCHES = Searches(64)
 
 
 class Rewriter:
@@ -87,6 +67,7 @@ class Rewriter:
         compiled: bool = False,
         values_checked: bool = False,
         heads: bool = False,
+        ending: Break | None = None,
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
         # compiled: the graph goes on to Inductor, which inlines some of the ops
@@ -96,8 +77,12 @@ class Rewriter:
         self.last = _LAST.union(rule.last_call for rule in rules if rule not in RULES)
         # heads: cross entropy over a linear layer becomes one op with it
         self.heads = heads
+        # ending: the break after the graph, if its function goes on in another one
+        self.ending = ending
         # the rules of formulas that are a loss wherever they are
-        self.rare = [rule for rule in rules if not rule.common]
+        self.matrices = Pool.of(rule for rule in rules if of_matrices(rule))
+        self.elements = Pool.of(rule for rule in rules if not of_matrices(rule))
+        self.rare = Pool.of(rule for rule in self.elements.formulas if not rule.common)
         self.native_ops = by_call()
         self.surgery = Surgery(module, self.pure, self.native_ops)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
@@ -109,18 +94,24 @@ class Rewriter:
 
     def pure(self, call: Call) -> bool:
         """Has a call no effect but its result? Known of all calls that a swap can leave without a user."""
-        return call.name in handlers or call.name in self.native_ops or call.name in (*_MANY_RESULTS, *_HEAD)
+        known = (*_MANY_RESULTS, *_HEAD, *OF_SHAPES)
+        return call.name in handlers or call.name in self.native_ops or call.name in known
 
     def run(self) -> None:
         for child in self.module.children():
             if isinstance(child, fx.GraphModule):
-                options = {"activations": self.activations, "compiled": self.compiled, "heads": self.heads}
+                options: dict[str, Any] = {
+                    "activations": self.activations,
+                    "compiled": self.compiled,
+                    "heads": self.heads,
+                }
                 Rewriter(child, self.rules, self.report, **options).run()
         before = len(self.report.swapped)
         self.compositions()
         self.natives()
         self.near_misses()
         self.report.left.extend(left for _, left in self.refused.values())
+        self.across_a_break()
         if len(self.report.swapped) > before:
             self.graph.lint()
             self.module.recompile()
@@ -128,21 +119,16 @@ class Rewriter:
     # hand-written formulas
 
     def compositions(self) -> None:
-        nodes, key = list(self.graph.nodes), image(self.module)
-        known = _SEARCHES.find(key, self.rules)
-        places = range(len(nodes)) if known is None else sorted({*known.matched, *known.given_up})
-        matched: list[int] = []
-        if known is not None:
-            self.view.work.nearest.update({nodes[i]: near for i, near in known.nearest.items()})
-            self.view.work.given_up.update(nodes[i] for i in known.given_up)
-        for place in reversed(places):
-            root = nodes[place]
+        for root in reversed(list(self.graph.nodes)):
             call = self.view.calls.get(root)
             if call is None or call.name not in self.last:
                 continue
             reduced = call.name in ("mean", "sum") or reduced_later(self.view, root)
-            for match in matches(self.rules if reduced else self.rare, self.view, root):
-                matched.append(place)
+            found = matches(self.elements if reduced else self.rare, self.view, root)
+            held = words(self.view, root)
+            if held is None or "matmul" in held:  # a formula of a matrix before that of its elements, which is a part
+                found = itertools.chain(matches(self.matrices, self.view, root), found)
+            for match in found:
                 try:
                     self.compose(match)
                 except Refused as reason:
@@ -151,18 +137,18 @@ class Rewriter:
                     continue
                 self.refused.pop(root.name, None)
                 break
-            if root in self.view.work.given_up:
-                self.leave("a formula", "there are more ways to read it than are tried: call the op", root)
-        if known is None:
-            index, work = {n: i for i, n in enumerate(nodes)}, self.view.work
-            nearest = {index[n]: near for n, near in work.nearest.items() if n in index}
-            given_up = tuple(index[n] for n in work.given_up if n in index)
-            _SEARCHES.add(key, self.rules, Searched(sorted(set(matched)), nearest, given_up))
+        given_up = (n for n in self.view.work.given_up if n in self.view.position)  # otherwise a part of it was found
+        for root in sorted(given_up, key=self.view.position.__getitem__):
+            self.leave("a formula", "there are more ways to read it than are tried: call the op", root)
 
     def compose(self, match: Match[Rule | NearMiss]) -> None:
         rule, root, view = match.formula, match.root, self.view
-        read = (*match.tensors.values(), *(t for t, _ in match.factors))
-        reason = view.disturbed(match.interior, read, root) or self.mixed(match)
+        tensors, views = dict(match.tensors), tuple[fx.Node, ...]()
+        if isinstance(rule, Rule) and rule.logits:
+            tensors[rule.logits], views = before_sigmoid(view, tensors[rule.logits], root)
+        interior = (*match.interior, *views)
+        read = (*tensors.values(), *(t for t, _ in match.factors))
+        reason = view.disturbed(interior, read, root) or self.mixed(match)
         if not reason:
             reason = rule.why if isinstance(rule, NearMiss) else rule.objection(match.arguments)
         if not reason and rule.cases and not match.arguments[rule.cases].values.binary:
@@ -176,15 +162,30 @@ class Rewriter:
         for node in rule.replacement_graph.nodes:
             self.require_gain(op_of(node), match.tensors.values())
             self.require_constants(node, match)
-        if match.interior and not saves(view, match.interior, root):
+        if interior and not saves(view, interior, root):
             raise Refused("all its parts are used elsewhere too: nothing would be saved")
-        bound = {**{n: view.holder(t) for n, t in match.tensors.items()}, **match.numbers}
+        going = leaving(view, interior, root)
+        for node in interior:
+            if view.calls[node].name in rule.alone and node not in going:  # type: ignore[union-attr]
+                raise Refused(f"{node.name} is used elsewhere too, and the op would compute it again")
+        bound = {**{n: view.holder(t) for n, t in tensors.items()}, **match.numbers}
 
         def make() -> list[fx.Node]:
-            new = self.reduced(self.surgery.copied(rule.replacement_graph, bound), match.reduction)
-            return self.times(kept_half(new, root), match)
+            made = self.viewed(view.holder(tensors[rule.logits]), views) if rule.logits else []
+            given = {**bound, rule.logits: made[-1]} if made else bound
+            new = self.reduced(self.surgery.copied(rule.replacement_graph, given), match.reduction)
+            return self.times(kept_half([*made, *new], root), match)
 
         self.swap(root, make, rule.name)
+
+    def viewed(self, of: fx.Node, views: Sequence[fx.Node]) -> list[fx.Node]:
+        """The views of another tensor than the first of these nodes, which is the one that they are views of."""
+        new, values = list[fx.Node](), {views[0]: of} if views else {}
+        for v in views[1:]:
+            args, kwargs = fx.node.map_arg((v.args, v.kwargs), lambda n: values.get(n, n))
+            values[v] = self.graph.create_node(v.op, v.target, args, kwargs)
+            new.append(values[v])
+        return new
 
     def mixed(self, match: Match[Any]) -> str:
         """Why the dtypes of a formula forbid a swap: rounding in between may matter. Empty: they don't.
@@ -239,6 +240,23 @@ class Rewriter:
             if root in self.view.position and where(root) not in told:
                 told.add(where(root))
                 self.leave(near.name, near.difference, root)
+
+    def across_a_break(self) -> None:
+        """Tells that a formula may go on behind the break after the graph, if what is handed over is part of one."""
+        if self.ending is None:
+            return
+        over = list(self.graph.output_node().all_input_nodes)
+        found = next((n for n in over if (words(self.view, n) or frozenset()) - _OF_ANYBODY), None)
+        if found is None:
+            return
+        place = line_of(self.ending.lines) or where(found)
+        self.report.left.append(
+            Left(
+                "a formula that a graph break divides",
+                f"{self.ending.cause}, so its parts are in several graphs: {self.ending.remedy}, or call the op",
+                place,
+            )
+        )
 
     # torch's own calls
 
@@ -304,7 +322,8 @@ class Rewriter:
         else:
             root = node
         parts = dict.fromkeys((*wider.interior, node, root))
-        if self.view.disturbed(list(parts), wider.arguments.values(), root):
+        read = [a.of if isinstance(a, Viewed) else a for a in wider.arguments.values()]
+        if self.view.disturbed(list(parts), read, root):
             return False
         if not self.view.one_gradient_mode(parts) or (wider.interior and not saves(self.view, wider.interior, node)):
             return False
@@ -319,13 +338,18 @@ class Rewriter:
 
         def make() -> list[fx.Node]:
             arguments = {n: self.operand(op, a) for n, a in native.arguments.items()}
+            views = list[fx.Node]()
+            for n, a in native.arguments.items():
+                if isinstance(a, Viewed):
+                    views += self.viewed(self.view.holder(a.of), a.views)
+                    arguments[n] = views[-1]
             if op.accepts and any(not isinstance(value_of(arguments[n]), Tensor) for n in op.accepts if n in arguments):
                 from .. import functional
 
                 return [self.graph.call_function(getattr(functional, op.short), (), arguments)]
-            new = kept_half([self.surgery.call(op, arguments)], node)
+            new = kept_half([*views, self.surgery.call(op, arguments)], node)
             if native.factor != 1:
-                new.append(self.surgery.in_dialect("call_function", operator.mul, (new[0], native.factor), {}))
+                new.append(self.surgery.in_dialect("call_function", operator.mul, (new[-1], native.factor), {}))
             return new
 
         self.swap(node, make, rule, op.short)
@@ -460,13 +484,75 @@ def kept_half(new: list[fx.Node], root: fx.Node) -> list[fx.Node]:
     return new
 
 
-def saves(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> bool:
-    """Does a node of the interior go together with the root, since all its users go?"""
+def of_matrices(rule: Rule | NearMiss) -> bool:
+    return isinstance(rule, Rule) and bool(rule.alone)
+
+
+def leaving(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> set[fx.Node]:
+    """The root, and the nodes of the interior that go together with it, since all their users go."""
     going = {root}
+
+    def goes(user: fx.Node) -> bool:
+        """Also what reads a shape, for nodes that go."""
+        return user in going or (reads_shapes(view, user) and all(map(goes, user.users)))
+
     for n in sorted(interior, key=view.position.__getitem__, reverse=True):
-        if set(n.users) <= going:
+        if all(map(goes, n.users)):
             going.add(n)
-    return len(going) > 1
+    return going
+
+
+def reads_shapes(view: GraphView, node: fx.Node) -> bool:
+    """Is a node the shape of a tensor, a part of it, its dtype or device?"""
+    call = view.calls.get(node)
+    if node.target is getattr and call is None:
+        return True
+    if call is not None and call.name == "getitem" and isinstance(node.args[0], fx.Node):
+        return reads_shapes(view, node.args[0])
+    return call is not None and call.name in OF_SHAPES
+
+
+def saves(view: GraphView, interior: Iterable[fx.Node], root: fx.Node) -> bool:
+    return len(leaving(view, interior, root)) > 1
+
+
+# Views, whose elements are elements of their one tensor.
+_VIEWS = frozenset(
+    {"getitem", "slice", "select", "narrow", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "unflatten"}
+    | {"permute", "transpose", "movedim", "moveaxis"}
+)
+
+
+def before_sigmoid(view: GraphView, node: fx.Node, root: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """The argument of the sigmoid that a node is a view of; the sigmoid, and the views in between.
+
+    The root is computed with gradients where these are.
+
+    Raises:
+        Refused: it is no view of a sigmoid.
+    """
+    views = [node]
+    while len(views) < 8:
+        call = view.calls.get(views[0])
+        inputs = list(call.inputs()) if call is not None and not call.in_place else []
+        if call is None or len(inputs) != 1 or call.args[:1] != (inputs[0],):
+            break
+        of = view.current(inputs[0], views[0])
+        if call.name == "sigmoid" and alike(of, views[0]) and view.one_gradient_mode((*views, root)):
+            return of, tuple(views)
+        if call.name not in _VIEWS or of is not inputs[0]:
+            break
+        views.insert(0, of)
+    raise Refused(
+        "its input is a probability, and the op takes logits: call it with these where a sigmoid made it; of a softmax "
+        "there is generalized_dice_loss alone"
+    )
+
+
+def alike(a: fx.Node, b: fx.Node) -> bool:
+    """Are two tensors of one dtype, as far as the graph says?"""
+    values = [value_of(n) for n in (a, b)]
+    return not all(isinstance(v, Tensor) for v in values) or values[0].dtype == values[1].dtype
 
 
 def reduced_later(view: GraphView, node: fx.Node, steps: int = 4) -> bool:

@@ -23,7 +23,16 @@ from .normal_form.values import Opaque, Value, leaf, number
 _SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (3,), ())
 # Regions of pixels, for a pattern that needs them.
 _REGIONS: tuple[tuple[int, ...], ...] = ((3, 4, 5),)
+# Scores of rows, and a column of class indices.
+_COLUMNS: tuple[tuple[int, ...], ...] = ((3, 4), (3, 1))
 _NUMBERS = (0.3, 0.0, 1.0, 2.0)
+# Functions that a pattern has for all its tensors and numbers, or for none.
+_TELLING = frozenset(
+    {"cross_entropy", "log_softmax", "softmax", "logsumexp", "one_hot", "ordered", "cumsum", "steps", "sigmoid"}
+    | {"softplus", "atan", "atan2", "erf", "tanh", "eq", "norm", "component"}
+)
+# Functions that a reduction adds to a formula or takes from it.
+REDUCTIONS = frozenset({"sum", "mean", "sum of"})
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
@@ -116,7 +125,7 @@ class Formula:
 
         A value without them is not the pattern's, which is seen at once.
         """
-        return self.words - {"sum", "mean"}
+        return self.words - REDUCTIONS
 
     @cached_property
     def arithmetic(self) -> bool:
@@ -126,25 +135,99 @@ class Formula:
     @cached_property
     def words(self) -> frozenset[str]:
         """The functions and reductions in the pattern's normal form, whatever its tensors and numbers are."""
-        found = self._words(_SHAPES) or self._words(_REGIONS)
-        return frozenset[str]().union(*found).intersection(*found) - {"sum of"}
+        return self._held - {"sum of"}
 
-    def _words(self, shapes: Sequence[tuple[int, ...]]) -> list[frozenset[str]]:
-        """The functions of the normal form for each choice of shapes and numbers that has one."""
+    @cached_property
+    def functions_by_case(self) -> frozenset[str]:
+        """The functions in its normal forms for zeros and for ones, together, whatever its numbers are."""
+        names, number_names = self.parameters
+        graph, held = fx.Graph(), list[frozenset[str]]()
+        leaves = tuple(graph.placeholder(n) for n in names)
+        for node in leaves:
+            node.meta["example_value"] = torch.empty(_SHAPES[0], device="meta")
+        for given in _NUMBERS:
+            with algebra.finite():
+                forms = [self.normal_form(leaves, (given,) * len(number_names), {}, case) for case in (0.0, 1.0)]
+            if None not in forms:
+                held.append(frozenset[str]().union(*(algebra.names(form.poly) for form in forms if form is not None)))
+        return frozenset[str]().union(*held).intersection(*held)
+
+    @cached_property
+    def of_sums(self) -> bool:
+        """Has the pattern's normal form, whatever its tensors and numbers are, a power of a sum?"""
+        return "sum of" in self._held
+
+    @cached_property
+    def powers(self) -> frozenset[str]:
+        """The functions that have an exponent in the pattern's normal form, whatever its tensors and numbers are."""
+        each = [poly.powers for poly in self._polynomials]
+        return frozenset[str]().union(*each).intersection(*each)
+
+    @cached_property
+    def functions_of(self) -> list[tuple[frozenset[str], frozenset[str] | None]]:
+        """For each tensor, the functions that it is an argument of whatever the tensors and numbers are, and those of
+        the telling ones that it ever is an argument of; None: of any.
+        """
+        always, ever = [], []
+        for place in range(len(self.parameters[0])):
+            each = [poly.above.get(leaves[place], frozenset[str]()) for leaves, poly in self._forms_over]
+            always.append(frozenset[str]().union(*each).intersection(*each) - REDUCTIONS)
+            ever.append(frozenset[str]().union(*each) & _TELLING if each else None)
+        return list(zip(always, ever, strict=True))
+
+    def fits(self, place: int, above: frozenset[str]) -> bool:
+        """May a leaf that is an argument of these functions be the tensor of this place?"""
+        always, ever = self.functions_of[place]
+        return always <= above and (ever is None or above & _TELLING <= ever)
+
+    @cached_property
+    def _held(self) -> frozenset[str]:
+        return frozenset[str]().union(*self._forms).intersection(*self._forms)
+
+    @cached_property
+    def _forms(self) -> list[frozenset[str]]:
+        return [algebra.names(poly) for poly in self._polynomials]
+
+    @cached_property
+    def _polynomials(self) -> list[algebra.Poly]:
+        return [poly for _, poly in self._forms_over]
+
+    @cached_property
+    def _forms_over(self) -> list[tuple[tuple[fx.Node, ...], algebra.Poly]]:
+        return self._over(_SHAPES) or self._over(_REGIONS) or self._over(_COLUMNS)
+
+    def may_have(self, names: frozenset[str]) -> bool:
+        """May the pattern's value be one with these functions?
+
+        Not without one that it always has, nor with a telling one that it never has. By cases, other functions may be
+        those of the pattern: two at the least.
+        """
+        if self.cases:
+            return len(names - {"sum of"}) >= 2
+        always = self.functions <= names and ("sum of" in names or not self.of_sums)
+        return always and (self._ever is None or names & _TELLING <= self._ever)
+
+    @cached_property
+    def _ever(self) -> frozenset[str] | None:
+        """The functions that its normal form may have; None: any."""
+        return frozenset[str]().union(*self._forms) if self._forms else None
+
+    def _over(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[tuple[fx.Node, ...], algebra.Poly]]:
+        """The normal form for each choice of shapes and numbers that has one, and its leaves."""
         names, number_names = self.parameters
         graph = fx.Graph()
         made = {shape: [graph.placeholder(f"{n}_{len(shape)}") for n in names] for shape in shapes}
         for shape, nodes in made.items():
             for node in nodes:
                 node.meta["example_value"] = torch.empty(shape, device="meta")
-        found: list[frozenset[str]] = []
+        found: list[tuple[tuple[fx.Node, ...], algebra.Poly]] = []
         results: dict[Any, Any] = {}
         for columns in itertools.product(shapes, repeat=len(names)):
             leaves = tuple(made[shape][i] for i, shape in enumerate(columns))
             for given in _NUMBERS:
                 form = self.normal_form(leaves, (given,) * len(number_names), results)
                 if form is not None:
-                    found.append(algebra.names(form.poly))
+                    found.append((leaves, form.poly))
         return found
 
     def normal_form(
@@ -214,12 +297,17 @@ class Rule(Formula):
             ``{"margin": math.acos}`` for a program that holds the cosine of its margin.
         cases: the name of a tensor whose elements are to be 0 or 1, shown by the graph. Pattern and program, which are
             functions of elements then, are compared for 0 and for 1, where many spellings are one.
+        logits: the name of a tensor that has to be a view of a sigmoid, as what a slice leaves of one; the replacement
+            gets the same view of the sigmoid's argument. Elsewhere the place is left, and the report says so.
         common: programs compute this for other purposes than a loss, too: it is swapped only where the mean or the sum
             of its elements follows, and left without a word otherwise.
+        alone: the names of calls whose results nobody else may read: where one stays, the op would compute it again.
     """
 
     replacement: Callable[..., Tensor]
     objection: Callable[[Mapping[str, Any]], str] = no_objection
+    logits: str = field(default="", kw_only=True)
+    alone: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     @classmethod
     def of(

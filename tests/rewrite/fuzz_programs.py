@@ -338,6 +338,8 @@ class Piece:
     write: Callable[[Generator], None]
     misses: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    # in the name of the rule that finds it, where a near miss holds a native call of the op
+    rule: str = ""
 
 
 PIECES: list[Piece] = []
@@ -345,9 +347,11 @@ ALL = (torch.float32, torch.float32, torch.float64, torch.bfloat16)
 WIDE = (torch.float32, torch.float64)
 
 
-def piece(op: str, family: str, *misses: str, dtypes: tuple[torch.dtype, ...] = ALL) -> Callable[[Any], Any]:
+def piece(
+    op: str, family: str, *misses: str, dtypes: tuple[torch.dtype, ...] = ALL, rule: str = ""
+) -> Callable[[Any], Any]:
     def add(write: Callable[[Generator], None]) -> Callable[[Generator], None]:
-        PIECES.append(Piece(op, family, write, misses, dtypes))
+        PIECES.append(Piece(op, family, write, misses, dtypes, rule))
         return write
 
     return add
@@ -1136,7 +1140,8 @@ def arcface(g: Generator) -> None:
     g.after(g.let(f"F.cross_entropy({logits}, {t}, reduction='{g.one(*REDUCTIONS)}')"))
 
 
-import fuzz_written  # noqa: E402, F401  more pieces, which use what is above
+import fuzz_written  # noqa: E402, F401, I001
+import fuzz_libraries  # noqa: E402, F401
 
 FAMILIES = list(dict.fromkeys(p.family for p in PIECES))
 

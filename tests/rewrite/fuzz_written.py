@@ -454,3 +454,290 @@ def quality_focal_written(g: Generator) -> None:
     beta = g.one(2.0, 1.5, 1.0)
     factor = g.let(f"{d} ** 3" if g.miss == "another power" else f"{d}.abs() ** {beta}")
     g.after(g.times(factor, ce))
+
+
+# labels that are ignored
+
+
+@piece("cross_entropy", "classification", "two labels", "another share", "one mask", "smoothed twice")
+def smoothing_with_ignored(g: Generator) -> None:
+    """As fairseq, the smoothers of trainers, and the soft cross entropy of segmentation libraries are written."""
+    if g.chance(0.5):
+        shape, rows, axis = (4, 5), (4,), g.one(1, -1)
+    else:
+        shape, rows, axis = (2, 3, 5), (2, 3), -1
+    x, t = g.before(g.real(*shape), shape), g.index(5, *rows)
+    eps = g.one(0.1, 0.2)
+    logp = g.let(f"F.log_softmax({x}, {axis})")
+    form = g.one("as they are", "filled", "clamped")
+    label = -100 if form == "clamped" else g.one(1, 3)
+    if form == "clamped":
+        t = g.let(f"{t}.masked_fill({t} == 2, -100)")
+        g.floats.remove(t)
+    column = g.let(f"{t}.unsqueeze(-1)")
+    pad = g.let(f"{column}.eq({label})")
+    other = g.near("two labels", pad, f"{column}.eq({2 if label == 1 else 1})")
+    if form == "filled":
+        column = g.let(f"{column}.masked_fill({pad}, 0)")
+    elif form == "clamped":
+        column = g.let(g.one(f"{column}.clamp(min=0)", f"torch.clamp({column}, min=0)"))
+    nll, smooth = g.let(f"-{logp}.gather({axis}, {column})"), g.let(f"-{logp}.sum({axis}, keepdim=True)")
+    if g.miss == "smoothed twice":
+        smooth = g.let(f"{smooth} + {nll}")
+    if g.chance(0.5) and not g.quiet:
+        g.do(f"{nll}.masked_fill_({pad}, 0.0)")
+        if g.miss != "one mask":
+            g.do(f"{smooth}.masked_fill_({other}, 0.0)")
+    else:
+        nll = g.let(f"{nll}.masked_fill({pad}, 0.0)")
+        smooth = g.near("one mask", g.let(f"{smooth}.masked_fill({other}, 0.0)"), smooth)
+    share = g.one((1 - eps, eps / 5), (1 - eps - eps / 4, eps / 4))
+    a, b = g.near("another share", share, (share[0], share[1] * 1.5))
+    how = g.one(".squeeze(-1)", ".sum()", ".mean()")
+    g.results.append(g.let(f"{a!r} * {nll}{how} + {b!r} * {smooth}{how}"))
+    for y in (nll, smooth, column, pad, other, logp):
+        if y in g.floats:
+            g.floats.remove(y)
+
+
+# the log-sum-exp beside cross entropy
+
+
+@piece(
+    "cross_entropy",
+    "z-loss",
+    "every row counts",
+    "another tensor",
+    "cubed",
+    "another index",
+    "a mean of all",
+    "multiplied",
+    dtypes=WIDE,
+    rule="z_loss",
+)
+def z_loss_of_counted(g: Generator) -> None:
+    """With rows that are ignored: the squares count in those that are not."""
+    ignored = g.one(1, -100)
+    x, t = g.before(g.real(5, 4), (5, 4)), g.index(4, 5)
+    z = g.real(5, 4, share=False) if g.miss == "another tensor" else x
+    lse = g.let(g.one(f"torch.logsumexp({z}, {g.one(1, -1)})", f"{z}.logsumexp(-1)"))
+    power = g.near("cubed", 2, 3)
+    square = g.let(
+        f"{lse} ** {power}"
+        if power == 3
+        else g.one(f"{lse} ** 2", f"{lse}.pow(2)", f"{lse} * {lse}", f"{lse}.square()")
+    )
+    mask = g.let(g.one("({} != {})", "~({} == {})").format(t, g.near("another index", ignored, 2)))
+    g.floats.remove(mask)
+    number, index = g.one(1e-4, 0.1), f", ignore_index={ignored}"
+    if g.miss == "every row counts":
+        kept = square
+    else:
+        chosen = g.one(f"torch.where({mask}, {square}, 0.0)", f"{square}.masked_fill(~{mask}, 0.0)")
+        cast = g.one("", ".float()", f".to({square}.dtype)") if g.dtype == torch.float32 else ""
+        kept = g.let(g.near("multiplied", chosen, f"{square} * {mask}{cast}"))
+    if g.miss == "a mean of all" or g.chance(0.4):
+        count = "5" if g.miss == "a mean of all" else f"{mask}.sum()"
+        ce = g.let(f"F.cross_entropy({x}, {t}{index})")
+        return g.results.append(g.plus(ce, g.times(number, g.let(f"{kept}.sum() / {count}"))))
+    if g.chance(0.4):
+        ce = g.let(f"F.cross_entropy({x}, {t}{index}, reduction='sum')")
+        return g.results.append(g.plus(ce, g.times(number, g.let(f"{kept}.sum()"))))
+    ce = g.let(f"F.cross_entropy({x}, {t}{index}, reduction='none')")
+    if g.miss == "multiplied" and g.chance(0.3):
+        return g.after(g.let(f"{g.plus(ce, g.times(number, square))} * {mask}"))
+    g.after(g.plus(ce, g.times(number, kept)))
+
+
+@piece(
+    "cross_entropy", "z-loss", "may be ignored", "of probabilities", "detached", "a difference",
+    dtypes=WIDE, rule="z_loss",
+)  # fmt: skip
+def z_loss_of_all(g: Generator) -> None:
+    """Where the graph shows that every row counts; or with log-probabilities picked, where none can be left out."""
+    shape = g.one((5, 4), (2, 3, 4))
+    x, t = g.before(g.real(*shape), shape), g.index(4, *shape[:-1])
+    z = g.near("of probabilities", x, f"{x}.softmax(-1)")
+    z = g.near("detached", z, f"{z}.detach()")
+    square = g.square(g.let(f"torch.logsumexp({z}, -1)"))
+    number = g.one(1e-4, 0.1) if g.miss != "a difference" else -0.1
+    if g.miss != "may be ignored" and g.chance(0.5):
+        picked = g.let(f"F.log_softmax({x}, -1).gather(-1, {t}.unsqueeze(-1)).squeeze(-1)")
+        return g.after(g.minus(g.times(number, square), picked))
+    if len(shape) == 3:
+        x, z, t = (g.let(f"{v}.{g.one('reshape', 'view')}({s})") for v, s in ((x, "-1, 4"), (z, "-1, 4"), (t, "-1")))
+        g.floats.remove(t)
+        square = g.square(g.let(f"torch.logsumexp({z}, -1)"))
+    if g.miss != "may be ignored":
+        t = g.let(f"{t}.clamp(min=0)")
+        g.floats.remove(t)
+    if g.chance(0.5):
+        ce = g.let(f"F.cross_entropy({x}, {t})")
+        return g.results.append(g.plus(ce, g.times(number, g.let(f"{square}.mean()"))))
+    g.after(g.plus(g.let(f"F.cross_entropy({x}, {t}, reduction='none')"), g.times(number, square)))
+
+
+# distributions
+
+
+@piece(
+    "jsd_loss", "divergences", "arguments exchanged", "teacher learns", "two temperatures", "another mixture",
+    "shifted", dtypes=WIDE,
+)  # fmt: skip
+def jensen_shannon(g: Generator) -> None:
+    shape = g.one((4, 5), (2, 3, 5))
+    x = g.before(g.real(*shape, share=False), shape)
+    y = g.real(*shape, grad=g.near("teacher learns", 0.0, 1.0), share=False)
+    t, beta = g.one(1, 2.0, 4), 0.5
+    other = g.near("two temperatures", t, 5)
+    scaled = lambda v, by: v if by == 1 else g.let(g.one(f"{v} / {by}", f"{v} * {1 / by}"))  # noqa: E731
+    x, y = scaled(x, t), scaled(y, other)
+    logs = g.chance(0.5) and g.miss not in ("arguments exchanged", "shifted")
+    if logs:
+        beta = g.one(0.5, 0.1)
+        q, p = (g.let(g.one(f"F.log_softmax({v}, -1)", f"{v}.log_softmax(-1)")) for v in (x, y))
+        a, b = g.near("another mixture", (beta, 1 - beta), (0.3, 0.6))
+        m = g.let(
+            g.one(
+                f"torch.logsumexp(torch.stack([{q} + math.log({b}), {p} + math.log({a})]), dim=0)",
+                f"torch.logaddexp({q} + math.log({b}), {p} + math.log({a}))",
+                f"torch.log({b} * {q}.exp() + {a} * {p}.exp())",
+            )
+        )
+        of = ", log_target=True"
+    else:
+        q, p = (
+            g.let(g.one(f"F.softmax({v}, -1)", f"{v}.softmax(-1)", f"F.log_softmax({v}, -1).exp()")) for v in (x, y)
+        )
+        half = g.near("another mixture", 0.5, 0.4)
+        m = g.let(g.one(f"{half} * ({p} + {q})", f"({p} + {q}) * {half}", f"({q} + {p}) / {1 / half}"))
+        m = g.near("shifted", m, f"({m} + 1e-3)")
+        m, of = g.let(g.one(f"{m}.log()", f"torch.log({m})")), ""
+    reduction = g.one("sum", "batchmean", "none", "mean")
+    if g.miss == "arguments exchanged":
+        m = g.let(f"{m}.exp()")
+        first, second = (f"F.kl_div({v}.log(), {m}, reduction='{reduction}')" for v in (p, q))
+    else:
+        first, second = (f"F.kl_div({m}, {v}, reduction='{reduction}'{of})" for v in (p, q))
+    first, second = g.let(first), g.let(second)
+    y = g.plus(g.times(beta, first), g.times(1 - beta, second))
+    if reduction == "none":
+        y = g.let(f"{y}.sum(-1)")
+    g.after(y)
+
+
+# places between bins
+
+
+@piece(
+    "distribution_focal_loss", "bins", "not clamped", "weights of their own", "one bin further", "another place",
+    "smoothed", dtypes=WIDE,
+)  # fmt: skip
+def between_bins(g: Generator) -> None:
+    boxes = g.chance(0.5)
+    x = g.before(g.real(6, 5), (6, 5))
+    places = (3, 2) if boxes else (6,)
+    y = g.real(*places, grad=0.3, share=False)
+    # not a bin, where the slope changes
+    y = g.let(f"torch.sin({y}) * 1.9 + 2" if g.miss == "not clamped" else f"({y} * 2 + 2.137).clamp(0, 3.99)")
+    flat = ".view(-1)" if boxes else ""
+    left = g.let(g.one(f"{y}.long()", f"{y}.to(torch.int64)"))
+    right = g.let(f"{left} + {g.near('one bin further', 1, 0)}")
+    g.floats.remove(left)
+    g.floats.remove(right)
+    cast = g.one("", f".to({y}.dtype)")
+    of_left = g.let(f"{left}{cast} + 1 - {y}" if g.miss == "one bin further" else f"{right}{cast} - {y}")
+    of_right = g.let(g.one(f"{y} - {left}{cast}", f"1 - {of_left}"))
+    if g.miss == "weights of their own":
+        of_left, of_right = g.unit(*places), g.unit(*places)
+    if g.miss == "another place":
+        of_right = g.let(f"{of_right} * 0.9")
+    smooth = g.near("smoothed", "", ", label_smoothing=0.1")
+    back = f".view({left}.shape)" if boxes else ""
+    parts = [
+        g.times(g.let(f"F.cross_entropy({x}, {at}{flat}, reduction='none'{smooth}){back}"), by)
+        for at, by in ((left, of_left), (right, of_right))
+    ]
+    g.after(g.plus(*parts))
+
+
+# a matrix of comparisons
+
+
+def sides(g: Generator) -> tuple[str, str]:
+    return g.before(g.real(4, 6, share=False), (4, 6)), g.before(g.real(4, 6, share=False), (4, 6))
+
+
+def compared(g: Generator, a: str, b: str, scale: str) -> str:
+    turned = g.one(f"{b}.t()", f"{b}.T", f"{b}.mT", f"{b}.transpose(0, 1)", f"{b}.permute(1, 0)")
+    return g.let(
+        g.one(f"{scale} * {a} @ {turned}", f"{scale} * ({a} @ {turned})", f"torch.matmul({a}, {turned}) * {scale}",
+              f"torch.mm({a}, {turned}) * {scale}")
+    )  # fmt: skip
+
+
+def number_of(g: Generator) -> str:
+    name = g.input("number", lambda: torch.rand((), generator=g.data) + 0.5, 0.8, share=False)
+    return g.let(g.one(f"{name}.exp()", f"{name}.exp().clamp(max=100)")) if g.chance(0.5) else name
+
+
+@piece(
+    "clip_loss", "pairs", "one way", "matrix used", "two scales", "other texts", "shifted labels", "smoothed",
+    "two weights", dtypes=WIDE,
+)  # fmt: skip
+def clip_written(g: Generator) -> None:
+    a, b = sides(g)
+    scale = number_of(g) if g.miss == "two scales" or g.chance(0.7) else str(g.one(10.0, 0.5))
+    scores = compared(g, a, b, scale)
+    if g.miss == "two scales":
+        other = g.let(f"{scores}.t() * 1.5")
+    elif g.miss == "other texts":
+        other = compared(g, g.real(4, 6, share=False), a, scale)
+    else:
+        other = compared(g, b, a, scale) if g.chance(0.4) else g.let(g.one(f"{scores}.t()", f"{scores}.T"))
+    labels = g.let(
+        g.one(f"torch.arange({scores}.shape[0])", "torch.arange(4, dtype=torch.long)", f"torch.arange(len({a}))")
+    )
+    g.floats.remove(labels)
+    g.not_for |= {"symbolic"}
+    if g.miss == "shifted labels":
+        labels = f"({labels} + 1) % 4"
+    smooth, less = g.near("smoothed", "", ", label_smoothing=0.1"), g.near("two weights", 0.5, 0.4)
+    first, second = (g.let(f"F.cross_entropy({z}, {labels}{smooth})") for z in (scores, other))
+    if g.miss == "matrix used":
+        g.results.append(g.let(f"{scores}.argmax(1).double()"))
+    if g.miss == "one way":
+        return g.after(first)
+    if g.miss == "two weights":
+        return g.after(g.plus(g.times(0.5, first), g.times(less, second)))
+    g.results.append(g.over(g.plus(first, second), 2) if g.chance(0.5) else g.times(0.5, g.plus(first, second)))
+
+
+@piece(
+    "siglip_loss", "pairs", "matrix used", "all positive", "another bias", "labels from outside", "another function",
+    dtypes=WIDE,
+)  # fmt: skip
+def siglip_written(g: Generator) -> None:
+    a, b = sides(g)
+    scale, bias = number_of(g), g.input("number", lambda: torch.randn((), generator=g.data), 0.8, share=False)
+    scores = g.plus(compared(g, a, b, scale), g.near("another bias", bias, g.real(4, share=False)))
+    g.not_for |= {"symbolic"}
+    if g.miss == "labels from outside":
+        signs = g.signs(4, 4)
+    else:
+        eye = g.let(g.one(f"torch.eye({scores}.size(0))", "torch.eye(4, 4)")
+                    if g.dtype == torch.float32 else "torch.eye(4, dtype=torch.float64)")  # fmt: skip
+        ones = g.one("torch.ones((4, 4))", f"torch.ones_like({scores})")
+        ones = f"torch.ones_like({scores})" if g.dtype != torch.float32 else ones
+        signs = g.let(f"-{ones} + {g.near('all positive', 2, 1)} * {eye}")
+    loss = "F.logsigmoid" if g.miss != "another function" else "F.sigmoid"
+    each = g.let(f"{loss}({g.times(signs, scores)})")
+    if g.miss == "matrix used":
+        g.results.append(g.let(f"{scores}.argmax(1).double()"))
+    g.results.append(
+        g.let(
+            g.one(
+                f"-{each}.sum() / {scores}.shape[0]", f"-({each}.sum(-1)).mean()", f"-torch.sum({each}, dim=-1).mean()"
+            )
+        )
+    )

@@ -10,7 +10,7 @@ from test_fuse import KINDS, exported, swapped
 from torch import fx
 
 import opreg
-from opreg.passes._match import matches
+from opreg.passes._match import Pool, matches
 from opreg.passes.graph.ranges import Ranges
 from opreg.passes.graph.view import GraphView
 
@@ -216,5 +216,5 @@ def test_a_formula_of_sums_under_a_mean():
     module = fx.symbolic_trace(lambda a, b: (torch.tanh(3.0 * a) * b * 0.25).sum(1).mean())
     opreg.passes._fuse.propagate(module, [torch.randn(4, 5), torch.randn(4, 5)])
     root = module.graph.output_node().args[0]
-    found = [(m.reduction, m.numbers, m.factor) for m in matches([rule], GraphView(module.graph, module), root)]
+    found = [(m.reduction, m.numbers, m.factor) for m in matches(Pool([rule]), GraphView(module.graph, module), root)]
     assert ("mean", {"k": 3.0}, 0.25) in found

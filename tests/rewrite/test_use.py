@@ -113,13 +113,34 @@ def test_every_native_function_goes_to_its_op(native: opreg.Op) -> None:
 
 
 def test_every_spelling_is_exchanged() -> None:
-    """A function with *args or a closure could not be. One in C is not: there is no code to exchange."""
-    x = torch.randn(3)
-    with opreg.use() as used:
-        torch.testing.assert_close(F.gelu(x), torch.nn.GELU()(x))
-        assert not used.report.swapped
+    """A function with *args or a closure could not be, and one in C has no code: there the module over it is."""
+    with opreg.use():
         for spelling, function in FUNCTIONS.items():
             assert function.__code__ is _exchange.functions[spelling].code
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_module_over_a_function_in_c(approximate: str) -> None:
+    """nn.GELU is reached, by whoever calls it, F.gelu itself is not; a compiled one and a traced one stay torch's."""
+    x, module = torch.randn(5, 3, requires_grad=True), torch.nn.GELU(approximate)
+    expected, (gradient,) = module(x), torch.autograd.grad(module(x).sum(), x)
+    before = torch.nn.GELU.forward.__code__
+    with opreg.use() as used:
+        got = torch.nn.Sequential(module)(x)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(torch.autograd.grad(got.sum(), x)[0], gradient)
+        assert [(s.op, s.rule, s.times) for s in used.report.swapped] == [("gelu", "torch.nn.functional.gelu", 1)]
+        F.gelu(x)
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected)
+        traced = torch.fx.symbolic_trace(torch.nn.Sequential(module))
+        assert len(used.report.swapped) == 1
+        torch.testing.assert_close(module(x.double()), F.gelu(x.double(), approximate=approximate))
+        with opreg.use(activations=False):
+            module(x)
+    assert torch.nn.GELU.forward.__code__ is before
+    torch.testing.assert_close(traced(x), expected)
+    assert sum(s.times or 0 for s in used.report.swapped) == 2
 
 
 def test_modules_and_names_imported_earlier() -> None:

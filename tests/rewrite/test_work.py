@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import time
 
 import pytest
+import survey
 import torch
 import torch.nn.functional as F
 from test_fuse import calls_during
@@ -11,14 +13,16 @@ from torch import fx
 
 import opreg
 from fuzz_programs import FAMILIES, program, schedule
-from opreg.passes._rewrite import _SEARCHES, Rewriter
-from opreg.passes.graph.equal import image
+from opreg.passes._match import forget
+from opreg.passes._neighbourhood import Neighbourhood
+from opreg.passes._report import Report
+from opreg.passes._rewrite import Rewriter
 from opreg.passes.graph.view import GraphView
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known_of_graphs():
-    _SEARCHES.known.clear()
+    forget()
 
 
 X, W = torch.randn(2, 4, 3, 3, requires_grad=True), torch.randn(4, 4, 1, 1)
@@ -56,7 +60,7 @@ def decoder(x, n):
 
 
 # the most calls for each node of the graph
-CHAINS = {by_hand: 650, native: 300, in_place: 2000, decoder: 500}
+CHAINS = {by_hand: 400, native: 300, in_place: 250, decoder: 200}
 
 
 def traced(function, n):
@@ -70,7 +74,7 @@ def test_work_is_linear(function):
     """Each node costs what it costs in a short graph, however many are swapped before it."""
     short, long = traced(function, 40), traced(function, 160)
     opreg.fuse(short)  # what is found out of the rules
-    _SEARCHES.known.clear()
+    forget()
     few, (_, before) = calls_during(lambda: opreg.fuse(short))
     many, (_, after) = calls_during(lambda: opreg.fuse(long))
     assert len(after.swapped) == 4 * len(before.swapped) > 0
@@ -96,45 +100,107 @@ def test_work_for_a_box_loss():
     exact = fx.symbolic_trace(lambda a, b: complete_iou(a, b))
     nearly = fx.symbolic_trace(lambda a, b: complete_iou(a, b) + complete_iou(a.abs(), b, 1e-3) * 1.1)
     opreg.fuse(exact, example_inputs=boxes)
-    for module, most in ((exact, 500_000), (nearly, 3_000_000)):
+    for module, most in ((exact, 350_000), (nearly, 1_700_000)):
         opreg.passes._fuse.propagate(module, boxes)
-        _SEARCHES.known.clear()
+        forget()
         count, (_, report) = calls_during(lambda module=module: opreg.fuse(module))
-        assert {s.op for s in report.swapped} == {"ciou_loss"}
-        assert count < most
+        assert [s.op for s in report.swapped].count("ciou_loss") == 1
+        assert count < most, count
+
+
+def seconds(module, rounds=5):
+    """The least processor's time of some rewrites, of which nothing is known before."""
+    found = []
+    for _ in range(rounds):
+        forget()
+        copy = opreg.passes._fuse.copy_sharing(module)
+        started = time.process_time()
+        Rewriter(copy, opreg.passes.RULES, Report()).run()
+        found.append(time.process_time() - started)
+    return min(found)
+
+
+def test_seconds():
+    """On an idle machine, 2000 nodes take 0.3 s and a box loss 0.2 s; a busy one, and others, get three times that."""
+    boxes = torch.rand(8, 4, requires_grad=True), torch.rand(8, 4)
+    box_loss = fx.symbolic_trace(lambda a, b: complete_iou(a, b))
+    opreg.passes._fuse.propagate(box_loss, boxes)
+    model = traced(decoder, 67)
+    assert 2000 < len(model.graph.nodes) < 2050
+    assert seconds(box_loss) < 3 * 0.2
+    assert seconds(model) < 3 * 0.3
+
+
+def test_a_loss_of_many_numbers_is_read_to_the_end():
+    """The Trainer's label smoothing has four numbers, and the functions of every rule of its op but no square."""
+    found = survey.look(next(p for p in survey.PROGRAMS if p.function is survey.label_smoother))
+    assert (found.swapped, found.why, found.difference) == (1, "", "")
 
 
 @pytest.mark.parametrize("function", [in_place, decoder], ids=lambda f: f.__name__)
 def test_an_equal_graph_is_not_searched_again(function):
     """The second rewrite of one graph does the same, with less work; that of a graph that differs is its own."""
     module = traced(function, 10)
-    _SEARCHES.known.clear()
-    many, (first, before) = calls_during(lambda: opreg.fuse(module))
-    few, (second, after) = calls_during(lambda: opreg.fuse(module))
-    assert first.code == second.code
+    forget()
+    many, (new, before) = calls_during(lambda: opreg.fuse(module))
+    few, (again, after) = calls_during(lambda: opreg.fuse(module))
+    assert new.code == again.code
     assert before == after
     assert few < many
     other = traced(lambda x, n: function(x, n) * torch.sigmoid(x), 10)
     assert len(opreg.fuse(other)[1].swapped) >= len(before.swapped)
 
 
-def test_what_makes_graphs_two():
-    """A number, a dtype, whether a gradient is needed: each makes another graph of it."""
+def test_what_makes_neighbourhoods_two():
+    """A number, a dtype, a shape, who reads what: each makes another neighbourhood of it."""
 
-    def images(function, *inputs):
+    def key(function, *inputs):
         module = fx.symbolic_trace(function)
         opreg.passes._fuse.propagate(module, inputs)
-        return image(module)
+        return Neighbourhood.of(GraphView(module.graph, module), module.graph.output_node().args[0]).key
 
-    x = torch.randn(3)
-    programs = {
-        images(lambda x: x * 2, x), images(lambda x: x * 3, x), images(lambda x: x * 2.0, x),
-        images(lambda x: x * x, x), images(lambda x: x * 2, x.double()),
-        images(lambda x: x * 2, x.clone().requires_grad_()),
-        images(lambda x: x + 2, x), images(lambda x: (x * 2).mean(), x), images(lambda x: x * 2, x[:2]),
+    def disturbed(x):
+        y = x * 2
+        x.add_(1)
+        return y
+
+    x, y = torch.randn(3), torch.randn(3)
+    keys = {
+        key(lambda x: x * 2, x), key(lambda x: x * 3, x), key(lambda x: x * 2.0, x), key(lambda x: x * True, x),
+        key(lambda x: x * x, x), key(lambda x, y: x * y, x, y), key(lambda x: x * 2, x.double()),
+        key(lambda x: x + 2, x), key(lambda x: (x * 2).mean(), x), key(lambda x: x * 2, x[:2]),
+        key(lambda x: (x + 1) * (x + 1), x), key(lambda x: (z := x + 1) * z, x),
+        key(lambda x, y: (x + 1) * (y + 1), x, y),
+        key(lambda x: x.add_(1) * 2, x), key(lambda x: (x.add_(1), x * 2)[1], x), key(lambda x: x[:2] * 2, x),
+        key(lambda x: x[1:] * 2, x),
     }  # fmt: skip
-    assert len(programs) == 9
-    assert images(lambda x: x * 2, x) == images(lambda y: y * 2, torch.randn(3))
+    assert None not in keys
+    assert len(keys) == 17
+    assert key(lambda x: x * 2, x) == key(lambda y: y * 2, torch.randn(3)) == key(disturbed, x)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_found_before_changes_nothing(family):
+    """A program is rewritten as it is where nothing was searched before it."""
+    items = schedule(family)
+    modules = []
+    for i in range(0, len(items), 1 + len(items) // 4):
+        g = program(FAMILIES.index(family) * 1_000_000 + 800_000 + i, *items[i])
+        if "] = " in g.text:  # torch.fx can't trace an assignment to items
+            continue
+        inputs = [x.detach().clone() for x in g.inputs.values()]
+        try:
+            module = fx.symbolic_trace(g.model())
+            opreg.passes._fuse.propagate(module, inputs)
+        except Exception:  # not every program can be traced
+            continue
+        modules.append(module)
+    warm = [opreg.fuse(module) for module in (*modules, *modules)][len(modules) :]
+    for module, (new, report) in zip(modules, warm, strict=True):
+        forget()
+        cold, at_first = opreg.fuse(module)
+        assert cold.code == new.code
+        assert at_first == report
 
 
 def classes(memory, nodes):

@@ -8,7 +8,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,8 @@ from ... import _private
 from ...registry import registered
 
 # The places of functions that are what their name says.
-_NAMESPACES = (torch, torch.nn.functional, torch._C._nn, torch.special, Tensor)
+_LINALG = torch._C._linalg  # type: ignore[attr-defined]
+_NAMESPACES = (torch, torch.nn.functional, torch._C._nn, _LINALG, torch.special, Tensor)
 _OPERATORS = {
     operator.truediv: "div",
     operator.add: "add",
@@ -105,6 +106,13 @@ _ALIASES = {
 }
 
 
+def aten_packet(name: str) -> Any:
+    """ATen's function of a name, with all of its overloads; None where it has none. What else can be asked of the
+    namespace, as of every object of Python's, is no function of torch: a graph may call ``__get__`` or ``__eq__``."""
+    found = getattr(torch.ops.aten, name, None)
+    return found if isinstance(found, torch._ops.OpOverloadPacket) else None
+
+
 @dataclass(frozen=True)
 class Attribute:
     """A tensor that a module holds, by its path from the root."""
@@ -138,7 +146,23 @@ class Call:
 
 
 def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
-    """What a node calls; None where that is no function of torch."""
+    """What a node calls; None where that is no function of torch.
+
+    A product that may be that of N vectors with N others is the call "products".
+    """
+    call = _resolve(node, root)
+    if call is not None and call.name in ("matmul", "mm"):
+        shape = sizes(value_of(node))
+        if shape is None or (len(shape) == 2 and shape[0] == shape[1]):
+            return replace(call, name="products")
+    if call is not None and call.name == "cat" and call.args and "out" not in call.kwargs:
+        tensors = call.args[0]
+        if isinstance(tensors, list | tuple) and len(tensors) == 1:
+            return Call("clone", tuple(tensors), {})
+    return call
+
+
+def _resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
     if node.op == "call_module":
         assert isinstance(node.target, str)
         return _module_call(node, root)
@@ -152,6 +176,8 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
         return call
     if target in _OPERATORS:
         return Call(_OPERATORS[target], node.args, node.kwargs)
+    if target is getattr and node.args[1] in ("T", "mT"):  # attributes of a tensor that are views of it
+        return Call("t" if node.args[1] == "T" else "mT", node.args[:1], {})
     if target in IN_PLACE_OPERATORS:
         of = value_of(node.args[0])  # of a number, these operators make another number
         return Call(IN_PLACE_OPERATORS[target], node.args, node.kwargs, in_place=of is None or isinstance(of, Tensor))
@@ -161,22 +187,50 @@ def resolve(node: fx.Node, root: torch.nn.Module | None) -> Call | None:
         namespace, name = target._schema.name.split("::")
         return _named(name, node.args, node.kwargs, target) if namespace == "aten" else None
     name = getattr(target, "__name__", "")
-    if any(getattr(space, name, None) is target for space in _NAMESPACES):
+    if (target is getattr and node.args[1:] == ("data",)) or name == "_get_data_attr":
+        return Call("data", node.args[:1], {})
+    if _is_torchs(target, name):
         return _named(name, node.args, node.kwargs, target)
     if spelled_elsewhere(target):
         return Call(name, node.args, node.kwargs, target=target)
     return None
 
 
+# The functions that were found to be torch's.
+_OF_TORCH: set[Any] = set()
+
+
+def _is_torchs(target: Any, name: str) -> bool:
+    """Is this a function that torch has under this name?"""
+    if target in _OF_TORCH:
+        return True
+    found = any(getattr(space, name, None) is target for space in _NAMESPACES)
+    if found:
+        _OF_TORCH.add(target)
+    return found
+
+
 def spelled_elsewhere(target: Any) -> bool:
     """Is this a function of another library than torch that the registry says an op computes?"""
+    if isinstance(target, torch._ops.OpOverload) or target in _OF_TORCH:
+        return False
     name = getattr(target, "__name__", "")
     for op in registered():
-        for spelling in op.spellings:
-            module, _, last = spelling.rpartition(".")
-            if last == name and module in sys.modules and not module.startswith("torch."):
+        for module in _elsewhere(op.spellings).get(name, ()):
+            if module in sys.modules:
                 return getattr(sys.modules[module], name, None) is target
     return False
+
+
+@cache
+def _elsewhere(spellings: tuple[str, ...]) -> dict[str, list[str]]:
+    """The modules of other libraries than torch among spellings, by the name of the function."""
+    found: dict[str, list[str]] = {}
+    for spelling in spellings:
+        module, _, name = spelling.rpartition(".")
+        if not module.startswith("torch."):
+            found.setdefault(name, []).append(module)
+    return found
 
 
 def _first_result(args: tuple[Any, ...]) -> Call | None:

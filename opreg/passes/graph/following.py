@@ -35,6 +35,7 @@ class FollowingView(GraphView):
         for n in (*new, *readers):
             self.calls[n] = resolve(n, self.module)
             self.prepared.pop(n, None)
+            self.spelled.pop(n, None)
             self._inputs.pop(n, None)
         if self.writes and not all(self._fresh(n) for n in (old, *new) if n is not old or old in self._quiet):
             return False  # who sees a write may be others now
@@ -44,6 +45,7 @@ class FollowingView(GraphView):
             return False
         self._take_over(old, new)
         self._forget(old)
+        self.readings = None
         return True
 
     def _unwritten(self, node: fx.Node) -> bool:
@@ -59,7 +61,7 @@ class FollowingView(GraphView):
             return False
         if not write.followed or any(n not in self.names[tensor] for n in self._sharing[self._memory[node]]):
             return False
-        self.writes.remove(write)
+        self.writes = [w for w in self.writes if w is not write]
         del self.writing[node]
         self.versions[tensor].pop()
         self.names[tensor].pop()
@@ -112,6 +114,7 @@ class FollowingView(GraphView):
             self.calls,
             self.tensor,
             self.prepared,
+            self.spelled,
             self._inputs,
             self._quiet,
             self._gradients,

@@ -17,7 +17,7 @@ def gradient_of(node: fx.Node, call: Call | None, attribute: Any, below: Sequenc
         return False
     if node.op == "placeholder" or "example_value" in node.meta:
         return value.requires_grad if isinstance(value, Tensor) else None
-    if call is not None and call.name in ("detach", "one_hot", "argmax", "zeros_like", "ones_like"):
+    if call is not None and call.name in ("detach", "data", "one_hot", "argmax", "zeros_like", "ones_like"):
         return False
     if getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled" and node.args[0] is False:
         return False

@@ -1,5 +1,6 @@
 """Nodes of a graph in the place of others, and the checks that they fit there."""
 
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ... import _private
 from ...op import Op
-from ...registry import registered
+from ...registry import called
 from .calls import Attribute, Call, sizes, sizes_of, value_of
 from .following import FollowingView
 
@@ -87,6 +88,9 @@ class Surgery:
                 args, kwargs = fx.node.map_aggregate(
                     (n.args, n.kwargs), lambda a: values[a] if isinstance(a, fx.Node) else a
                 )
+                if n.op == "call_function" and not kwargs and all(isinstance(a, int | float) for a in args):
+                    values[n] = target(*args)  # of numbers
+                    continue
                 values[n] = self.in_dialect(n.op, target, args, dict(kwargs))
                 new.append(values[n])
         return new
@@ -184,6 +188,8 @@ class Surgery:
     def _dead(self, node: fx.Node) -> bool:
         """Has a call neither a user nor an effect that anybody sees?"""
         call = self.view.calls[node]
+        if not node.users and node.target is getattr:
+            return True
         if node.users or call is None or call.name == "setitem":
             return False
         if not call.in_place:
@@ -310,6 +316,10 @@ class Surgery:
         return isinstance(given, Tensor) and given.dtype == dtype
 
 
+# Overloads for dimensions with names, whose place among the others is another one in each version of torch.
+_NAMES = re.compile(r"[Dd]imname|names")
+
+
 def overload(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The overload of an ATen function that takes these arguments.
 
@@ -327,7 +337,7 @@ def overload(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
         keywords = {a.name for a in expected[: len(args)] if a.kwarg_only} | (
             kwargs.keys() - {a.name for a in expected}
         )
-        if not expected or str(expected[0].type) != "Tensor":  # of numbers
+        if not expected or str(expected[0].type) != "Tensor" or _NAMES.search(name):  # of numbers
             continue
         if len(args) <= len(expected) and required <= given and not keywords and not found._schema.is_mutable:
             return found
@@ -390,4 +400,4 @@ def _small(arguments: Any) -> Any:
 
 def op_of(node: fx.Node) -> Op | None:
     """The op that a node calls, if it is one."""
-    return next((op for op in registered() if node.target is op.value), None)
+    return called(node.target)

@@ -36,8 +36,6 @@ class Work:
     opinions: dict[fx.Node, bool | None] = field(default_factory=dict)
     # the normal forms of patterns, by pattern, nodes and numbers
     forms: dict[Any, Any] = field(default_factory=dict)
-    # what a search asks of many formulas together, by these
-    pools: dict[Any, Any] = field(default_factory=dict)
     # the functions that normal forms of nodes may hold
     words: dict[fx.Node, frozenset[str] | None] = field(default_factory=dict)
     # the values of calls, by their nodes and the values of their arguments
@@ -87,6 +85,10 @@ class GraphView:
         self.gradient_switches: list[tuple[int, bool]] = []
         # what an evaluation has made of the arguments of calls
         self.prepared: dict[fx.Node, Any] = {}
+        # the values of nodes over leaves, as a search for formulas has read them
+        self.readings: Any = None
+        # each node without its neighbours, and these, as a search for formulas compares them
+        self.spelled: dict[fx.Node, Any] = {}
         self._inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
         # the nodes that write to nothing and switch nothing, with their arguments
         self._quiet: dict[fx.Node, tuple[Any, Any]] = {}
@@ -190,12 +192,30 @@ class GraphView:
         return held_at(self.module, str(node.target)) if node.op == "get_attr" else None
 
     def aliased(self, node: fx.Node, write: fx.Node) -> bool:
-        """May somebody else see what a call writes to a node: the graph's caller, or a view that was made before?"""
+        """May somebody else see what a call writes to a node: the graph's caller, or who reads a view that was made
+        before?"""
         tensor = self.tensor[node]
         if not self._fresh(tensor):
             return True
         users = {u for name in self.names[tensor] for u in name.users if self.position[u] < self.position[write]}
-        return any(self.tensor[u] is not tensor and u.op != "output" and not self._fresh(u) for u in users)
+        views = (u for u in users if self.tensor[u] is not tensor and u.op != "output" and not self._fresh(u))
+        return any(self._read_from(view, self.position[write]) for view in views)
+
+    def _read_from(self, view: fx.Node, place: float) -> bool:
+        """Does anything from a place on read a view, or a view of it? A function that is not known may keep what it is
+        given, and read it then."""
+        waiting, seen = [view], {view}
+        while waiting:
+            node = waiting.pop()
+            if self.calls.get(node) is None:
+                return True
+            for user in node.users:
+                if self.position.get(user, place) >= place:
+                    return True
+                if user not in seen and not self._fresh(user):
+                    seen.add(user)
+                    waiting.append(user)
+        return False
 
     def _fresh(self, node: fx.Node) -> bool:
         """Is a node's result a tensor that shares no memory with others?"""
@@ -318,18 +338,41 @@ class GraphView:
             since, writes = self.position[node], self.versions.get(self.tensor[node], ())
             if any(since < self.position[w] <= high and w is not root for w in writes):
                 return "one of its tensors is written to between its parts"
-        # Torch's gradient reads the parts again, and sees what was written to them through ``.data``.
-        if self.requires_grad(root) is not False and self.written_later([n for n in parts if n is not root], root):
-            return "one of its parts is written to later, and torch's gradient would read that"
+        # Torch's gradient reads the parts again, and the result, and sees what was written to them past its counter of
+        # versions. Any other write to what the gradient reads is an error in the program itself.
+        if self.requires_grad(root) is not False and self.written_later((*parts, root), root, uncounted=True):
+            return "one of its parts is written to through .data later, and torch's gradient would read that"
         return ""
 
-    def written_later(self, nodes: Iterable[fx.Node], root: fx.Node) -> bool:
-        """Is one of these tensors, or memory that it shares, written to after the root?"""
+    def written_later(self, nodes: Iterable[fx.Node], root: fx.Node, uncounted: bool = False) -> bool:
+        """Is one of these tensors, or memory that it shares, written to after the root?
+
+        ``uncounted``: only writes count of which autograd does not know.
+        """
         if not self.writes:
             return False
         kept, place = {self._memory[n] for n in nodes}, self.position[root]
         later = (w for w in self.writes if w.certain and self.position[w.node] > place)
-        return any(self._memory[t] in kept for w in later for t in w.tensors)
+        return any(
+            self._memory[t] in kept and not (uncounted and self._counted(w, t)) for w in later for t in w.tensors
+        )
+
+    def _counted(self, write: Write, written: fx.Node) -> bool:
+        """Does a write raise the version that autograd checks? One by a function of torch does, unless the tensor, or
+        one that it is a view of, was read as ``.data``."""
+        if self.calls[write.node] is None:
+            return False
+        waiting, seen = [written], {written}
+        while waiting:
+            node = waiting.pop()
+            if self.tensor[node] is node and (node.op in ("placeholder", "get_attr") or self._fresh(node)):
+                continue
+            if self.calls[node] is None or self.calls[node].name == "data":  # type: ignore[union-attr]
+                return False
+            found = [n for n in node.all_input_nodes if n not in seen]
+            seen.update(found)
+            waiting += found
+        return True
 
     def reshaped(self, node: fx.Node) -> bool:
         """Does a tensor get another shape in place? Then what tracing noted of it does not hold everywhere."""

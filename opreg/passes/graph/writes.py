@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from ..._package import PACKAGE
 from ...faces.modules import OpModule
 from ...registry import registered
-from .calls import assigns, writes_perhaps
+from .calls import assigns, aten_packet, writes_perhaps
 
 # Modules whose result shares no memory with their input.
 FRESH_MODULES = (
@@ -31,7 +31,7 @@ def fresh(name: str) -> bool:
     Composite functions may return their argument although their schema does not say it: dropout with nothing to do, a
     cast to the same dtype.
     """
-    packet = getattr(torch.ops.aten, name, None)
+    packet = aten_packet("matmul" if name == "products" else name)
     if packet is None:  # losses that torch has in Python alone
         return any(spelling.rsplit(".", 1)[-1] == name for op in registered() for spelling in op.spellings)
     if "dropout" in name or name in _MAY_RETURN_ARGUMENT:
@@ -83,7 +83,7 @@ def _schema(node: fx.Node) -> Any:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    packet = getattr(torch.ops.aten, name, None) if name.endswith("_") and not name.endswith("__") else None
+    packet = aten_packet(name) if name.endswith("_") and not name.endswith("__") else None
     return getattr(packet, packet.overloads()[0])._schema if packet is not None else None
 
 
@@ -105,7 +105,7 @@ def reshapes(node: fx.Node) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "").split(".")[0]
     if not name.endswith("_") or name.endswith("__"):
         return False
-    packet = getattr(torch.ops.aten, name, None)
+    packet = aten_packet(name)
     if name.rstrip("_") in _RESHAPES:
         return True
     return packet is not None and any(torch.Tag.inplace_view in getattr(packet, o).tags for o in packet.overloads())

@@ -109,7 +109,7 @@ def trace_and_fuse(
     except Untraceable as reason:
         if candidates:
             where = f"{path or 'the module itself'} ({type(module).__qualname__})"
-            why = f"{reason}: torch.compile(backend='opreg') and torch.export see through it"
+            why = f"{reason}: {reason.remedy}"
             report.left.append(Left(", ".join(candidates), why, where))
         return set()
     inner = Report()

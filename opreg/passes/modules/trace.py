@@ -2,7 +2,8 @@
 
 import inspect
 import operator
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ def called(module: fx.GraphModule) -> set[str]:
 
 
 class Untraceable(Exception):
-    """A forward that a trace does not show, and why."""
+    """A forward that a trace does not show, and why; ``remedy``: what its reader can do."""
+
+    def __init__(
+        self, why: str, remedy: str = "torch.compile(backend='opreg') and torch.export see through it"
+    ) -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 def modes() -> tuple[bool, ...]:
@@ -32,8 +39,34 @@ def modes() -> tuple[bool, ...]:
     )
 
 
+def dropped(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The name of an argument that a function of torch was called with, and that its record lacks; else "".
+
+    A function that is written in Python hands its arguments to whoever records it, one by one: ``F.l1_loss`` of torch
+    2.13 forgets its weight. They are looked for in the call of the function itself, which has not returned yet; where a
+    mode has made the call again, in each of the two.
+    """
+    code, frame = getattr(function, "__code__", None), sys._getframe(1)
+    while code is not None and frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is code:
+            signature = inspect.signature(function)
+            recorded = signature.bind_partial(*args, **kwargs).arguments
+            for name, parameter in signature.parameters.items():
+                if name not in recorded and frame.f_locals.get(name) is not parameter.default:
+                    return name
+    return ""
+
+
 class _Written(fx.Proxy):
     """A value in a trace that records ``x *= 2`` as a write to x. Torch's own proxy records ``x = x * 2``."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if name := dropped(function, args, kwargs or {}):
+            # whoever else records the call, as AOTAutograd does for every compiler, lacks it too
+            raise Untraceable(f"torch records {function.__name__} without its {name}", f"write out what {name} does")
+        return super().__torch_function__(function, types, args, kwargs)
 
 
 def _recorded(function: Any) -> Any:

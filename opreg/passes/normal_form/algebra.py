@@ -21,9 +21,12 @@ import contextvars
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
+
+from ..graph.calls import sizes, value_of
 
 # The name of a function and its parts, which are polynomials and options; or "leaf" and what stands for the leaf.
 Atom = tuple[Any, ...]
@@ -52,10 +55,15 @@ def rounded(x: float) -> float:
     """A number of twelve digits: so 1 − 0.7 and 0.3 are the same constant, 1/6 and 0.16667 are not.
 
     The roots that GELU holds are themselves, however they were rounded: 1/1.41421356237 is √½, 0.7978845608 is √(2/π).
+    So are quotients of small numbers: half of 0.111111111111 is 1/18.
     """
     if x == 0 or not math.isfinite(x):
         return float(x)
     x = next((c for c in _ROOTS if abs(x - c) < 1e-11), x)
+    if 1e-3 < abs(x) < 1e3:
+        near = Fraction(x).limit_denominator(100)
+        if abs(x - near) < 1e-11 * abs(x):
+            return float(near)
     return round(float(x), 12 - 1 - math.floor(math.log10(abs(x))))
 
 
@@ -165,6 +173,54 @@ class Poly:
         return frozenset(names), frozenset(leaves)
 
     @cached_property
+    def above(self) -> dict[Any, frozenset[str]]:
+        """For each leaf, the names of the functions that it is an argument of, or a part of one."""
+        found: dict[Any, frozenset[str]] = {}
+
+        def visit(part: Any, names: frozenset[str]) -> None:
+            if isinstance(part, Poly):
+                for leaf, more in part.above.items():
+                    found[leaf] = found.get(leaf, names).union(names, more)
+            elif isinstance(part, frozenset | tuple):
+                if isinstance(part, tuple) and part and isinstance(part[0], str):
+                    if part[0] == "leaf":
+                        found[part[1]] = found.get(part[1], names) | names
+                        return
+                    names, part = names | {part[0]}, part[1:]
+                for item in part:
+                    visit(item, names)
+
+        for monomial, _ in self.terms:
+            visit(monomial, frozenset())
+        return found
+
+    @cached_property
+    def powers(self) -> frozenset[str]:
+        """The names of its functions that have an exponent somewhere, as of a square."""
+        names: set[str] = set()
+
+        def visit(part: Any) -> None:
+            if isinstance(part, Poly):
+                names.update(part.powers)
+            elif isinstance(part, frozenset | tuple):
+                if isinstance(part, tuple) and part and part[0] == "leaf":
+                    return
+                for item in part:
+                    visit(item)
+
+        for monomial, _ in self.terms:
+            for a, exponent in monomial:
+                if exponent != 1 and a[0] not in ("leaf", "sum of"):
+                    names.add(a[0])
+                visit(a)
+        return frozenset(names)
+
+    @cached_property
+    def of_numbers(self) -> bool:
+        """Is it computed of tensors of one element alone? Some models hold a number as a tensor of one dimension."""
+        return bool(self.inside[1]) and all(map(is_number, self.inside[1]))
+
+    @cached_property
     def reductions(self) -> frozenset[tuple[str, Any]]:
         """Its sums and means, each by the dimensions."""
         found: set[tuple[str, Any]] = set()
@@ -183,6 +239,10 @@ class Poly:
         return frozenset(found)
 
 
+def is_number(leaf: Any) -> bool:
+    return sizes(value_of(leaf)) in ((), (1,))
+
+
 def repr_key(monomial: Monomial) -> str:
     return "*".join(sorted(f"{atom_key(a)}^{e}" for a, e in monomial))
 
@@ -197,27 +257,33 @@ def atom_key(atom: Any) -> str:
     return str(atom)
 
 
+# How many functions of functions a text shows.
+_DEEPEST_TEXT = 4
+
+
 def text(part: Any, most: int = 60) -> str:
     """A part of an expression as a reader would write it."""
 
-    def written(part: Any) -> str:
+    def written(part: Any, depth: int) -> str:
+        if depth > _DEEPEST_TEXT:
+            return "…"
         if isinstance(part, Poly):
-            return " + ".join(sorted(term(m, c) for m, c in part.terms))
+            return " + ".join(sorted(term(m, c, depth) for m, c in part.terms))
         if isinstance(part, frozenset):
-            return ", ".join(sorted(map(written, part)))
+            return ", ".join(sorted(written(p, depth) for p in part))
         if isinstance(part, tuple) and part and part[0] in ("leaf", "sum of"):
-            return str(part[1]) if part[0] == "leaf" else f"({written(part[1])})"
+            return str(part[1]) if part[0] == "leaf" else f"({written(part[1], depth)})"
         if isinstance(part, tuple) and part and isinstance(part[0], str):
-            return f"{part[0]}({', '.join(map(written, part[1:]))})"
+            return f"{part[0]}({', '.join(written(p, depth + 1) for p in part[1:])})"
         return str(part)
 
-    def monomial(m: Monomial) -> str:
-        return "·".join(sorted(written(a) + (f"^{e:g}" if e != 1 else "") for a, e in m)) or "1"
+    def monomial(m: Monomial, depth: int) -> str:
+        return "·".join(sorted(written(a, depth) + (f"^{e:g}" if e != 1 else "") for a, e in m)) or "1"
 
-    def term(m: Monomial, c: float) -> str:
-        return f"{c:g}" if not m else monomial(m) if c == 1 else f"{c:g}·{monomial(m)}"
+    def term(m: Monomial, c: float, depth: int) -> str:
+        return f"{c:g}" if not m else monomial(m, depth) if c == 1 else f"{c:g}·{monomial(m, depth)}"
 
-    found = monomial(part) if isinstance(part, frozenset) else written(part)
+    found = monomial(part, 0) if isinstance(part, frozenset) else written(part, 0)
     return found if len(found) <= most else f"{found[:most]}…"
 
 
@@ -350,9 +416,12 @@ def relu(z: Poly) -> Poly:
 
 
 def exponential(z: Poly) -> Poly:
-    found = single(z)
+    shift = dict(z.terms).get(ONE, 0.0)
+    found = single(z - constant(shift)) if shift else single(z)
     if found is not None and found[0][0] == "log_softmax" and found[1] == 1:
-        return atom("softmax", *found[0][1:])
+        return atom("softmax", *found[0][1:]).scaled(shortened(math.exp(shift)))
+    if not shift and found is not None and found[0][0] == "cross_entropy" and found[1] != -1:  # powers of a probability
+        return power(atom("exp", z.scaled(-1 / found[1])), -found[1])
     of = log_of_sigmoid_power(z)
     return atom("exp", z) if of is None else power(sigmoid(of[0]), of[1])
 
@@ -386,7 +455,11 @@ def ratio(p: Poly, q: Poly) -> float | None:
     c = a[first] / b[first]
     if not all(abs(a[m] - c * b[m]) <= 1e-9 * abs(a[m]) for m in a):
         return None
-    # a short number is the program's own
+    return shortened(c)
+
+
+def shortened(c: float) -> float:
+    """A short number that another is but for the last digits: it is the program's own. Any other number as it is."""
     short = float(f"{c:.9g}")
     return short if abs(short - c) <= 2e-11 * abs(c) else c
 
@@ -445,8 +518,9 @@ def odd(name: str) -> Callable[[Poly], Poly]:
     return lambda z: -atom(name, -z) if z.sign() < 0 else atom(name, z)
 
 
-# Comparisons with 0.
-COMPARISONS = frozenset({"gt", "ge", "eq"})
+# Comparisons with 0, and with infinity.
+COMPARISONS = frozenset({"gt", "ge", "eq", "isinf"})
+INDICATORS = COMPARISONS | {"one_hot", "eye"}
 
 
 def compare(name: str, p: Poly) -> Poly:
@@ -465,11 +539,45 @@ def mask(p: Poly) -> bool:
     return bool(monomial) and coefficient == 1 and all(found[0] in COMPARISONS for found, _ in monomial)
 
 
+def indicator(p: Poly) -> bool:
+    """Is it a product of comparisons and indicators of classes or of a diagonal, so that it is 0 or 1 everywhere?"""
+    if len(p.terms) != 1:
+        return False
+    ((monomial, coefficient),) = p.terms
+    return bool(monomial) and coefficient == 1 and all(found[0] in INDICATORS and e > 0 for found, e in monomial)
+
+
 def choices(p: Poly) -> bool:
-    """Is it a small whole number everywhere, exact in any dtype: a sum of comparisons and class indicators?"""
-    kinds = COMPARISONS | {"one_hot"}
+    """Is it a small whole number everywhere, exact in any dtype: a sum of comparisons and indicators, or an index?"""
+    kinds = INDICATORS | {"truncated"}
     names = [{found[0] for found, _ in monomial} for monomial, _ in p.terms]
-    return bool(names) and all(n and n <= kinds for n in names) and all(whole(c) and abs(c) <= 8 for _, c in p.terms)
+    return any(names) and all(n <= kinds for n in names) and all(whole(c) and abs(c) <= 8 for _, c in p.terms)
+
+
+def positive(p: Poly) -> bool:
+    """Is it above 0 for finite elements: a sum of probabilities and the like?"""
+    kinds = {"softmax", "sigmoid", "exp"}
+    return bool(p.terms) and all(c > 0 and all(found[0] in kinds for found, _ in m) for m, c in p.terms)
+
+
+def unmasked_targets(p: Poly, condition: Poly) -> Poly:
+    """A value that counts only where a condition does not hold: class indices that were filled where it holds are
+    those from before."""
+
+    def filled(monomial: Monomial) -> bool:
+        return any(a[0] == "where" and a[1] == condition for a, _ in monomial)
+
+    result = constant(0)
+    for monomial, coefficient in p.terms:
+        term = constant(coefficient)
+        for found, exponent in monomial:
+            if found[0] == "cross_entropy":
+                target: Poly = found[2]
+                kept = Poly(frozenset((m, c) for m, c in target.terms if not filled(m)))
+                found = (*found[:2], kept, *found[3:])
+            term = term * Poly(frozenset({(frozenset({(found, exponent)}), 1.0)}))
+        result = result + term
+    return result
 
 
 # Functions that have a value wherever their arguments have one.

@@ -1,17 +1,17 @@
 """The normal form of what a node computes."""
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.calls import Call, value_of
+from ..graph.calls import Call, aten_packet, value_of
 from ..graph.view import GraphView
 from . import algebra
-from .values import Masked, Opaque, Value, Vector, combine, detached, leaf, number
+from .values import Masked, Opaque, Value, Vector, combine, detached, number
 
 # What calls mean, by their name: handler(evaluator, node, *args, **kwargs) gets the values of the call's arguments.
 handlers: dict[str, Callable[..., Any]] = {}
@@ -42,18 +42,14 @@ def known(name: str) -> bool:
 
 def pointwise(name: str) -> bool:
     """Does a function work elementwise, and give the same result each time, as torch's tags say?"""
-    packet = getattr(torch.ops.aten, name, None)
+    packet = aten_packet(name)
     if packet is None:
         return False
     tags = {tag for o in packet.overloads() if o in ("default", "Tensor") for tag in getattr(packet, o).tags}
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
-class TooMany(Exception):
-    """An expression has more leaves than any pattern has tensors."""
-
-
-_UNKNOWN = (Opaque, algebra.TooLarge, TypeError, IndexError, OverflowError, ZeroDivisionError)
+UNKNOWN = (Opaque, algebra.TooLarge, TypeError, IndexError, OverflowError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,12 @@ def prepared(view: GraphView, node: fx.Node, call: Call) -> Prepared:
     return found
 
 
+def of_shape_alone(call: Call) -> bool:
+    """Does the shape of its result tell what a call computes?"""
+    indices = call.name == "arange" and len(call.args) == 1 and not call.kwargs.keys() & {"start", "end", "step"}
+    return indices or call.name in ("zeros", "new_zeros", "ones", "new_ones", "eye")
+
+
 def _prepare(view: GraphView, node: fx.Node, call: Call) -> Prepared:
     numbers: list[float] = []
 
@@ -91,7 +93,7 @@ def _prepare(view: GraphView, node: fx.Node, call: Call) -> Prepared:
                 note(item)
 
     note((*call.args, *call.kwargs.values()))
-    if call.name in ("zeros", "new_zeros") and value_of(node) is not None:
+    if of_shape_alone(call) and value_of(node) is not None:
         return Prepared((), {}, (), tuple(numbers))
     operands: list[fx.Node] = []
     whole = True
@@ -107,14 +109,15 @@ def _prepare(view: GraphView, node: fx.Node, call: Call) -> Prepared:
             return a
         if isinstance(a, tuple | list):
             return tuple([prepare(item) for item in a])
-        with contextlib.suppress(*_UNKNOWN):
+        with contextlib.suppress(*UNKNOWN):
             if isinstance(a, int | float):
                 return number(a)
         whole = False
         return Opaque
 
     args = [prepare(a) for a in call.args]
-    kwargs = {k: prepare(a) for k, a in call.kwargs.items()}
+    # what a program reads off another tensor, where it says on which device
+    kwargs = {k: prepare(a) for k, a in call.kwargs.items() if k != "device" or not isinstance(a, fx.Node)}
     return Prepared(tuple(args), kwargs, tuple(operands), tuple(numbers))
 
 
@@ -122,29 +125,25 @@ class Evaluator:
     """Evaluates nodes of a graph, down to leaves.
 
     Args:
-        leaves: the nodes at which to stop, perhaps with their values.
+        leaves: the nodes at which to stop, with their values.
         results: the values that are known of leaves, and of calls by the values of their arguments; others are added.
-        most: a node that the algebra does not know becomes a leaf, up to so many of them; with 0, it raises ``Opaque``.
         closed: says of other nodes whether they are to be treated as not known.
 
     Raises:
-        TooMany: there are more leaves.
+        Opaque: the algebra does not know a node.
     """
 
     def __init__(
         self,
         view: GraphView,
-        leaves: Mapping[fx.Node, Any] | Collection[fx.Node],
+        leaves: Mapping[fx.Node, Any],
         results: dict[Any, Any],
         *,
-        most: int = 0,
         closed: Callable[[fx.Node], bool] = lambda node: False,
     ) -> None:
-        self.view, self.results, self.most, self.closed = view, results, most, closed
-        self.found = len(leaves)
-        self.values: dict[fx.Node, Any] = {}
-        self.values |= leaves if isinstance(leaves, Mapping) else {n: self.leaf(n) for n in leaves}
-        self.interior: dict[fx.Node, None] = {}
+        self.view, self.results, self.closed = view, results, closed
+        self.values: dict[fx.Node, Any] = {**leaves}
+        self.interior: set[fx.Node] = set()
         # groups of leaves that are of one shape, since torch refuses the call otherwise
         self.alike: list[frozenset[fx.Node]] = []
 
@@ -155,28 +154,18 @@ class Evaluator:
             call = self.view.calls[node]
             if call is None or call.name not in handlers or self.closed(node):
                 raise Opaque(node.name)
-            result = self._apply(node, call)
-            self.interior[node] = None
-        except _UNKNOWN:
-            if not self.most:
-                raise Opaque(node.name) from None
-            self.found += 1
-            if self.found > self.most:
-                raise TooMany from None
-            result = self.leaf(node)
+            result = self.applied(node, call)
+        except UNKNOWN:
+            raise Opaque(node.name) from None
+        self.interior.add(node)
         self.values[node] = result
         return result
 
-    def leaf(self, node: fx.Node) -> Value:
-        if node not in self.results:
-            self.results[node] = leaf(node)
-        found: Value = self.results[node]
-        return found
-
-    def _apply(self, node: fx.Node, call: Call) -> Any:
+    def applied(self, node: fx.Node, call: Call) -> Any:
+        """The value of a call of the values of its arguments."""
         given = prepared(self.view, node, call)
         args = tuple([self._filled(a, node) for a in given.args])
-        kwargs = {k: self._filled(a, node) for k, a in given.kwargs.items()}
+        kwargs = {k: self._filled(a, node) for k, a in given.kwargs.items()} if given.kwargs else {}
         for name in ("self", "input"):
             if name in kwargs:
                 args = (kwargs.pop(name), *args)
@@ -191,7 +180,7 @@ class Evaluator:
             before = len(self.alike)
             try:
                 result = handlers[call.name](self, node, *args, **kwargs)
-            except _UNKNOWN:
+            except UNKNOWN:
                 result = Opaque
             self.results[key] = result, self.alike[before:]
         else:
@@ -204,9 +193,8 @@ class Evaluator:
         """An argument with the values of its nodes."""
         if isinstance(a, fx.Node):
             result = self.value(a)
-            if a in self.interior and self.view.without_gradient(a) and not self.view.without_gradient(user):
-                return combine(detached, result)
-            return result
+            switched = self.view.gradient_switches and a in self.interior and self.view.without_gradient(a)
+            return combine(detached, result) if switched and not self.view.without_gradient(user) else result
         if isinstance(a, tuple):
             return tuple([self._filled(item, user) for item in a])
         if a is Opaque:

@@ -7,13 +7,27 @@ value an element, a row, a sample or a pair; a mean or a sum that follows become
 from collections.abc import Mapping
 
 from .._rule import NearMiss, Rule
-from . import activation, binary, box, categorical, detection, likelihood, margin, regression, segmentation
+from . import (
+    activation,
+    binary,
+    box,
+    categorical,
+    contrast,
+    detection,
+    likelihood,
+    margin,
+    regression,
+    segmentation,
+    softmax,
+)
 from ._objections import Domain, Objection
 
 RULES: tuple[Rule | NearMiss, ...] = (
     *activation.RULES,
     *binary.RULES,
     *categorical.RULES,
+    *softmax.RULES,
+    *contrast.RULES,
     *detection.RULES,
     *regression.RULES,
     *likelihood.RULES,

@@ -47,6 +47,18 @@ def unless_floating(name: str, otherwise: str = "") -> Objection:
     return objection
 
 
+def unless_constant(name: str, op: str) -> Objection:
+    """Of a tensor through which the op sends no gradient."""
+
+    def objection(arguments: Mapping[str, Any]) -> str:
+        if arguments[name].requires_grad is False:
+            return ""
+        may = "requires" if arguments[name].requires_grad else "may require"
+        return f"{name} {may} grad, and is a constant of {op}: detach it"
+
+    return objection
+
+
 def unless_above(least: float, name: str) -> Objection:
     def objection(arguments: Mapping[str, Any]) -> str:
         return f"{name} is {arguments[name]}, not above {least}" if arguments[name] <= least else ""

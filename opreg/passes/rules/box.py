@@ -61,7 +61,7 @@ def clamped_hull(x: Axis, y: Axis) -> tuple[Axis, Axis]:
     return x._replace(hull=x.hull.clamp(min=0)), y._replace(hull=y.hull.clamp(min=0))
 
 
-def giou_of_clamped_hull(input: Tensor, target: Tensor, *, eps: float) -> Tensor:
+def giou_of_clamped_hull(input: Tensor, target: Tensor, *, eps: float = 0.0) -> Tensor:
     x, y = clamped_hull(*axes(input, target))
     hull = x.hull * y.hull
     union = united(x, y)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ...registry import get
-from .._match import Match, matches
-from .._native import Native
+from .._match import Match, Pool, matches
+from .._native import Native, Viewed
 from .._rule import Formula
 from ..graph.calls import Call, sizes, sizes_of, value_of
 from ..graph.ranges import Ranges
@@ -58,6 +58,8 @@ def over_classes(dim: Any, x: Any, rank_free: bool) -> bool:
 
 def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
     inner: Any = native.arguments.get("input")
+    if native.op.short == "nll_loss" and (viewed := of_views(native, view)) is not None:
+        return viewed
     call = functional_call(view, inner)
     interior = [inner]
     if call is not None and call.name == "log":  # of a softmax
@@ -73,6 +75,59 @@ def cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
     if not over_classes(given(call, 1, "dim"), x, rank_free=True):
         return None
     return Native(get("cross_entropy"), {**native.arguments, "input": x}, interior=tuple(interior))
+
+
+def of_views(native: Native, view: GraphView) -> Native | None:
+    """nll_loss of views of a log_softmax, as with the classes moved to dimension 1: cross_entropy of these views."""
+    node: Any = native.arguments.get("input")
+    axis, views, t = 1, list[fx.Node](), value_of(node)
+    if not isinstance(t, Tensor) or t.dim() < 2:
+        return None
+    while True:
+        call = functional_call(view, node)
+        inner = call.args[0] if call is not None and call.args else None
+        if call is None or not isinstance(inner, fx.Node) or len(views) > 6:
+            return None
+        views.insert(0, node)
+        before = value_of(inner)
+        if not isinstance(before, Tensor):
+            return None
+        if call.name == "log_softmax":
+            break
+        found = axis_before(call, axis, before, value_of(node))
+        if found is None or len(set(call.inputs())) != 1:
+            return None
+        node, axis = inner, found
+    dim = given(call, 1, "dim")
+    if len(views) == 1 or not uncast(call) or not isinstance(dim, int) or dim % before.dim() != axis:
+        return None
+    return Native(
+        get("cross_entropy"), {**native.arguments, "input": Viewed(inner, tuple(views))}, interior=tuple(views)
+    )
+
+
+def axis_before(call: Call, axis: int, before: Tensor, after: Any) -> int | None:
+    """Which dimension of a tensor is one of its view; None where that is no dimension of it, or is not known."""
+    rank = before.dim()
+    if call.name == "contiguous":
+        return axis
+    if call.name in ("reshape", "flatten"):  # with the classes last
+        same = sizes_of(before.shape[-1:]) == sizes_of(after.shape[-1:])
+        return rank - 1 if axis == after.dim() - 1 and same else None
+    dims: list[Any] = [d for a in call.args[1:] for d in (a if isinstance(a, tuple | list) else (a,))]
+    if call.kwargs or not all(isinstance(d, int) for d in dims):
+        return None
+    if call.name == "permute" and len(dims) == rank:
+        return int(dims[axis]) % rank
+    if call.name == "transpose" and len(dims) == 2:
+        first, second = (d % rank for d in dims)
+        return int({first: second, second: first}.get(axis, axis))
+    if call.name in ("movedim", "moveaxis") and len(dims) == 2:
+        source, place = (d % rank for d in dims)
+        order = [d for d in range(rank) if d != source]
+        order.insert(place, source)
+        return int(order[axis])
+    return None
 
 
 def binary_cross_entropy_of_logits(native: Native, view: GraphView) -> Native | None:
@@ -147,7 +202,7 @@ def margin_loss(native: Native, view: GraphView) -> Native | None:
     if not isinstance(root, fx.Node):
         return None
     for name, formulas in angular.FORMULAS.items():
-        for match in matches(formulas, view, root):
+        for match in matches(Pool.of(formulas), view, root):
             if match.tensors["target"] is arguments["target"]:
                 options: dict[str, Any] = {n: a for n, a in arguments.items() if n in ("ignore_index", "reduction")}
                 call: dict[str, Any] = {**match.tensors, **match.numbers, **options}
@@ -160,7 +215,7 @@ def input_by(formula: Formula, native: Native, view: GraphView) -> Match[Formula
     root = native.arguments.get("input")
     if not isinstance(root, fx.Node):
         return None
-    for match in matches((formula,), view, root):
+    for match in matches(Pool.of((formula,)), view, root):
         parts = [value_of(n) for n in (*match.interior, *match.tensors.values(), root)]
         dtypes = {t.dtype for t in parts if isinstance(t, Tensor)}
         unscaled = not match.reduction and match.factor == 1 and not match.factors

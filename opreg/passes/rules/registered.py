@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...op import Op
+from ...op import Op, no_constants
 from ...registry import of_namespace, registered
 from .._rule import Argument, Rule
 from ._objections import Objection
@@ -15,17 +15,35 @@ from ._objections import Objection
 # A formula of these alone, a product say, is no more one op's than anybody's.
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "sum", "mean"})
 
-# Each op's rule, or that there is none. An op that takes another's place is another object.
-_rules: dict[Op, Rule | None] = {}
+# Each op's rules. An op that takes another's place is another object.
+_rules: dict[Op, tuple[Rule, ...]] = {}
 
 
 def rules_of_others() -> tuple[Rule, ...]:
     """The rules of all ops that are registered now from elsewhere than opreg."""
     own = set(of_namespace())
     found = [
-        _rules[op] if op in _rules else _rules.setdefault(op, _rule_of(op)) for op in registered() if op not in own
+        _rules[op] if op in _rules else _rules.setdefault(op, tuple(_rules_of(op)))
+        for op in registered()
+        if op not in own
     ]
-    return tuple(rule for rule in found if rule is not None)
+    return tuple(rule for rules in found for rule in rules)
+
+
+def _rules_of(op: Op) -> list[Rule]:
+    if op.rules is None:
+        rule = _rule_of(op)
+        return [] if rule is None else [rule]
+    every = op.rules(op, _unless_it_takes_them(op, {"weight": None} if "weight" in op.arguments else {}))
+    return [rule for rule in every if _is_formula(rule)]
+
+
+def _is_formula(rule: Rule) -> bool:
+    """Has it a pattern of tensors and numbers, whose functions have a meaning, and not arithmetic's alone?"""
+    try:
+        return bool(rule.words) and not rule.call_names <= _ARITHMETIC
+    except Exception:
+        return False
 
 
 def _rule_of(op: Op) -> Rule | None:
@@ -53,21 +71,25 @@ def _is_squared(number: fx.Node) -> bool:
 
 def _unless_it_takes_them(op: Op, options: Mapping[str, Any]) -> Objection:
     """Shapes and dtypes that the op's rule refuses, and numbers that its kernel does."""
+    # where they may be probabilities too, the rules are of these
+    indices = () if op.constants is not no_constants else op.indices
 
     def objection(arguments: Mapping[str, Any]) -> str:
         known = {n: a for n, a in arguments.items() if isinstance(a, Argument)}
         for name, a in known.items():
             if a.shape is None:
                 return f"the shape of {name} is not known: give example_inputs"
-            if a.dtype is None or not a.dtype.is_floating_point:
+            floating = a.dtype is not None and a.dtype.is_floating_point
+            if a.dtype is None or floating is (name in indices) or a.dtype is torch.bool:
                 return f"{name} is of dtype {a.dtype or 'unknown'}"
         sizes: dict[Any, int] = {}
         shapes = {n: [_size(s, sizes) for s in a.shape or ()] for n, a in known.items()}
         given = {**op.defaults, **arguments, **options}
         try:
-            on_meta = {n: torch.empty(shape, device="meta") for n, shape in shapes.items()}
+            dtypes = {n: torch.int64 if n in indices else torch.float32 for n in shapes}
+            on_meta = {n: torch.empty(shape, device="meta", dtype=dtypes[n]) for n, shape in shapes.items()}
             op.rule(op.short, {**given, **on_meta})
-            small = {n: torch.full([min(s, 2) for s in shape], 0.5) for n, shape in shapes.items()}
+            small = {n: torch.full([min(s, 2) for s in shape], 0.5).to(dtypes[n]) for n, shape in shapes.items()}
             op.value(**{**given, **small})
         except (RuntimeError, NotImplementedError) as error:
             return str(error).splitlines()[0]

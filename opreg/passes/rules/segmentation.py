@@ -92,13 +92,25 @@ REGIONS = first_of(
 WEIGHTED_REGIONS = first_of(unless_at_least(0, "alpha"), unless_at_least(0, "beta"), REGIONS)
 
 
-def rule(op: str, index: Callable[..., Tensor], way: Way, objection: Objection, power: int = 1, **fixed: float) -> Rule:
-    """``index``: of the sums, and of the rule's numbers as keyword-only arguments; ``fixed``: the op's others."""
+def half(number: float) -> float:
+    return number / 2
+
+
+def rule(
+    op: str, index: Callable[..., Tensor], way: Way, objection: Objection, power: int = 1, sliced: bool = False,
+    doubled: bool = False, **fixed: float,
+) -> Rule:  # fmt: skip
+    """``doubled``: of programs that hold twice the number, since both sides of their quotient are twice the index's.
+
+    ``index``: of the sums, and of the rule's numbers as keyword-only arguments; ``fixed``: the op's others.
+
+    ``sliced``: of probabilities that are part of what a sigmoid made, as all channels but the background.
+    """
     numbers = [p for p in inspect.signature(index).parameters.values() if p.kind is p.KEYWORD_ONLY]
     tensors = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("input", "target")]
 
     def pattern(input: Tensor, target: Tensor, **given: float) -> Tensor:
-        return index(way.sums(torch.sigmoid(input), target, power), **given)
+        return index(way.sums(input if sliced else torch.sigmoid(input), target, power), **given)
 
     def replacement(input: Tensor, target: Tensor, **given: float) -> Tensor:
         def loss(x: Tensor, t: Tensor, batch: bool) -> Tensor:
@@ -108,15 +120,42 @@ def rule(op: str, index: Callable[..., Tensor], way: Way, objection: Objection, 
         return way.compute(loss, input, target)
 
     pattern.__signature__ = replacement.__signature__ = inspect.Signature([*tensors, *numbers])  # type: ignore[attr-defined]
-    squares = " with squares" if power == 2 else ""
-    return Rule(f"{op} {way.name}{squares}, written out", pattern, replacement, objection)
+    name = f"{op} {way.name}{' with squares' if power == 2 else ''}{' of probabilities' if sliced else ''}"
+    numbers_of = {"smooth": half} if doubled else {}
+    name = f"{name}{', doubled' if doubled else ''}, written out"
+    return Rule(name, pattern, replacement, objection, logits="input" if sliced else "", numbers=numbers_of)
 
 
-def dice_of_probabilities(way: Way, power: int) -> NearMiss:
-    def pattern(input: Tensor, target: Tensor, *, smooth: float) -> Tensor:
-        return dice_of(way.sums(input, target, power), smooth=smooth)
+def bounded_overlap(way: Way) -> Rule:
+    """The quotient of which dice_loss is what is missing to 1, where its denominator has a bound below what it can be.
 
-    return NearMiss(f"dice_loss {way.name} of probabilities", pattern, PROBABILITIES)
+    As nnU-Net writes it.
+    """
+
+    def pattern(input: Tensor, target: Tensor, *, smooth: float, eps: float) -> Tensor:
+        shared, predicted, true = way.sums(torch.sigmoid(input), target, 1)
+        return (2 * shared + smooth) / (predicted + true + smooth).clamp(min=eps)
+
+    def replacement(input: Tensor, target: Tensor, *, smooth: float, eps: float) -> Tensor:
+        def loss(x: Tensor, t: Tensor, batch: bool) -> Tensor:
+            result: Tensor = get("dice_loss").value(x, t, p=1.0, smooth=smooth, batch=batch, reduction="none")
+            return result
+
+        return 1 - way.compute(loss, input, target)
+
+    return Rule(f"dice_loss {way.name} of a bounded ratio", pattern, replacement, first_of(unless_unbounded, REGIONS))
+
+
+def unless_unbounded(arguments: Mapping[str, Any]) -> str:
+    smooth, eps = arguments["smooth"], arguments["eps"]
+    if smooth < eps:
+        return BOUNDED
+    if arguments["target"].values.low >= 0:
+        return ""
+    return (
+        f"its denominator has a lower bound, clamp(min={eps:g}), and the graph does not show that no target is below "
+        "0, so that it is without effect: leave it out, or make the target of a comparison, (target > 0.5).to(dtype)"
+    )
 
 
 def of_bounded_ratio(p: Tensor, target: Tensor, *, eps: float) -> Tensor:
@@ -130,6 +169,43 @@ def unsmoothed(p: Tensor, target: Tensor, *, eps: float) -> Tensor:
     return 1 - 2 * (p * t).sum(1) / (p.sum(1) + t.sum(1) + eps)
 
 
+# Lovász extensions: errors, sorted downwards, times the steps that the Jaccard loss makes as one pixel after the other
+# turns wrong.
+def by_steps(errors: Tensor, hits: Tensor, rectified: bool, whole: bool) -> Tensor:
+    """``whole``: of one region, else of each row, and their mean."""
+    found = torch.sort(errors, dim=0 if whole else 1, descending=True)
+    seen = hits.gather(0 if whole else 1, found[1])
+    return of_sorted(torch.relu(found[0]) if rectified else found[0], seen, None if whole else 1)
+
+
+def of_sorted(losses: Tensor, seen: Tensor, axis: int | None) -> Tensor:
+    """The same of sorted errors and the hits in their order; ``axis``: of each row along it, and the mean."""
+    dim, whole = axis or 0, axis is None
+    total = seen.sum() if whole else seen.sum(dim, keepdim=True)
+    jaccard = 1 - (total - seen.cumsum(dim)) / (total + (1 - seen).cumsum(dim))
+    steps = torch.diff(jaccard, dim=dim, prepend=torch.zeros_like(jaccard)[..., :1])
+    return (losses * steps).sum() if whole else (losses * steps).sum(dim).mean()
+
+
+HINGE = (
+    "lovasz_hinge_loss is for a target of 0 and 1 and takes what is not 1 for background, where this computes with it: "
+    "call it with the logits and that target"
+)
+
+
+def lovasz_hinge(input: Tensor, target: Tensor) -> Tensor:
+    x, t = input.flatten(0), target.flatten(0)
+    return by_steps(1 - x * (2 * t - 1), t, True, True)
+
+
+def lovasz_softmax_of_images(p: Tensor, hits: Tensor) -> Tensor:
+    """Of probabilities and class indicators, (N, C, pixels)."""
+    found = torch.sort((p - hits).abs(), dim=2, descending=True)
+    return of_sorted(found[0], hits.gather(2, found[1]), 2)
+
+
+CLASSES = "it is the part of one class: call lovasz_softmax_loss with the logits and the class indices, for all at once"
+
 PROBABILITIES = (
     "its input is a probability, and dice_loss takes logits: call it with these where a sigmoid made it; "
     "of a softmax there is generalized_dice_loss alone"
@@ -142,7 +218,24 @@ RULES: tuple[Rule | NearMiss, ...] = (
     *(rule("jaccard_loss", jaccard_of, way, REGIONS) for way in WAYS),
     # Dice's and Jaccard's are indices of its family
     *(rule("tversky_loss", tversky_of, way, WEIGHTED_REGIONS) for way in WAYS),
-    *(dice_of_probabilities(way, power) for power in (1, 2) for way in WAYS),
+    *(rule("dice_loss", dice_of, way, REGIONS, power, True, p=float(power)) for power in (1, 2) for way in WAYS),
+    *(rule("jaccard_loss", jaccard_of, way, REGIONS, doubled=True) for way in WAYS),
+    *(rule("jaccard_loss", jaccard_of, way, REGIONS, sliced=True) for way in WAYS[1:3]),
+    *(rule("jaccard_loss", jaccard_of, way, REGIONS, sliced=True, doubled=True) for way in WAYS[1:3]),
+    *(rule("tversky_loss", tversky_of, way, WEIGHTED_REGIONS, sliced=True) for way in WAYS[1:3]),
+    *(bounded_overlap(way) for way in WAYS),
+    NearMiss("lovasz_hinge_loss, written out", lovasz_hinge, HINGE),
+    NearMiss(
+        "lovasz_softmax_loss of images",
+        lovasz_softmax_of_images,
+        "its inputs are probabilities and class indicators: call lovasz_softmax_loss with the logits and the class "
+        'indices, classes="all", per_image=True',
+    ),
+    NearMiss(
+        "lovasz_softmax_loss of one class",
+        lambda input, target: by_steps((target - input).abs(), target, False, True),
+        CLASSES,
+    ),
     NearMiss(
         "dice_loss of a bounded ratio",
         lambda input, target, *, eps: of_bounded_ratio(torch.sigmoid(input), target, eps=eps),

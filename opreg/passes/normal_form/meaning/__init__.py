@@ -2,5 +2,8 @@
 
 from . import indexing as indexing
 from . import losses as losses
+from . import matrices as matrices
+from . import norms as norms
 from . import pointwise as pointwise
 from . import shapes as shapes
+from . import sorting as sorting

@@ -12,6 +12,7 @@ from ..evaluate import Evaluator, handles
 from ..values import (
     Masked,
     Opaque,
+    Row,
     Value,
     Vector,
     combine,
@@ -21,13 +22,14 @@ from ..values import (
     rank_of,
     whole,
 )
+from . import sorting
 from .losses import of_class
 from .pointwise import choose
 
 
 def part(entries: tuple[Value, ...]) -> Any:
     """Some entries of the last dimension; a single one is a column, ``x[..., 0:1]``."""
-    if len(entries) != 1 or entries[0].shape is None:
+    if len(entries) != 1 or not isinstance(entries[0], Value) or entries[0].shape is None:
         return Vector(entries)
     return replace(entries[0], shape=(*entries[0].shape, 1))
 
@@ -100,7 +102,9 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
     if isinstance(x, tuple):
         return x[whole(index)]
     if isinstance(index, Value) and index.poly.number is None:
-        return masked(x, index)
+        return picked(x, index)
+    if isinstance(index, Value) and isinstance(x, Value) and x.shape == x.base and len(x.shape or ()) > 1:
+        return Row(x, whole(index))
     items = tuple(map(listed, index)) if isinstance(index, tuple) else (index,)
     rank, new = rank_of(x), sum(i is None for i in items)
     if len(items) == 2 and all(isinstance(i, Value) and not i.scalar for i in items):
@@ -108,11 +112,21 @@ def _getitem(e: Evaluator, node: fx.Node, x: Any, index: Any) -> Any:
     at = next((k for k, i in enumerate(items) if i is Ellipsis), None)
     if at is not None:
         items = (*items[:at], *[slice(None)] * (rank + new - len(items) + 1), *items[at + 1 :])
+    if new and isinstance(items[-1], slice) and items[-1] != slice(None):  # of corners, ``boxes[:, None, :2]``
+        of = components(x).components[items[-1]]
+        return part(tuple([with_new_dimensions(c, items[:-1]) for c in of]))
     if new or not items:
         return with_new_dimensions(x, items)
     if len(items) != rank or any(i != slice(None) for i in items[:-1]):
         raise Opaque("an index")
     last = items[-1]
+    if isinstance(last, slice) and isinstance(x, Value) and x.poly.number is not None:
+        return replace(x, base=None, shape=None)
+    if isinstance(last, slice) and isinstance(x, Value) and x.shape and x.shape[-1] != 4:
+        which = sorting.but_one(last, x.shape[-1])
+        if which is None:
+            raise Opaque("an index")
+        return sorting.part(x, rank - 1, which, 1)
     if isinstance(last, slice):
         ends = [v if v is None or isinstance(v, int) else int(v) for v in (last.start, last.stop, last.step)]
         return part(components(x).components[slice(*ends)])
@@ -148,6 +162,15 @@ def of_classes(x: Any, rows: Value, target: Value) -> Value:
     return Value(of_class(x.poly, target.poly, 1, 2), target.base, target.shape)
 
 
+def picked(x: Any, index: Any) -> Any:
+    """The elements where a mask holds, or all of them in the order of a sort."""
+    if isinstance(x, Value) and isinstance(index, Value) and index.shape and len(index.shape) == 1:
+        found = algebra.single(index.poly)
+        if found is not None and found[0][0] == "order":
+            return sorting.ordered(x, index)
+    return masked(x, index)
+
+
 def masked(x: Any, mask: Any) -> Masked:
     if not isinstance(x, Value) or not isinstance(mask, Value) or x.base != mask.base or not algebra.mask(mask.poly):
         raise Opaque("an index")
@@ -160,11 +183,16 @@ def _index(e: Evaluator, node: fx.Node, x: Any, indices: Any) -> Any:
         return of_classes(x, *indices)
     if not isinstance(indices, tuple) or len(indices) != 1:
         raise Opaque("an index")
-    return masked(x, indices[0])
+    return picked(x, indices[0])
 
 
 @handles("setitem")
 def _setitem(e: Evaluator, node: fx.Node, x: Any, mask: Any, new: Any) -> Any:
+    last = mask[-1] if isinstance(mask, tuple) and mask[:-1] in ((), (Ellipsis,)) and mask else mask
+    if isinstance(last, slice) and isinstance(x, Value) and x.shape and (last is not mask or len(x.shape) == 1):
+        if sorting.but_one(last, x.shape[-1]) != 1:
+            raise Opaque("a write")
+        return sorting.differences(x, len(x.shape) - 1, new)
     if isinstance(new, Value) and new.scalar:
         new = Masked(new, mask)
     if not isinstance(new, Masked) or not isinstance(mask, Value) or new.mask != mask or not algebra.mask(mask.poly):

@@ -1,7 +1,7 @@
 """Class indices, and losses as parts of other losses."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +9,27 @@ import torch
 from torch import Tensor, fx
 
 from ...graph.calls import Sizes, sizes, value_of
+from ...graph.ranges import CASTS
+from ...graph.view import GraphView
 from .. import algebra
 from ..algebra import Poly, atom, constant
-from ..evaluate import Evaluator, handles
-from ..values import NEVER, Opaque, Value, combine, number, plain, whole
+from ..evaluate import Evaluator, handlers, handles
+from ..matrices import transposed, transposed_value
+from ..values import (
+    NEVER,
+    Opaque,
+    Row,
+    Stacked,
+    Value,
+    combine,
+    number,
+    of_row,
+    over_all,
+    plain,
+    stacked_sum,
+    whole,
+)
+from . import sorting
 
 
 @handles("one_hot")
@@ -35,7 +52,9 @@ def _permute(e: Evaluator, node: fx.Node, x: Any, *dims: Any, **kwargs: Any) -> 
     """Class indicators whose classes move to another dimension."""
     found = algebra.single(x.poly) if isinstance(x, Value) else None
     shape = sizes(value_of(node))
-    if found is None or found[0][0] != "one_hot" or found[1] != 1 or x.shape != x.base or shape is None or kwargs:
+    if found is None or found[0][0] != "one_hot" or found[1] != 1:
+        return _turn(e, node, x, *dims, **kwargs)
+    if x.shape != x.base or shape is None or kwargs:
         raise Opaque("a view")
     order = list(range(len(shape)))
     call = e.view.calls[node]
@@ -54,30 +73,63 @@ def _permute(e: Evaluator, node: fx.Node, x: Any, *dims: Any, **kwargs: Any) -> 
     return Value(atom("one_hot", found[0][1], order.index(axis)), shape, shape)
 
 
+def _turn(e: Evaluator, node: fx.Node, x: Any, *dims: Any, **kwargs: Any) -> Any:
+    """A matrix with rows for columns."""
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple) else dims
+    if kwargs or not isinstance(x, Value) or sorted(whole(d) % 2 for d in dims) != [0, 1]:
+        raise Opaque("a view")
+    call = e.view.calls[node]
+    if call is not None and call.name == "permute" and whole(dims[0]) % 2 == 0:
+        return x
+    return transposed_value(x)
+
+
 @handles("scatter")
 def _scatter(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, new: Any = None, **kwargs: Any) -> Any:
     new = kwargs.get("value", kwargs.get("src", new))
     if not isinstance(x, Value) or x.poly.number != 0 or plain(new) != 1 or x.shape is None or len(x.shape) < 2:
         raise Opaque("a write")
     axis = whole(dim) % len(x.shape)
-    column = class_column(index, x.shape, axis)
+    column = class_column(e, index, x.shape, axis)
     return Value(atom("one_hot", column.poly, axis), x.shape, x.shape)
 
 
-def class_column(index: Any, shape: Sizes, axis: int) -> Value:
+# Calls that make a column of rows.
+_COLUMNS = ("unsqueeze", "reshape", "getitem")
+
+
+def class_column(e: Evaluator, index: Any, shape: Sizes, axis: int) -> Value:
     """A value that holds one class index in the place of the classes of a shape."""
     rows, column = (*shape[:axis], *shape[axis + 1 :]), (*shape[:axis], 1, *shape[axis + 1 :])
-    if not isinstance(index, Value) or index.base != rows or index.shape != column:
+    if not isinstance(index, Value) or index.shape != column:
+        raise Opaque("class indices")
+    if index.base != rows and (index.base != column or is_view_of_rows(e.view, index, rows)):
         raise Opaque("class indices")
     return index
 
 
+def is_view_of_rows(view: GraphView, index: Value, rows: Sizes) -> bool:
+    """Is a column of class indices a leaf that the graph makes of rows? Then these are the leaf that suits an op."""
+    found = algebra.single(index.poly)
+    node: Any = found[0][1] if found is not None and found[0][0] == "leaf" else None
+    while (call := view.calls.get(node)) is not None and call.name in (*CASTS, *_COLUMNS):
+        node = next(call.inputs(), None)
+        if call.name in _COLUMNS:
+            return sizes(value_of(node)) == rows
+    return False
+
+
 @handles("gather")
 def _gather(e: Evaluator, node: fx.Node, x: Any, dim: Any, index: Any, **kwargs: Any) -> Any:
+    sorts = algebra.single(index.poly) if isinstance(index, Value) else None
+    if isinstance(x, Value) and sorts is not None and sorts[0][0] == "order" and x.shape:
+        if sorts[0][2] != whole(dim) % len(x.shape):
+            raise Opaque("an index")
+        return sorting.ordered(x, index)
     if not isinstance(x, Value) or x.shape is None or len(x.shape) < 2 or x.shape != x.base:
         raise Opaque("an index")
     axis = whole(dim) % len(x.shape)
-    target = class_column(index, x.shape, axis)
+    target = class_column(e, index, x.shape, axis)
     return Value(of_class(x.poly, target.poly, axis, len(x.shape)), target.base, index.shape)
 
 
@@ -89,6 +141,9 @@ def of_class(p: Poly, target: Poly, axis: int, rank: int) -> Poly:
     """
     if axis not in (1, rank - 1):
         raise Opaque("an index")
+    # of each row the entry in its own column: of the transposed matrix it is the same one
+    indices = algebra.single(target)
+    own = rank == 2 and indices is not None and indices[0][0] == "arange" and indices[1] == 1
 
     def loss(scores: Poly) -> Poly:
         return atom("cross_entropy", scores, target, NEVER, *(("last",) if axis != 1 else ()))
@@ -100,8 +155,8 @@ def of_class(p: Poly, target: Poly, axis: int, rank: int) -> Poly:
             for found, exponent in monomial:
                 if found[0] == "sum of":
                     value = chosen(found[1])
-                elif found[0] in ("log_softmax", "softmax") and found[2] == axis:
-                    value = -loss(found[1])
+                elif found[0] in ("log_softmax", "softmax") and (found[2] == axis or own):
+                    value = -loss(found[1] if found[2] == axis else transposed(found[1]))
                     value = value if found[0] == "log_softmax" else algebra.exponential(value)
                 else:
                     raise Opaque("an index")
@@ -142,6 +197,11 @@ def at_indicated(value: Value, over: Any, name: str) -> Value | None:
 
 @handles("logsumexp")
 def _logsumexp(e: Evaluator, node: fx.Node, x: Any, dim: Any, keepdim: Any = False) -> Any:
+    if isinstance(x, Stacked):
+        return combine(algebra.logarithm, stacked_sum([combine(algebra.exponential, v) for v in x.parts], dim, keepdim))
+    if isinstance(x, Row):
+        place = whole(dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim)
+        return of_row(lambda every: _logsumexp(e, node, every, number(place + (place >= 0)), keepdim), x)
     if not isinstance(x, Value) or x.shape is None or x.shape != x.base or keepdim:
         raise Opaque("over an unknown dimension")
     axis = whole(dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim) % len(x.shape)
@@ -167,10 +227,16 @@ def options(given: Mapping[str, Any], **allowed: Any) -> None:
             raise Opaque(name)
 
 
-def unreduced(reduction: Any) -> None:
+def reduction_named(reduction: Any) -> str:
     if isinstance(reduction, Value):
         reduction = {0: "none", 1: "mean", 2: "sum"}.get(whole(reduction))
-    if reduction != "none":
+    if reduction not in ("none", "mean", "sum"):
+        raise Opaque("a reduction")
+    return str(reduction)
+
+
+def unreduced(reduction: Any) -> None:
+    if reduction_named(reduction) != "none":
         raise Opaque("a reduced loss")
 
 
@@ -201,6 +267,25 @@ def _bce_with_logits(
     return loss if weight is None else combine(operator.mul, loss, weight)
 
 
+def of_differences(name: str, f: Callable[[Poly], Poly]) -> None:
+    """A loss that is a function of the difference of two elements."""
+
+    def handler(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **kwargs: Any) -> Any:
+        call = e.view.calls[node]
+        functional = call is None or not isinstance(call.target, torch._ops.OpOverload)
+        order = ("size_average", "reduce", "reduction", "weight") if functional else ("reduction",)
+        given = {**dict(zip(order, others, strict=False)), **kwargs}
+        unreduced(given.pop("reduction", "mean"))
+        options(given)
+        return combine(lambda a, b: f(a - b), x, target)
+
+    handlers[name] = handler
+
+
+of_differences("l1_loss", algebra.absolute)
+of_differences("mse_loss", lambda d: algebra.power(d, 2))
+
+
 @handles("cross_entropy")
 def _cross_entropy(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **kwargs: Any) -> Any:
     call = e.view.calls[node]
@@ -213,25 +298,49 @@ def _cross_entropy(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: An
     if call is not None and call.name == "nll_loss":
         order = tuple(n for n in order if n != "label_smoothing")
     given = {**dict(zip(order, others, strict=False)), **kwargs}
-    unreduced(given.pop("reduction", "mean"))
-    ignore = given.pop("ignore_index", number(-100))
+    reduction = reduction_named(given.pop("reduction", "mean"))
+    ignore = whole(given.pop("ignore_index", number(-100)))
     options(given, label_smoothing=0.0)
     if call is None or not isinstance(x, Value) or not isinstance(target, Value) or x.shape != x.base:
         raise Opaque("no rows")
     targets = value_of(next(i for i in list(call.inputs())[1:]))
     if isinstance(targets, Tensor) and targets.is_floating_point():
         raise Opaque("probabilities")
-    poly = atom("cross_entropy", x.poly, target.poly, whole(ignore))
-    return Value(poly, target.base, target.shape)
+    found = algebra.single(target.poly)
+    if ignore < 0 and found is not None and found[0][0] == "arange" and found[1] == 1:
+        ignore = NEVER
+    loss = Value(atom("cross_entropy", x.poly, target.poly, ignore), target.base, target.shape)
+    if reduction == "none":
+        return loss
+    if reduction == "sum" or ignore == NEVER:
+        return over_all(loss, reduction)
+    # the mean over the rows that are not ignored, whose loss is 0
+    counted = replace(loss, poly=constant(1) - algebra.compare("eq", target.poly - constant(ignore)))
+    return combine(lambda a, b: a * algebra.power(b, -1), over_all(loss, "sum"), over_all(counted, "sum"))
 
 
-@handles("pairwise_distance")
-def _pairwise_distance(
-    e: Evaluator, node: fx.Node, x: Any, y: Any, p: Any = None, eps: Any = None, keepdim: Any = False
-) -> Any:
-    if not isinstance(x, Value) or not isinstance(y, Value) or keepdim or not x.shape:
-        raise Opaque("no vectors")
-    if not x.shape == x.base == y.shape == y.base:
-        raise Opaque("vectors of two shapes")
-    degree, floor = 2.0 if p is None else plain(p), 1e-6 if eps is None else plain(eps)
-    return Value(atom("pairwise_distance", x.poly, y.poly, degree, floor), x.shape[:-1], x.shape[:-1])
+@handles("kl_div")
+def _kl_div(e: Evaluator, node: fx.Node, x: Any, target: Any, *others: Any, **kwargs: Any) -> Any:
+    call = e.view.calls[node]
+    functional = call is None or not isinstance(call.target, torch._ops.OpOverload)
+    order = ("size_average", "reduce", "reduction", "log_target") if functional else ("reduction", "log_target")
+    given = {**dict(zip(order, others, strict=False)), **kwargs}
+    reduction, of_logarithms = given.pop("reduction", "mean"), bool(given.pop("log_target", False))
+    options(given)
+
+    def divergence(log_q: Poly, p: Poly) -> Poly:
+        if of_logarithms:
+            return algebra.exponential(p) * (p - log_q)
+        if not algebra.positive(p):
+            raise Opaque("a target that may be 0, where torch leaves its logarithm out")
+        return p * (algebra.logarithm(p) - log_q)
+
+    loss = combine(divergence, x, target)
+    if reduction == "batchmean":
+        rows = loss.shape[0] if loss.shape else None
+        if not isinstance(rows, int) or rows == 0:
+            raise Opaque("a batch of unknown size")
+        total = over_all(loss, "sum")
+        return replace(total, poly=total.poly.scaled(1 / rows))
+    reduction = reduction_named(reduction)
+    return loss if reduction == "none" else over_all(loss, reduction)

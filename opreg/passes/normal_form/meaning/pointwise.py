@@ -12,6 +12,7 @@ from .. import algebra
 from ..algebra import Poly, atom, constant
 from ..evaluate import Evaluator, handlers, handles
 from ..values import Opaque, Value, bound, combine, detached, number, plain
+from .norms import powered
 
 
 def unary(name: str, f: Callable[[Poly], Poly]) -> None:
@@ -40,7 +41,8 @@ _FUNCTIONS: dict[str, Callable[[Poly], Poly]] = {
     "abs": algebra.absolute,
     "neg": operator.neg,
     "positive": lambda p: p,
-    "square": lambda p: algebra.power(p, 2),
+    "square": lambda p: powered(p, 2),
+    "isinf": lambda p: atom("isinf", p),
     "sqrt": lambda p: algebra.power(p, 0.5),
     "rsqrt": lambda p: algebra.power(p, -0.5),
     "reciprocal": lambda p: algebra.power(p, -1),
@@ -50,6 +52,19 @@ _FUNCTIONS: dict[str, Callable[[Poly], Poly]] = {
 }
 for _name, _f in _FUNCTIONS.items():
     unary(_name, _f)
+
+
+@handles("logaddexp")
+def _logaddexp(e: Evaluator, node: fx.Node, x: Any, other: Any) -> Any:
+    return combine(lambda a, b: algebra.logarithm(algebra.exponential(a) + algebra.exponential(b)), x, other)
+
+
+@handles("tensor")
+def _tensor(e: Evaluator, node: fx.Node, of: Any, **kwargs: Any) -> Any:
+    """A number as a tensor: one that every floating dtype has."""
+    if not (plain(of) * 256).is_integer() or abs(plain(of)) > 1:
+        raise Opaque("a number that is rounded")
+    return of
 
 
 @handles("softplus")
@@ -102,8 +117,10 @@ def _div(e: Evaluator, node: fx.Node, x: Any, other: Any, *, rounding_mode: Any 
 
 @handles("pow")
 def _pow(e: Evaluator, node: fx.Node, x: Any, exponent: Any) -> Any:
+    if isinstance(exponent, Value) and exponent.poly.number is None:  # of zeros and ones, a number for each of them
+        return combine(lambda a, b: atom("pow", a, b), x, exponent)
     by = plain(exponent)
-    return combine(lambda a: algebra.power(a, by), x)
+    return combine(lambda a: powered(a, by), x)
 
 
 @handles("clamp", "hardtanh")
@@ -210,12 +227,19 @@ def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     if algebra.mask(condition):
         ((monomial, _),) = condition.terms
         sides = [found[1] for found, _ in monomial]
-        inequalities = all(found[0] != "eq" for found, _ in monomial)
+        inequalities = all(found[0] in ("gt", "ge") for found, _ in monomial)
         # where a root or a quotient is NaN, ``where`` chooses 0 and a clamp gives NaN: these are not one function
         if inequalities and all(map(algebra.total, sides)) and a - b == math.prod(sides[1:], start=sides[0]):
             clipped = [algebra.relu(z) for z in sides]  # a·b where a > 0 and b > 0, else 0
             return b + math.prod(clipped[1:], start=clipped[0])
-    return b + atom("where", condition, a - b)
+    if a.number == 0:
+        b = algebra.unmasked_targets(b, condition)
+    rest = a - b
+    if not rest.terms:
+        return b
+    # the first term gets the coefficient 1, so that a choice of 2a + 2b is twice that of a + b
+    _, scale = min(rest.terms, key=lambda term: algebra.repr_key(term[0]))
+    return b + atom("where", condition, rest.scaled(1 / scale)).scaled(scale)
 
 
 @handles("detach")

@@ -9,9 +9,22 @@ from torch import Tensor, fx
 
 from ...graph.calls import Sizes, sizes, value_of
 from .. import algebra
-from ..algebra import atom
+from ..algebra import Poly, atom, constant
 from ..evaluate import Evaluator, handlers, handles
-from ..values import Opaque, Value, Vector, atom_of_each, combine, number, over_all, whole
+from ..values import (
+    Opaque,
+    Row,
+    Stacked,
+    Value,
+    Vector,
+    aligned_dims,
+    atom_of_each,
+    combine,
+    number,
+    over_all,
+    stacked_sum,
+    whole,
+)
 from .losses import at_indicated
 
 
@@ -20,22 +33,48 @@ def _same(e: Evaluator, node: fx.Node, x: Any, **kwargs: Any) -> Any:
     return x
 
 
-@handles("to", "float", "double", "half", "bfloat16", "type_as", "type")
+@handles("to", "float", "double", "half", "bfloat16", "type_as", "type", "long")
 def _cast(e: Evaluator, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """A cast that keeps dtype and device, or that makes another dtype of whole numbers."""
+    """A cast that keeps dtype and device, that makes another dtype of whole numbers, or whole numbers of others."""
     call = e.view.calls[node]
     before, after = value_of(next(call.inputs())) if call else None, value_of(node)
     kinds = [(t.dtype, t.device) if isinstance(t, Tensor) else None for t in (before, after)]
     if kinds[0] is not None and kinds[0] == kinds[1]:
         return x
-    if isinstance(x, Value) and (algebra.choices(x.poly) or counted(x, before, after)):
+    if not isinstance(x, Value):
+        raise Opaque("a cast")
+    labels = isinstance(before, Tensor) and before.dtype != torch.bool and small(x.poly.number)
+    if (algebra.choices(x.poly) and holds(after, x.poly)) or labels or counted(x, before, after):
         return x
+    if truncates(call, before, after):
+        return combine(lambda p: atom("truncated", p), x)
     raise Opaque("a cast")
 
 
+def holds(tensor: Any, p: Poly) -> bool:
+    """Does a tensor's dtype hold small whole numbers? One without a sign, as bool, holds what is 0 or 1."""
+    signed = not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.dtype.is_signed
+    return signed or algebra.indicator(p) or algebra.indicator(constant(1) - p)
+
+
+def small(number: float | None) -> bool:
+    """Is it a whole number that every dtype has?"""
+    return number is not None and algebra.whole(number) and 0 <= number <= 1
+
+
+def truncates(call: Any, before: Any, after: Any) -> bool:
+    """Does a cast make class indices of a floating dtype, on one device? A pattern's tensor has none yet."""
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return before is None and after is None and call is not None and call.name == "long"
+    return before.is_floating_point() and after.dtype == torch.int64 and before.device == after.device
+
+
 def counted(x: Value, before: Any, after: Any) -> bool:
-    """Is a tensor of whole numbers, or a mask, cast to a floating dtype? A match reads it after the cast."""
-    found = algebra.single(x.poly)
+    """Is a tensor of whole numbers, or a mask, cast to a floating dtype, or these in the order of a sort, or 1 less
+    these? A match reads it after the cast."""
+    found = algebra.single(x.poly) or algebra.single(constant(1) - x.poly)
+    if found is not None and found[0][0] == "ordered":
+        found = algebra.single(found[0][1])
     leaf = found is not None and found[0][0] == "leaf" and found[1] == 1
     known = isinstance(before, Tensor) and isinstance(after, Tensor) and before.device == after.device
     return leaf and known and not before.is_floating_point() and not before.is_complex() and after.is_floating_point()
@@ -68,75 +107,26 @@ def _reshaped(name: str, shape: Sizes, dim: int) -> Sizes:
     raise Opaque("a view of unknown shape")
 
 
-def aligned(base: Sizes, shape: Sizes, dims: set[int]) -> set[int]:
-    """The dimensions of a tensor of the shape ``base`` that are the dimensions ``dims`` of its view ``shape``."""
-    found: set[int] = set()
-    i = j = 0
-    while i < len(base) or j < len(shape):
-        left, right = {i} if i < len(base) else set(), {j} if j < len(shape) else set()
-        a = base[i] if i < len(base) else 1
-        b = shape[j] if j < len(shape) else 1
-        i, j = i + 1, j + 1
-        while not equal(a, b):
-            smaller = i < len(base) and (j >= len(shape) or _smaller(a, b))
-            if smaller:
-                a, left, i = a * base[i], left | {i}, i + 1
-            elif j < len(shape):
-                b, right, j = b * shape[j], right | {j}, j + 1
-            else:
-                raise Opaque("a view that does not align")
-        if right & dims:
-            if not right <= dims and any(shape[d] != 1 for d in right - dims):
-                raise Opaque("a reduction over part of a dimension")
-            found |= left
-    return found
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    import sympy  # type: ignore[import-untyped]
-
-    return bool(a == b or sympy.expand(a - b) == 0)
-
-
-def _smaller(a: Any, b: Any) -> bool:
-    """Is a size, which may be symbolic, less than another that it divides?"""
-    if isinstance(a, int) and isinstance(b, int):
-        return a < b
-    import sympy
-
-    quotient = sympy.cancel(b / a)
-    if quotient.is_number:
-        return bool(quotient > 1)
-    return bool(sympy.denom(quotient) == 1)
-
-
 def reduction(name: str) -> None:
     def handler(
         e: Evaluator, node: fx.Node, x: Any, dim: Any = None, keepdim: Any = False, *, dtype: Any = None, **kwargs: Any
     ) -> Any:
         dim = kwargs.get("axis", dim)
         if dtype is not None:
-            raise Opaque("a cast")
+            call = e.view.calls[node]
+            before = value_of(next(call.inputs())) if call is not None else None
+            if not isinstance(before, Tensor) or before.dtype != dtype:
+                raise Opaque("a cast")
+        if isinstance(x, Stacked):
+            total = stacked_sum(x.parts, dim, keepdim)
+            return total if name == "sum" else combine(lambda p: p.scaled(1 / len(x.parts)), total)
         if isinstance(x, Vector):
             if dim is None or whole(dim) != -1 or name != "sum":
                 raise Opaque("a reduction of a vector")
             return combine(lambda *p: sum(p[1:], p[0]), *x.components)
         if not isinstance(x, Value):
             raise Opaque("no tensor")
-        dims: Any = "all"
-        if dim is not None and dim != ():
-            if x.base is None or x.shape is None:
-                raise Opaque("of unknown shape")
-            rank = len(x.shape)
-            given = {whole(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))}
-            over = aligned(x.base, x.shape, given)
-            kept = tuple(1 if d in given else s for d, s in enumerate(x.shape) if keepdim or d not in given)
-            if over != set(range(len(x.base))):
-                dims = tuple(sorted(over))
-        else:
-            kept = (1,) * len(x.shape or ()) if keepdim else ()
+        dims, kept = aligned_dims(x, dim, keepdim)
         indicated = at_indicated(x, dims, name)
         if indicated is not None:
             if dims != "all":
@@ -150,6 +140,20 @@ def reduction(name: str) -> None:
 
 reduction("sum")
 reduction("mean")
+
+
+@handles("stack")
+def _stack(e: Evaluator, node: fx.Node, tensors: Any, dim: Any = None) -> Any:
+    if dim is not None and whole(dim) != 0:
+        raise Opaque("stacked along another dimension")
+    if isinstance(tensors, tuple) and tensors and all(isinstance(v, Row) for v in tensors):
+        every, rows = tensors[0].whole, len(tensors)
+        if every.shape is None or every.shape[:1] != (rows,) or any(v != Row(every, i) for i, v in enumerate(tensors)):
+            raise Opaque("some of the parts")
+        return every
+    if not isinstance(tensors, tuple) or not all(isinstance(v, Value) for v in tensors):
+        raise Opaque("no tensors")
+    return Stacked(tensors)
 
 
 @handles("einsum")
@@ -182,7 +186,10 @@ def along(name: str) -> None:
     def handler(e: Evaluator, node: fx.Node, x: Any, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, Value) or x.shape is None or x.shape != x.base or dim is None:
             raise Opaque("over an unknown dimension")
-        if kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) or a is True for a in args):
+        dtypes = [a for a in (*args, kwargs.get("dtype")) if isinstance(a, torch.dtype)]
+        call = e.view.calls[node]
+        before = value_of(next(call.inputs())) if call is not None else None
+        if any(not isinstance(before, Tensor) or before.dtype != a for a in dtypes) or any(a is True for a in args):
             raise Opaque("a cast")
         axis = whole(dim) % len(x.shape)
         return Value(atom(name, x.poly, axis), x.base, x.shape)
