@@ -1,5 +1,5 @@
 # make demo · make test · make docs · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
-# make runtimes
+# make runtimes · make cross · make recipes · make survey
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test docs check fuzz format bench predict wheel compat gpu-check runtimes clean
+.PHONY: install demo test docs check fuzz format bench predict recipes wheel compat gpu-check runtimes cross survey clean
 
 # Another nvcc than that on PATH, as in NVCC=/usr/local/cuda-12.8/bin/nvcc, for drivers of CUDA 12: PyPI's packages of
 # CUDA 12 have no compiler, only ptxas. And other GPUs than csrc/CMakeLists.txt says, as in ARCHITECTURES=90-real: sm_90
@@ -85,7 +85,7 @@ fuzz: install
 	$(BIN)/python tests/every_op/hostile_calls.py --calls $(CALLS) --seed $(SEED) --sanitized build/sanitized
 
 # The libraries whose losses the benchmark compares with, without what they ask for: that would bring another torch.
-PEERS := kornia kornia_rs segmentation-models-pytorch pytorch-metric-learning monai "$(TORCHVISION)" timm
+PEERS := kornia kornia_rs segmentation-models-pytorch pytorch-metric-learning monai "$(TORCHVISION)" timm liger-kernel
 $(BIN)/peers-installed: $(BIN)/torch-installed
 	$(BIN)/pip install --quiet --no-deps $(PEERS)
 	$(BIN)/pip install --quiet huggingface_hub safetensors scipy pillow pyyaml tqdm packaging
@@ -100,11 +100,17 @@ bench: install $(BIN)/peers-installed
 predict: install $(BIN)/tests-installed
 	$(BIN)/python benchmarks/predict.py --output benchmarks/results/predicted-sm90.json
 
+# The curves of the guide of initialisers, optimizers and schedules.
+recipes: install
+	$(BIN)/python benchmarks/recipes.py
+
+# WHEEL_BUILD=0cpu tells it from others of the same version and platform.
+WHEEL_BUILD ?=
 wheel: $(BIN)/torch-installed
 	rm -f dist/opreg-*.whl
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	# linux_x86_64 becomes manylinux_2_N_x86_64: the oldest glibc that has what this machine's compiler linked to
-	$(BIN)/python .ci/tag_wheel.py dist
+	$(BIN)/python .ci/tag_wheel.py dist $(if $(WHEEL_BUILD),--build $(WHEEL_BUILD))
 
 # That wheel in clean environments with other versions of torch: minutes, and gigabytes for each version that the index
 # has no CPU build of. They stay in build/compat.
@@ -116,8 +122,9 @@ compat: install wheel
 gpu-check:
 	$(PYTHON) tests/gpu/gpu_check.py --output benchmarks/results
 
-# What an exported program needs of other runtimes: ExecuTorch and OpenVINO, without what would bring another torch.
-RUNTIMES := executorch "torchao<0.19" openvino
+# What an exported program needs of other runtimes: ExecuTorch and OpenVINO, without what would bring another torch; of
+# Torch-TensorRT the generator of plugins alone, which its tests run without TensorRT.
+RUNTIMES := executorch "torchao<0.19" openvino torch-tensorrt
 $(BIN)/runtimes-installed: $(BIN)/tests-installed
 	$(BIN)/pip install --quiet --no-deps $(RUNTIMES)
 	$(BIN)/pip install --quiet flatbuffers ruamel.yaml tabulate pyyaml openvino-telemetry
@@ -125,7 +132,32 @@ $(BIN)/runtimes-installed: $(BIN)/tests-installed
 
 # Every op there, with eager's numbers.
 runtimes: install $(BIN)/runtimes-installed
-	$(BIN)/python -m pytest -m slow -rs tests/shipping/test_runtimes.py
+	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/shipping/test_runtimes.py tests/shipping/test_tensorrt.py
+
+# For another processor: the C++ tests and the library, compiled by Debian's g++-aarch64-linux-gnu and run by qemu-user.
+# The library is linked to torch's wheel for that processor, which is downloaded: 0.4 GB.
+CROSS := build/aarch64
+$(CROSS)/torch/version.py: | $(BIN)/torch-installed
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --dest $(CROSS) \
+		--platform manylinux_2_28_aarch64 "$(TORCH)"
+	$(BIN)/python -m zipfile --extract $(CROSS)/torch-*.whl $(CROSS)
+	rm $(CROSS)/torch-*.whl
+	touch $@
+cross: install $(CROSS)/torch/version.py
+	OPREG_AARCH64_TORCH=$(CURDIR)/$(CROSS)/torch $(BIN)/python -m pytest -m slow -rs tests/kernels/test_aarch64.py
+
+# Libraries whose losses the rewrite is tried on, into a folder of their own and without what they ask for: what of that
+# their losses do not need is a stand-in.
+SURVEYED := allennlp balanced-loss catalyst effdet espnet fastai fastcore fasttransform plum-dispatch kornia lightly mmdet \
+  mmpretrain mmsegmentation monai neuralforecast nnunetv2 open-clip-torch pytorch-toolbelt segmentation-models-pytorch \
+  sentence-transformers simpletransformers speechbrain super-gradients torchtune trl ultralytics yolov5
+build/survey/installed: $(BIN)/tests-installed
+	$(BIN)/pip install --quiet --no-deps --target build/survey $(SURVEYED)
+	touch $@
+
+# The table of their loss sites: swapped, left, why.
+survey: install build/survey/installed
+	$(BIN)/python tests/rewrite/survey_sources.py --libraries build/survey --output benchmarks/results/survey.md
 
 clean:
 	rm -rf build dist out $(VENV) opreg/*.pyi opreg/nn/__init__.pyi

@@ -1,6 +1,7 @@
 """What a library asks of the machine that it is sent to: its undefined symbols, and the manylinux tag they amount to.
 
     python .ci/tag_wheel.py DIRECTORY    # gives each wheel there the tag of the library inside
+    python .ci/tag_wheel.py DIRECTORY --build 0cpu    # and a build tag: a release has several wheels of one platform
 
 A part of `make wheel`, and of tests/shipping/test_abi.py.
 """
@@ -76,24 +77,32 @@ def platform_tag(library: Path) -> str:
     return f"manylinux_2_{glibc_floor(undefined(library))}_{PROCESSORS[number]}"
 
 
-def retag(wheel: Path) -> Path:
-    """The wheel under the name that says where its library runs; one that has it already is left alone."""
+def retag(wheel: Path, build: str = "") -> Path:
+    """The wheel under the name that says where its library runs; one that has it already is left alone.
+
+    Args:
+        wheel: as it was built; it goes.
+        build: a build tag, which tells wheels of one version and platform apart; digits come first.
+    """
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
         if len(libraries) != 1 or not Path(libraries[0]).match("opreg/lib*.so"):
             raise ValueError(f"{wheel.name}: expected opreg/lib*.so and no other library, got {libraries}")
         tag = platform_tag(Path(archive.extract(libraries[0], folder)))
-    if wheel.stem.endswith(tag):
+    if wheel.stem.endswith(tag) and not build:
         return wheel
-    command = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, str(wheel)]
+    command = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag]
+    command += [*(["--build", build] if build else []), str(wheel)]
     return wheel.with_name(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    for wheel in sorted(parser.parse_args().directory.glob("opreg-*.whl")):
-        print(retag(wheel))
+    parser.add_argument("--build", default="", help="a build tag, as 0cpu")
+    options = parser.parse_args()
+    for wheel in sorted(options.directory.glob("opreg-*.whl")):
+        print(retag(wheel, options.build))
 
 
 if __name__ == "__main__":

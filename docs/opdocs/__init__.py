@@ -16,7 +16,7 @@ def generate(folder: Path) -> None:
     """All that is made of the registry, into a folder. A file whose text stays is left as it is."""
     from opreg import catalogue, get
 
-    from . import facts, machine_code, page, pictures
+    from . import facts, machine_code, page, pictures, training
 
     ops = facts.all_ops()
     drawn = [(op, page.drawing_of(op)) for op in ops]
@@ -35,6 +35,9 @@ def generate(folder: Path) -> None:
     shown = catalogue.show(get(EXAMPLE)).split("\n\nreference:")[0]
     write(folder / f"{EXAMPLE}-shown.md", page.block("text", shown) + "\n")
     write(folder / f"{EXAMPLE}-machine_code.md", machine_code.text(page.class_name(get(EXAMPLE))) + "\n")
+    for name in training.names():
+        training.draw(name, images / f"training-{name}.svg")
+        write(folder / f"training-{name}.md", training.text(name))
     known = {op.short for op in ops}
     for old in (folder / "ops").glob("*.md"):
         if old.stem not in known:

@@ -64,6 +64,35 @@ def test_symbols_of_torch_are_declared_in_its_stable_headers():
     assert asked - declared == set()
 
 
+def of_later_versions(header: str, oldest: str) -> set[str]:
+    """Macros and functions that stand where a header asks for a torch later than ``oldest``, in either branch: what the
+    other branch has in their place is of the later header too."""
+    asks: list[bool] = []  # of each conditional that is open: is it one for a later torch?
+    found = set()
+    for line in header.replace("\\\n", " ").splitlines():
+        if condition := re.match(r"\s*#\s*if(?:n?def)?\b(.*)", line):
+            asked = re.findall(r"TORCH_VERSION_(\d+)_(\d+)_", condition[1])
+            asks.append(any((int(a), int(b)) > tuple(map(int, oldest.split("."))) for a, b in asked))
+        elif re.match(r"\s*#\s*endif\b", line):
+            asks.pop()
+        elif any(asks):
+            found |= set(re.findall(r"#\s*define\s+(\w+)", line)) | set(re.findall(r"\b((?:aoti_)?torch_\w+)\(", line))
+    return found
+
+
+def test_headers_ask_for_the_oldest_torch_alone():
+    """They are compiled beside whatever torch a user has, from 2.11 on, whose headers lack what came later."""
+    later = {n for p in (HEADERS / "stable").rglob("*.h") for n in of_later_versions(p.read_text(), oldest="2.11")}
+    assert "STABLE_TORCH_ERROR_CODE_CHECK" in later
+    assert "torch_library_def_with_tags" in later
+    root = Path(__file__).parents[2] / "csrc"
+    ours = {
+        p: set(re.findall(r"\w+", p.read_text())) & later for p in root.rglob("*") if p.suffix in (".h", ".cpp", ".cu")
+    }
+    assert len(ours) > 50
+    assert {str(p.relative_to(root)): names for p, names in ours.items() if names} == {}
+
+
 def test_cuda_entry_points_may_be_missing():
     """A torch built for the CPU has them not."""
     cuda = [s for s in tag_wheel.undefined(LIBRARY) if TORCH.fullmatch(s.name) and re.search("cuda_(?!type)", s.name)]

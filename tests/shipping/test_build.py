@@ -11,8 +11,9 @@ import torch
 
 import opreg
 from conftest import ROOT
-from opreg.building.compilers import cuda_compiler
+from opreg.building.compilers import cuda_compiler, cxx_compiler
 from opreg.building.headers import VERSION
+from opreg.building.units import Recipe
 
 # Charbonnier and others, Two deterministic half-quadratic regularization algorithms, 1994.
 HEADER = """
@@ -232,6 +233,22 @@ def test_a_mistake_in_a_formula_is_said_while_it_is_compiled(mistake, kept):
     with pytest.raises(RuntimeError, match="expected a family of ops that compiles") as caught:
         opreg.build(HEADER.replace(before, after), namespace="mistaken", flags=["-fsyntax-only"])
     assert said in str(caught.value)
+
+
+def test_what_is_public_is_there(tmp_path):
+    """The names that csrc/README.md promises, each by the one header that a family includes; macros apart."""
+    said = (ROOT / "csrc/README.md").read_text().split("## What is public")[1].split("\n## ")[0]
+    promised = said.split("These names it may rely on")[1].split("All else is ours")[0]
+    names = set(re.findall("`([A-Za-z]\\w*)`", promised)) - {"LOSSREG_VERSION", "HD"}
+    assert {"PointwiseOps", "Gradients", "Row", "Overlap", "expect"} <= names
+    header, unit = tmp_path / "public.h", tmp_path / "unit.o"
+    family = "using Ops = PointwiseOps<CharbonnierLoss>;"
+    used = "".join(f"using lossreg::{name};\n" for name in sorted(names))
+    macros = "static_assert(LOSSREG_VERSION > 0);\nHD int one() { return 1; }\n"
+    header.write_text(HEADER.replace(family, f"{family}\n}}\nnamespace theirs {{\n{used}{macros}"))
+    recipe = Recipe("public", cxx_compiler(), None, ("-fsyntax-only",))
+    done = subprocess.run(recipe.command(header, unit), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 def test_versions(kept, tmp_path):

@@ -19,12 +19,14 @@ import tag_wheel
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = os.environ.get("OPREG_COMPAT", "2.11.0 newest").split()
 # each op's samples, forwards and backwards, against its reference, in every dtype; the derivatives of every order; what
-# opreg takes from torch's private parts; the programs of torch.export
+# opreg takes from torch's private parts; the programs of torch.export; the rewrite, which reads each version's graphs
 SUITE = [
     "every_op/test_values.py",
     "every_op/test_autograd.py",
     "every_op/test_registry.py",
     "shipping/test_saved_program.py",
+    "rewrite/test_fuse.py",
+    "rewrite/test_use.py",
 ]
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import http.server
+import importlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -198,6 +200,72 @@ def test_what_guides_include_is_there() -> None:
                 text = text[place:] if option.startswith("start") else text
 
 
+def module(name: str, needed: str) -> Any:
+    """One that can't be imported where something is not installed."""
+    pytest.importorskip(needed, reason=f"{needed} is not installed")
+    return importlib.import_module(name)
+
+
+def test_the_guide_of_training_says_what_was_measured() -> None:
+    """The claims of its text, of the committed curves."""
+    training = module("opdocs.training", "matplotlib")
+    found = training.measured()
+
+    def curve(name: str, label: str, key: str = "mean") -> list[float]:
+        values: list[float] = found[name]["curves"][label][key]
+        return values
+
+    def best(name: str, label: str) -> float:
+        rates, scores = curve(name, label, "x"), curve(name, label)
+        return rates[scores.index(max(scores))]
+
+    began = {label: curve("prior-focal", label)[0] for label in found["prior-focal"]["curves"]}
+    assert began["prior 0.1"] < 0.5 * began["bias 0"]
+    assert began["prior 0.01"] > 0.8 * began["bias 0"]
+    reached = next(i for i, loss in enumerate(curve("prior-focal", "bias 0")) if loss <= began["prior 0.1"])
+    assert 8 <= reached <= 16
+    shares = curve("prior-cross_entropy", "the classes' shares")
+    assert shares[0] < 0.9 * curve("prior-cross_entropy", "bias 0")[0]
+    last = {label: curve("initialisers", label)[-1] for label in found["initialisers"]["curves"]}
+    assert max(last["kaiming_normal_"], last["orthogonal_, gain √2"]) < 0.1 < 0.5 < last["torch.nn.Linear's own"]
+    losses = list(found["rates-SGD"]["curves"])
+    assert [best("rates-SGD", loss) for loss in losses] == [0.1, 3.0, 3.0]
+    assert curve("rates-SGD", "cross_entropy")[-2] == 0.1  # at a rate of 1, one class for all
+    assert [best("rates-AdamW", loss) for loss in losses] == [0.01, 0.01, 0.01]
+    for label in ("cosine", "warm-up, then cosine"):
+        assert curve("schedules", label, "high")[-1] > curve("schedules", "constant", "low")[-1]
+        assert curve("schedules-deep", label)[-1] > curve("schedules-deep", "constant")[-1] + 0.15
+    middle = len(curve("average", "the weights")) // 2
+    assert curve("average", "EMA, 0.99")[middle] > curve("average", "the weights")[middle]
+
+
+def test_every_training_is_in_the_guide(tmp_path: Path) -> None:
+    training, recipes = module("opdocs.training", "matplotlib"), module("recipes", "sklearn")
+    guide = (DOCS / "guides" / "training.md").read_text()
+    assert set(re.findall(r"generated/training-([\w-]+)\.md", guide)) == set(training.names())
+    assert training.names() == [e.name for e in recipes.experiments()]
+    for name in training.names():
+        text = training.text(name)
+        assert f"training-{name}.svg" in text
+        assert all(label in text for label in training.measured()[name]["curves"])
+    training.draw("average", tmp_path / "a.svg")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_a_training_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch of one experiment, on a few images of noise, with curves of the form that is committed."""
+    training, recipes = module("opdocs.training", "matplotlib"), module("recipes", "sklearn")
+    torch.manual_seed(0)
+    data = torch.rand(20, 64), torch.arange(20) % 10
+    monkeypatch.setattr(recipes, "RATES", [0.01, 0.1])
+    made = recipes.measure([(data, data), (data, data)], epochs=1, only="average")
+    assert list(made) == ["average"]
+    assert set(made["average"]["curves"]) == set(training.measured()["average"]["curves"])
+    for curve in made["average"]["curves"].values():
+        assert [len(curve[key]) for key in ("x", "mean", "low", "high")] == [1, 1, 1, 1]
+        assert curve["low"][0] <= curve["mean"][0] <= curve["high"][0]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built anew without a warning."""
@@ -238,6 +306,11 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
+# Pages of each kind, of which OPREG_SCREENSHOTS, a folder, gets pictures; of the long ones what is seen first.
+FIRST_SCREEN = ("generated/gallery.html", "guides/target_form.html", "guides/which_loss.html", "reference.html")
+SHOWN = (*FIRST_SCREEN, "index.html", "generated/ops/focal_loss.html", "guides/training.html", "guides/deployment.html")
+
+
 def pages(site: Path) -> list[str]:
     return sorted(str(p.relative_to(site)) for p in site.rglob("*.html") if "_static" not in p.parts)
 
@@ -270,6 +343,7 @@ def test_links_lead_somewhere(site: Path) -> None:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_open_without_an_error_at_this_width(site: Path, address: str, browser: Any, width: int) -> None:
     opened = browser.new_page(viewport={"width": width, "height": 900})
+    opened.set_default_timeout(120_000)  # of a machine that does other work too
     errors: list[str] = []
     opened.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     opened.on("pageerror", lambda e: errors.append(str(e)))
@@ -281,6 +355,9 @@ def test_pages_open_without_an_error_at_this_width(site: Path, address: str, bro
         broken = opened.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
         wider = opened.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         assert (errors, broken, max(wider, 0)) == ([], [], 0), name
+        if name in SHOWN and (folder := os.environ.get("OPREG_SCREENSHOTS")):  # for who looks at them
+            stem = name.removesuffix(".html").replace("/", "-")
+            opened.screenshot(path=Path(folder) / f"{stem}-{width}.png", full_page=name not in FIRST_SCREEN)
 
 
 @pytest.mark.slow
