@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import opreg
-from opreg.passes._match import forget
 from opreg.passes._rewrite import Rewriter
+from opreg.passes.search.pool import forget
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
 """Fixtures: every op with every sample, the devices to run on, the CUDA kernels in the emulator."""
 
 import os
+import sys
 
 # Every run compiles anew, so that a test never meets what an earlier run left on disk.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -47,6 +48,14 @@ def pytest_report_header() -> str:
         seconds = {output: (int(end) - int(start)) / 1000 for start, end, _, output, _ in rows}  # the latest of each
         facts.append(f"compiled in {sum(seconds.values()):.0f} s of one job")
     return f"{library.name}: {', '.join(facts)}"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Names what fails at once: the summary of a run that is cut off never comes."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        reason = getattr(getattr(report.longrepr, "reprcrash", None), "message", str(report.longrepr)).split("\n")[0]
+        sys.stdout.write(f"\n{report.nodeid} failed: {reason}\n")
+        sys.stdout.flush()
 
 
 def samples_of(op: opreg.Op, **options: Any) -> list[opreg.Sample]:

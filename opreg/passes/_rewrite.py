@@ -11,7 +11,6 @@ from torch import Tensor, fx
 
 from ..op import Op
 from ..registry import of_namespace
-from ._match import Match, Pool, argument, matches
 from ._native import Native, Viewed, at, by_call, constants_with_grad, native_call
 from ._report import Left, Report, Swapped, line_of, where
 from ._rule import NearMiss, Rule, no_objection
@@ -25,6 +24,9 @@ from .normal_form.values import NEVER
 from .normal_form.vocabulary import words
 from .rules import DOMAINS, LIBRARIES, RULES
 from .rules.chains import CHAINS, HEADS, scaled
+from .search.match import Match, argument
+from .search.pool import Pool
+from .search.search import matches
 
 # The last call of a hand-written formula is one of these, or that of a pattern that is no rule of opreg's own.
 _LAST = frozenset(

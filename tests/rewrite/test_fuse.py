@@ -1225,11 +1225,11 @@ def test_work_grows_with_the_graph():
 @pytest.mark.parametrize("limits", [{"_FOR_A_PLACE": 10}, {"_FOR_A_GRAPH": 20, "_FOR_A_NODE": 1}], ids=str)
 def test_work_has_an_end(limits, monkeypatch):
     """What takes more readings than are tried is left, and the report says so."""
-    from opreg.passes import _match
+    from opreg.passes.search import budget, pool
 
-    _match.forget()
+    pool.forget()
     for name, most in limits.items():
-        monkeypatch.setattr(_match, name, most)
+        monkeypatch.setattr(budget, name, most)
     module = fx.symbolic_trace(many_sites(6))
     calls = []
     normal_form = opreg.Rule.normal_form

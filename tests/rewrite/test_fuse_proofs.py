@@ -10,9 +10,10 @@ from test_fuse import KINDS, exported, swapped
 from torch import fx
 
 import opreg
-from opreg.passes._match import Pool, matches
 from opreg.passes.graph.ranges import Ranges
 from opreg.passes.graph.view import GraphView
+from opreg.passes.search.pool import Pool
+from opreg.passes.search.search import matches
 
 X, Y = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
 MASK, COUNTS = torch.rand(4, 5) > 0.5, torch.randint(0, 2, (4, 5))

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ...registry import get
-from .._match import Match, Pool, matches
 from .._native import Native, Viewed
 from .._rule import Formula
 from ..graph.calls import Call, sizes, sizes_of, value_of
 from ..graph.ranges import Ranges
 from ..graph.view import GraphView
 from ..normal_form.algebra import rounded
+from ..search.match import Match
+from ..search.pool import Pool
+from ..search.search import matches
 from . import angular
 
 # Makes a call of one op of a native call and those before it (or the division after it), where they are such a chain.

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import fx
 
-from .graph.calls import value_of
-from .graph.surgery import looks
-from .graph.view import GraphView
-from .normal_form.evaluate import handlers
+from ..graph.calls import value_of
+from ..graph.surgery import looks
+from ..graph.view import GraphView
+from ..normal_form.evaluate import handlers
 
 # How many calls before a root are evaluated, and how far apart they may be.
 _MOST_EVALUATED, _DEEPEST = 200, 40
