@@ -140,17 +140,35 @@ class Formula:
     @cached_property
     def functions_by_case(self) -> frozenset[str]:
         """The functions in its normal forms for zeros and for ones, together, whatever its numbers are."""
-        names, number_names = self.parameters
-        graph, held = fx.Graph(), list[frozenset[str]]()
-        leaves = tuple(graph.placeholder(n) for n in names)
-        for node in leaves:
-            node.meta["example_value"] = torch.empty(_SHAPES[0], device="meta")
+        held = list[frozenset[str]]()
         for given in _NUMBERS:
-            with algebra.finite():
-                forms = [self.normal_form(leaves, (given,) * len(number_names), {}, case) for case in (0.0, 1.0)]
+            forms = [self._form_of_case((given,) * len(self.parameters[1]), case) for case in (0.0, 1.0)]
             if None not in forms:
                 held.append(frozenset[str]().union(*(algebra.names(form.poly) for form in forms if form is not None)))
         return frozenset[str]().union(*held).intersection(*held)
+
+    @cached_property
+    def numbers_by_case(self) -> dict[float, list[int]]:
+        """The places of the numbers that its normal form for zeros, and that for ones, depends on."""
+        found = {}
+        some = [0.3 + 0.7 * k for k in range(len(self.parameters[1]))]
+        for case in (0.0, 1.0):
+            form = self._form_of_case(tuple(some), case)
+            others = [(*some[:k], some[k] + 0.2, *some[k + 1 :]) for k in range(len(some))]
+            found[case] = [k for k, o in enumerate(others) if form is None or self._form_of_case(o, case) != form]
+        return found
+
+    def _form_of_case(self, given: tuple[float, ...], case: float) -> Value | None:
+        with algebra.finite():
+            return self.normal_form(self._leaves, given, {}, case)
+
+    @cached_property
+    def _leaves(self) -> tuple[fx.Node, ...]:
+        graph = fx.Graph()
+        leaves = tuple(graph.placeholder(n) for n in self.parameters[0])
+        for node in leaves:
+            node.meta["example_value"] = torch.empty(_SHAPES[0], device="meta")
+        return leaves
 
     @cached_property
     def of_sums(self) -> bool:

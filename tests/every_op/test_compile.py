@@ -163,6 +163,8 @@ def test_export_keeps_one_node(op, strict):
     other, _ = first_batch(op, 11, seed=1)
     want = op.value(*other, **kwargs)
     torch.testing.assert_close(program.module()(*other), want)
+    if strict:  # one program, made by Dynamo
+        return
     decomposed = program.run_decompositions(opreg.decompositions())
     names = {str(n.target) for n in decomposed.graph.nodes if n.op == "call_function"}
     assert names

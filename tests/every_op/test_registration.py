@@ -246,7 +246,8 @@ print(counters["inductor"]["fxgraph_cache_hit"], counters["aot_autograd"]["autog
 
 def test_an_edited_op_is_compiled_anew(tmp_path):
     """Each in a process of its own, with one cache on disk: two texts, then the second again."""
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "0"}
+    caches = dict.fromkeys(("TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_AUTOGRAD_CACHE"), "1")
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **caches}
     for factor, hits in ((2.0, False), (5.0, False), (5.0, True)):
         done = run(OWN_OP.format(factor=factor), **environment)
         values, counted = done.stdout.splitlines() if done.returncode == 0 else (done.stderr, "")

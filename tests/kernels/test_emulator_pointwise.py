@@ -102,4 +102,5 @@ def test_sums_of_several_rounds_a_block(emulated, dtypes):
     """More packs, and more tiles, than a sum has blocks."""
     size = 4096 * 2048 + 5
     x, t = (torch.rand(size).to(dtype).requires_grad_(False) for dtype in dtypes)
-    compare(emulated, opreg.get("l1_loss"), opreg.Sample((x, t), {"reduction": "mean"}), 1e-5)
+    emulated(1)  # millions of threads: one order of them is enough
+    torch.testing.assert_close(torch.ops.lossreg_emulated.l1_loss(x, t), torch.ops.lossreg.l1_loss(x, t))

@@ -237,8 +237,8 @@ def test_a_view_follows_its_graph(family, monkeypatch):
 
     monkeypatch.setattr(Rewriter, "swap", checked)
     items = schedule(family)
-    for i in range(2 * len(items)):
-        g = program(FAMILIES.index(family) * 1_000_000 + 700_000 + i, *items[i % len(items)])
+    for i in range(0, len(items), 1 + len(items) // 30):
+        g = program(FAMILIES.index(family) * 1_000_000 + 700_000 + i, *items[i])
         if "] = " in g.text:  # torch.fx can't trace an assignment to items
             continue
         model, inputs = g.model(), [x.detach().clone() for x in g.inputs.values()]

@@ -21,16 +21,18 @@ class OutOfShare(Exception):
 
 
 class Budget:
-    """What may be evaluated for one root: so many formulas and patterns, of which no pattern takes more than a quarter
-    of what is left when it is first tried. A pattern of many numbers leaves the others their chance."""
+    """What may be evaluated for one root: so many formulas and patterns.
+
+    As long as it is shared, no pattern takes more than a quarter of what is left when it is first tried: one of many
+    numbers leaves the others their chance. What all of them leave is for those that need more.
+    """
 
     def __init__(self, view: GraphView) -> None:
         self.spent = view.work
         of_place, of_graph = self.spent.done + _FOR_A_PLACE, _FOR_A_GRAPH + _FOR_A_NODE * len(view.position)
         self.most, self.of_place = min(of_place, of_graph), of_place <= of_graph
         self.left: dict[int, int] = {}
-        # a pattern has used up its share
-        self.short = False
+        self.shared = True
 
     def take(self) -> None:
         if self.spent.done >= self.most:
@@ -38,11 +40,11 @@ class Budget:
         self.spent.done += 1
 
     def take_for(self, formula: Formula) -> None:
-        left = self.left.get(id(formula))
-        if left is None:
-            left = 1 + (self.most - self.spent.done) // 4
-        if left == 0:
-            self.short = True
-            raise OutOfShare
-        self.left[id(formula)] = left - 1
+        if self.shared:
+            left = self.left.get(id(formula))
+            if left is None:
+                left = 1 + (self.most - self.spent.done) // 4
+            if left == 0:
+                raise OutOfShare
+            self.left[id(formula)] = left - 1
         self.take()

@@ -20,7 +20,7 @@ from ..normal_form import algebra
 from ..normal_form.readings import Reading
 from ..normal_form.values import Value, over_all
 from ..normal_form.vocabulary import words
-from .budget import Budget, OutOfShare, OutOfWork
+from .budget import Budget, OutOfShare
 from .match import F, Match, Near, likeness, note_nearest
 from .neighbourhood import Neighbourhood
 from .pool import Pool
@@ -71,6 +71,8 @@ def _matches(
     seen: set[Any] = set()
     # the formulas that a value with these functions may be
     fitting: dict[frozenset[str], list[F]] = {}
+    # what ended with a formula's share of the work
+    unfinished: list[tuple[Search, F, Value]] = []
     ways = []
     if not all(formula.common and formula.arithmetic for formula in formulas):
         ways = [reader.readings(start) for start in (*starts(view, nodes, anchors), None) if start is not root]
@@ -96,15 +98,18 @@ def _matches(
                     continue
                 if not formula.cases and not formula.powers <= value.poly.powers:
                     continue
-                with contextlib.suppress(OutOfShare):
-                    for match in search.of_cases(formula, reader) if formula.cases else search.plain(formula, value):
+                try:
+                    for match in search.matches(formula, value, reader):
                         if match.factor == 1:
                             yield match
                         else:  # perhaps another formula needs no factor
                             multiples.append(match)
+                except OutOfShare:
+                    unfinished.append((search, formula, value))
             yield from multiples
-    if budget.short:
-        raise OutOfWork(budget.of_place)
+    budget.shared = False
+    for search, formula, value in unfinished:
+        yield from search.matches(formula, value, reader)
 
 
 def leaves_for(formulas: Iterable[Formula]) -> int:
@@ -122,10 +127,13 @@ class Search:
     written: list[float]
     budget: Budget
 
-    def plain(self, formula: F, value: Value) -> Iterator[Match[F]]:
+    def matches(self, formula: F, value: Value, reader: Reader) -> Iterator[Match[F]]:
         """The formula, where its pattern over the leaves, in some order, and with numbers of the program is the value,
         but for factors."""
-        yield from self.found(formula, [value], [None])
+        if formula.cases:
+            yield from self.of_cases(formula, reader)
+        else:
+            yield from self.found(formula, [value], [None])
 
     def of_cases(self, formula: F, reader: Reader) -> Iterator[Match[F]]:
         """The same of a formula of which one tensor holds zeros and ones alone, for either."""
@@ -158,7 +166,7 @@ class Search:
                     continue
             elif not all(formula.fits(i, above[t]) for i, t in enumerate(tensors)):
                 continue
-            for numbers in itertools.product(*choices):
+            for numbers in self.numbers(formula, values, cases, tensors, choices):
                 forms = [self.form(formula, tensors, numbers, case) for case in cases]
                 # another multiple of an activation is another activation
                 scaled = len(names) == 1 or scales(self.reading.view, self.reading.root)
@@ -181,6 +189,41 @@ class Search:
                     tuple((a[1], e) for a, e in factors.items()),
                 )
                 break  # other tensors in other places may suit the op better, other numbers do not
+
+    def numbers(
+        self,
+        formula: F,
+        values: list[Value],
+        cases: list[float | None],
+        tensors: tuple[fx.Node, ...],
+        choices: list[list[float]],
+    ) -> Iterator[tuple[float, ...]]:
+        """What the numbers of the pattern may be.
+
+        By cases, those that one case depends on are found before the others: there are as many combinations of a few
+        numbers and of a few others as their counts' sum, not as their product.
+        """
+        if len(cases) == 1 or not all(choices):
+            yield from itertools.product(*choices)
+            return
+        waiting = sorted(zip(cases, values, strict=True), key=lambda pair: len(formula.numbers_by_case[pair[0] or 0.0]))
+
+        def extended(at: int, known: dict[int, float]) -> Iterator[tuple[float, ...]]:
+            if at == len(waiting):
+                yield tuple(known.get(k, c[0]) for k, c in enumerate(choices))
+                return
+            case, value = waiting[at]
+            new = [k for k in formula.numbers_by_case[case or 0.0] if k not in known]
+            for chosen in itertools.product(*(choices[k] for k in new)):
+                now = {**known, **dict(zip(new, chosen, strict=True))}
+                form = self.form(formula, tensors, tuple(now.get(k, c[0]) for k, c in enumerate(choices)), case)
+                found = found_as([form], [value], False)
+                if found is not None and not found[0]:
+                    yield from extended(at + 1, now)
+                elif case == cases[0]:
+                    self.compare(formula, [value], [form])
+
+        yield from extended(0, {})
 
     def compare(self, formula: Formula, values: list[Value], forms: list[Value | None]) -> None:
         """Notes how near the pattern of a formula is to the value, if it is near."""
