@@ -1,4 +1,4 @@
-# make demo · make test · make docs · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
+# make demo · make test · make test-all · make docs · make bench · make predict · make check · make fuzz · make gpu-check · make wheel · make compat
 # make runtimes · make cross · make recipes · make survey
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 # The one that belongs to it.
 TORCHVISION ?= torchvision==0.28.*
 
-.PHONY: install demo test docs check fuzz format bench predict recipes wheel compat gpu-check runtimes cross survey clean
+.PHONY: install demo test test-all docs check fuzz format bench predict recipes wheel compat gpu-check runtimes cross survey clean
 
 # Another nvcc than that on PATH, as in NVCC=/usr/local/cuda-12.8/bin/nvcc, for drivers of CUDA 12: PyPI's packages of
 # CUDA 12 have no compiler, only ptxas. And other GPUs than csrc/CMakeLists.txt says, as in ARCHITECTURES=90-real: sm_90
@@ -52,7 +52,11 @@ demo: install
 	$(BIN)/python examples/digits.py
 
 test: install $(BIN)/tests-installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 tests
+
+# More ops, sizes and programs of the same tests: twice the time.
+test-all: install $(BIN)/tests-installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 -m "not slow" tests
 
 $(BIN)/docs-installed: $(BIN)/opreg-installed
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"

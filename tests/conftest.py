@@ -71,13 +71,21 @@ def samples_of(op: opreg.Op, **options: Any) -> list[opreg.Sample]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``op`` runs for every op; one that asks for ``index`` too, for every sample of each."""
+    """A test that asks for ``op`` runs for every op; one that asks for ``index`` too, for every sample of each.
+
+    One that takes seconds for each is marked ``one_of_a_family``: make test runs it for the first op of each family.
+    """
     if "index" in metafunc.fixturenames:
         cases = [(opreg.get(n), i, s.name) for n in OPS for i, s in enumerate(samples_of(opreg.get(n)))]
         ids = [f"{op.short}-{i}-{name.replace(' ', '_')}".rstrip("-") for op, i, name in cases]
         metafunc.parametrize(("op", "index"), [(op, i) for op, i, _ in cases], ids=ids)
     elif "op" in metafunc.fixturenames:
-        metafunc.parametrize("op", [opreg.get(n) for n in OPS], ids=lambda op: op.short)
+        ops = [opreg.get(n) for n in OPS]
+        if metafunc.definition.get_closest_marker("one_of_a_family"):
+            firsts = {op.family: op for op in reversed(ops)}.values()
+            marks = [() if op in firsts else pytest.mark.thorough for op in ops]
+            ops = [pytest.param(op, marks=m, id=op.short) for op, m in zip(ops, marks, strict=True)]
+        metafunc.parametrize("op", ops, ids=lambda op: op.short)
 
 
 def pytest_collection_finish() -> None:

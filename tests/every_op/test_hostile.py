@@ -33,9 +33,9 @@ def test_hostile_calls(part: int) -> None:
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_hostile_calls_under_sanitizers() -> None:
-    """The same, as in make fuzz, in a library that reports every read and write beyond an allocation, and every overflow."""
+    """As in make fuzz: in a library that reports every read and write beyond an allocation, and every overflow."""
     build = ROOT / "build" / "sanitized"
     build.mkdir(parents=True, exist_ok=True)
     options = [

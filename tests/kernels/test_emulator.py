@@ -83,7 +83,13 @@ def compare(emulated, op, sample, tolerance):
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)],
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 2e-6),
+        (torch.bfloat16, 1e-2),
+        # as bfloat16, but for its conversions
+        pytest.param(torch.float16, 2e-3, marks=pytest.mark.thorough),
+    ],
     ids=lambda v: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else "",
 )
 def test_samples(emulated, op, index, dtype, tolerance):

@@ -180,9 +180,8 @@ def raised_in_opreg(error: BaseException) -> bool:
     return False
 
 
-def programs(family: str) -> Iterator[tuple[Piece, str, Generator, str]]:
-    """Programs of a family without end, in the order of its schedule, of one kind after the other."""
-    items = schedule(family)
+def programs(family: str, items: Sequence[tuple[Piece, str]]) -> Iterator[tuple[Piece, str, Generator, str]]:
+    """Programs of a family without end, in the order of its items, of one kind after the other."""
     for i in itertools.count(FIRST):
         main, miss = items[i % len(items)]
         g = program(FAMILIES.index(family) * 1_000_000 + i, main, miss)
@@ -194,13 +193,23 @@ def programs(family: str) -> Iterator[tuple[Piece, str, Generator, str]]:
         yield main, miss, g, "dynamo" if kind.split()[0] in g.not_for else kind
 
 
+def once_each(items: Sequence[tuple[Piece, str]]) -> list[tuple[Piece, str]]:
+    """Every piece once, every second one with a near miss."""
+    found: dict[int, tuple[Piece, str]] = {}
+    for piece, miss in items:
+        if id(piece) not in found or (miss and not found[id(piece)][1] and list(found).index(id(piece)) % 2):
+            found[id(piece)] = piece, miss
+    return list(found.values())
+
+
+@pytest.mark.parametrize("part", [once_each, pytest.param(list, marks=pytest.mark.thorough)], ids=["once", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_rewritten_program_computes_the_same(family: str) -> None:
-    items = schedule(family)
+def test_a_rewritten_program_computes_the_same(family: str, part: Callable[..., list[tuple[Piece, str]]]) -> None:
+    items = part(schedule(family))
     share = round(GRAPHS * len(items) / sum(len(schedule(f)) for f in FAMILIES))
     # what is still to be seen: a swap of every piece, a near miss of every kind that is left
     wanted, tally, skips = set(items), Counter[str](), []
-    for main, miss, g, kind in itertools.islice(programs(family), 3 * share + 8 * len(items)):
+    for main, miss, g, kind in itertools.islice(programs(family, items), 3 * share + 8 * len(items)):
         if tally["graphs"] >= share and not wanted:
             break
         found = outcome(g, kind)

@@ -120,7 +120,7 @@ def seconds(module, rounds=5):
     return min(found)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_seconds():
     """On an idle machine, 2000 nodes take 0.3 s and a box loss 0.2 s; others get three times that. A clock fails where
     nothing is wrong, so the counted calls are what every change is held to."""

@@ -21,7 +21,7 @@ def other() -> Path:
     """Two families of ops under another namespace, an activation's inlined formulas and a loss's kernels."""
     build = ROOT / "build" / "namespace"
     torch_dir = Path(torch.__file__).parent
-    options = {"TORCH_DIR": torch_dir, "NAMESPACE": OTHER, "FAMILIES": "activation;box", "CUDA": "OFF"}
+    options = {"TORCH_DIR": torch_dir, "NAMESPACE": OTHER, "FAMILIES": "activation;lovasz", "CUDA": "OFF"}
     configure = ["cmake", "-S", ROOT / "csrc", "-B", build, *(f"-DLOSSREG_{k}={v}" for k, v in options.items())]
     for command in (configure, ["cmake", "--build", build, "--parallel", "2"]):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -40,18 +40,17 @@ import torch, opreg
 from opreg._library import NAMESPACE, OPS
 from opreg.registry import of_namespace
 assert (NAMESPACE, OPS) == ({OTHER!r}, torch.ops.{OTHER})
-assert {{op.family for op in of_namespace()}} == {{"activation", "box"}}
+assert {{op.family for op in of_namespace()}} == {{"activation", "lovasz"}}
 assert not of_namespace("lossreg")
-boxes = torch.rand(2, 9, 2)
-boxes = torch.cat([boxes, boxes + torch.rand(2, 9, 2)], -1)
-ours, usual = (getattr(torch.ops, n + "_kernels").giou_loss(*boxes) for n in ({OTHER!r}, "lossreg"))
+scores, labels = torch.randn(2, 9), torch.randint(2, (2, 9))
+ours, usual = (getattr(torch.ops, n + "_kernels").lovasz_hinge_loss(scores, labels) for n in ({OTHER!r}, "lossreg"))
 assert torch.equal(ours, usual)
 """
 
 
 def test_the_suite_beside_the_usual_library(other):
     files = [ROOT / "tests/every_op" / f"test_{name}.py" for name in ("registry", "values", "autograd", "compile")]
-    chosen = ["-k", "registry or swish or giou_loss", *map(str, files)]
+    chosen = ["-k", "registry or swish or lovasz_hinge_loss", *map(str, files)]
     text = f"""
 import pytest, torch
 torch.ops.load_library({str(opreg.library_path())!r})

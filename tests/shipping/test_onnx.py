@@ -51,6 +51,7 @@ def run(session: Any, tensors: list[Tensor]) -> list[Tensor]:
     return [torch.as_tensor(result) for result in session.run(None, feeds)]
 
 
+@pytest.mark.one_of_a_family
 def test_same_numbers_as_eager(op):
     if op.short in NOT_IN_ONNX:
         pytest.skip(NOT_IN_ONNX[op.short])

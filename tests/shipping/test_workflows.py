@@ -95,8 +95,8 @@ def test_wheels_for_every_platform_of_the_readme() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_what_is_made_is_a_target(path: Path) -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for target in re.findall(r"(?:run: |&& )make (\w+)", path.read_text()):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"(?:run: |&& )make ([\w-]+)", path.read_text()):
         assert target in targets
     for script in re.findall(r"python[\d.]* ([\w./]+\.py)", path.read_text()):
         assert (ROOT / script).is_file()
