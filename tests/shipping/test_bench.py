@@ -379,11 +379,12 @@ def test_targets_that_are_met():
     rows += [row(r["op"], good, dtype="bfloat16", seconds={**r["seconds"], "ours": 0.6e-3}) for r in rows]
     rows += [row("mish", {"eager/ours": 0.6}, size="small"), row("giou_loss", {"eager/ours": 1.1}, size="small")]
     rows[-1]["eager"] = "composition"
+    rows += [row("mse_loss", {"eager/ours": 0.7}, size="small")]
     micro = {"seconds": {"ours": 5e-6, "eager": 2e-6}, "pass": "forward", "size": "small"}
     rows += [row("mish", {"eager/ours": 0.4}, **micro)]
     step = {"step": "a", "seconds": {"ours": 1.0, "other": 1.1}, "memory": {"ours": 100, "other": 100}}
     found = targets(report_of(*rows, steps=[{**step, "spread": {"ours": 0, "other": 0}, "rounds": 9}]))
-    assert [t.met for t in found] == [True] * 12
+    assert [t.met for t in found] == [True] * 13
     assert not any(t.misses for t in found)
 
 
@@ -393,12 +394,14 @@ def test_targets_that_are_missed_name_ratio_and_floor():
     rows += [row("mish", bad, dtype="bfloat16")]
     rows += [row("mish", {"eager/ours": 0.4}, size="small"), row("giou_loss", {"eager/ours": 0.7}, size="small")]
     rows[-1]["eager"] = "composition"
+    rows += [row("mse_loss", {"eager/ours": 0.5}, size="small")]
+    rows[-1]["seconds"]["call"] = 0.8e-3
     micro = {"seconds": {"ours": 8e-6, "eager": 2e-6}, "pass": "forward", "size": "small"}
     rows += [row("mish", {"eager/ours": 0.25}, **micro)]
     step = {"step": "a", "seconds": {"ours": 1.2, "other": 1.0}, "memory": {"ours": 110, "other": 100}}
     report = report_of(*rows, steps=[{**step, "spread": {"ours": 0, "other": 0}, "rounds": 9}])
     found = targets(report)
-    assert [t.met for t in found] == [False] * 12
+    assert [t.met for t in found] == [False] * 13
     assert [t.misses for t in found[2:]] == [
         ("mish 2×3: 0.80, 1.70 × the copy floor", "cross_entropy 2×3: 0.80, 2.50 × the copy floor"),
         ("mish 2×3: 0.90, 1.70 × the copy floor", "cross_entropy 2×3: 0.90, 2.50 × the copy floor"),
@@ -406,6 +409,7 @@ def test_targets_that_are_missed_name_ratio_and_floor():
         ("cross_entropy 2×3: 2.50",),
         ("mish 2×3: 1.00, 1.70 × the copy floor",),
         ("giou_loss 2×3: 0.70",),
+        ("mse_loss 2×3: 2.00, 1.25 × an op that does nothing",),
         ("mish 2×3: 2.50",),
         ("mish 2×3: 6.00 µs",),
         ("a: 0.83",),
@@ -413,7 +417,7 @@ def test_targets_that_are_missed_name_ratio_and_floor():
     ]
     written = text.markdown(report)
     assert "- cross_entropy 2×3: 0.80, 2.50 × the copy floor" in written
-    assert written.count("| MISSED |") == 12
+    assert written.count("| MISSED |") == 13
 
 
 def test_bfloat16_misses_say_what_the_arithmetic_takes():
@@ -429,7 +433,7 @@ def test_bfloat16_misses_say_what_the_arithmetic_takes():
 
 
 def test_noise_is_no_miss_and_nothing_measured_is_neither():
-    assert [t.met for t in targets(report_of())] == [None] * 12
+    assert [t.met for t in targets(report_of())] == [None] * 13
     noisy = row("mish", {"eager/ours": 0.9, "inductor/ours": 0.99})
     assert [t.met for t in targets(report_of(noisy))[2:4]] == [True, False]
     noisy["spread"]["eager"] = 0.2
