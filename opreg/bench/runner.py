@@ -31,7 +31,7 @@ from .providers import (
     load_peers,
     value_and_gradient,
 )  # fmt: skip
-from .timing import LONGEST, Call, keep_freed_memory, spread, time_calls
+from .timing import LONGEST, Call, keep_freed_memory, return_freed_memory, spread, time_calls
 from .training import run_step, steps
 
 PROVIDERS = ("ours", "eager", "inductor", "peer", "floor", "call")
@@ -199,6 +199,7 @@ class Run:
             # the other ops are worth the time that they took
             why = str(e) if isinstance(e, Disagreement) else f"{op.name}: {type(e).__name__}: {e}".splitlines()[0]
             self.failed[f"{op.name} {size} {dtype}"] = why
+        return_freed_memory()
 
     def fewer_threads(self, case: Case, size: str, dtype: str) -> None:
         """The last of the sizes in the first of the dtypes with the other numbers of threads: ours and eager alone."""

@@ -30,6 +30,16 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
+def return_freed_memory() -> None:
+    """Between ops, the pages of what was freed go back to the system: those in holes of the heap would add up to more
+    than a machine has."""
+    torch.compiler.reset()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
 def measure(call: Call, repeats: int, device: str) -> float:
     """Seconds a call."""
     start = time.perf_counter()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -465,6 +467,34 @@ def test_a_full_report_is_small(tmp_path):
     assert loaded["results"][0]["spread"] == dict.fromkeys(one["seconds"], 0.012)
     assert [m["cases"] for m in loaded["geometric_means"]] == [720, 720]
     assert [t.met for t in targets(loaded)] == [t.met for t in targets(report)]
+
+
+HOLES = """
+import os, torch
+from opreg.bench.timing import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+keep_freed_memory()
+# what stays between large blocks keeps the heap from shrinking
+pairs = [(torch.ones(2**23), torch.ones(1000)) for _ in range(8)]
+stay = [small for _, small in pairs]
+used = resident()
+del pairs
+kept = resident()
+return_freed_memory()
+print(used, kept, resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_of_an_op_is_returned_before_the_next():
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, kept, returned = map(int, done.stdout.split())
+    assert kept > used - 2**27
+    assert returned < used - 2**27
 
 
 # training steps
