@@ -226,7 +226,7 @@ def test_a_rewritten_program_computes_the_same(family: str, part: Callable[..., 
     assert not wanted, f"never swapped, or never left: {[(p.write.__name__, miss) for p, miss in wanted]}"
     # a family of many near misses has fewer
     assert tally["with a swap"] >= 0.3 * tally["graphs"]
-    assert len(skips) <= tally["graphs"] / 3, "\n".join(skips)
+    assert len(skips) <= 2 + tally["graphs"] / 3, "\n".join(skips)
 
 
 def test_every_op_with_a_spelling_or_a_rule_is_written() -> None:
