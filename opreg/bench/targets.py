@@ -142,6 +142,10 @@ def half_precision(report: Mapping[str, Any]) -> Target:
     )
 
 
+def more_than_eager(times: float) -> Callable[[Row], bool]:
+    return lambda r: bool(1 / r["ratios"]["eager/ours"] > times * (1 + margin(r, "ours", "eager")))
+
+
 def small(report: Mapping[str, Any]) -> Iterator[Target]:
     both, forward = (rows_of(report, "small", "float32", which) for which in ("forward+backward", "forward"))
     composed = [r for r in both if r["eager"] == "composition"]
@@ -152,7 +156,7 @@ def small(report: Mapping[str, Any]) -> Iterator[Target]:
             f"small, float32, forward+backward: {kind} at most {most:g} times native ATen",
             [r for r in native if get(r["op"]).is_loss == losses],
             lambda r: 1 / r["ratios"]["eager/ours"],
-            lambda r, most=most: bool(1 / r["ratios"]["eager/ours"] > most * (1 + margin(r, "ours", "eager"))),
+            more_than_eager(most),
             of_empty_call,
         )
     yield each(
