@@ -269,3 +269,44 @@ def test_writes_past_views(end):
         except RuntimeError:  # autograd refuses the program itself
             continue
         reported(space["program"], X, T)
+
+
+FORMULAS = ("x * torch.sigmoid(x)", "(x * torch.sigmoid(x)).sum()", "((x - t) ** 2).mean(1)", "F.mse_loss(x, t)")
+VIEWS = (
+    "y.reshape(-1)", "y.flatten()[0]", "y.unsqueeze(0)[0]", "y.view(y.shape)", "y[...]", "y.expand(y.shape)",
+    "y.squeeze()", "y.detach()", "y.to(y.dtype)", "y.contiguous()", "y.view_as(y)", "y.transpose(0, -1)",
+    "y.reshape(-1).select(0, 0)", "y.unsqueeze(0).narrow(0, 0, 1)", "y.unsqueeze(-1).squeeze(-1)",
+)  # fmt: skip
+THROUGH = ("v.mul_(2)", "v.fill_(0.5)", "v.copy_(v * 3)", "v += 1", "y.mul_(2)", "y.reshape(-1)[0] = 0.5")
+
+
+class Program(torch.nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.function(x, t)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_writes_through_views(formula):
+    """A view that has a formula's value is its memory too: a write to either is seen by both."""
+    every = list(itertools.product(VIEWS, THROUGH))
+    chosen = random.Random(formula).sample(every, 24)
+    for i, (view, write) in enumerate(chosen):
+        space: dict[str, Any] = {"F": F, "torch": torch}
+        exec(f"def program(x, t):\n    y = {formula}\n    v = {view}\n    {write}\n    return y, v", space)
+        model, inputs = Program(space["program"]), (X.detach(), T)
+        kind = ("export", "symbolic", "dynamo")[i % 3]
+        if kind == "export":
+            model = torch.export.export(model, inputs).module()
+            new = opreg.fuse(model)[0]
+        elif kind == "symbolic" and "] = " not in write:
+            model = fx.symbolic_trace(model)
+            new = opreg.fuse(model, example_inputs=inputs)[0]
+        else:
+            torch._dynamo.reset()
+            new = torch.compile(model, backend=lambda module, _: opreg.fuse(module)[0])
+        for got, want in zip(new(*inputs), model(*inputs), strict=True):
+            torch.testing.assert_close(got, want, msg=lambda text, what=(kind, view, write): f"{what}: {text}")

@@ -110,6 +110,8 @@ class Surgery:
             not isinstance(written, fx.Node) or self.view.tensor[root] is root or self.view.aliased(written, root)
         ):
             raise Refused("it writes in place to a tensor that others may see")
+        if not call.in_place and self.view.shares_what_is_written(root):
+            raise Refused("its result is a view of a tensor that is written to later")
         with self.graph.inserting_before(root):
             new = make()
         last = new[-1]

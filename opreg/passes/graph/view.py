@@ -357,6 +357,14 @@ class GraphView:
             self._memory[t] in kept and not (uncounted and self._counted(w, t)) for w in later for t in w.tensors
         )
 
+    def shares_what_is_written(self, node: fx.Node) -> bool:
+        """May a node's result be memory of others, to which something is written after it, or may be? Then that
+        memory is what counts, and no other tensor of the same value can take its place."""
+        if not self.writes or self._fresh(node):
+            return False
+        memory, place = self._memory[node], self.position[node]
+        return any(self._memory[t] is memory for w in self.writes if self.position[w.node] > place for t in w.tensors)
+
     def _counted(self, write: Write, written: fx.Node) -> bool:
         """Does a write raise the version that autograd checks? One by a function of torch does, unless the tensor, or
         one that it is a view of, was read as ``.data``."""
