@@ -346,6 +346,24 @@ def test_dtypes_are_those_of_eager(native):
                 assert result.dtype == want.dtype, (kind, dtypes, options)
 
 
+@pytest.mark.parametrize("native", NATIVE, ids=lambda op: op.short)
+def test_memory_lies_in_eagers_order(native):
+    """Of tensors that lie otherwise than the others the result lies as torch's does, or torch's call stays: a view of
+    it, and what is written to one, would see the difference."""
+    for function, tensors, options in calls_of(native):
+        for name in [n for n, t in tensors.items() if t.dim() > 1]:
+            across = tensors[name].transpose(0, -1).contiguous().transpose(0, -1)
+            laid_out = {**tensors, name: across}
+            program = program_of(native, function, laid_out, options)
+            want = raises(lambda p=program, c=laid_out: p(*c.values()))
+            if isinstance(want, Exception) or want.numel() == 0:
+                continue
+            result, _ = KINDS["dynamo"](program, *laid_out.values())
+            several = [size > 1 for size in want.shape]
+            orders = [list(itertools.compress(r.stride(), several)) for r in (result, want)]
+            assert orders[0] == orders[1], (name, options)
+
+
 MIXED = {
     "huber_loss": (lambda x, t: F.huber_loss(x, t), torch.bfloat16, torch.float32),
     "soft_margin_loss": (lambda x, t: F.soft_margin_loss(x, t), torch.float32, torch.bfloat16),

@@ -275,6 +275,11 @@ class Surgery:
         if (sizes(before), before.dtype, before.device) != (sizes(after), after.dtype, after.device):
             was, would = (f"{t.dtype} of shape {list(t.shape)}" for t in (before, after))
             raise Refused(f"the op would give {would}, not {was}")
+        orders = order_of(before), order_of(after)
+        if None not in orders and orders[0] != orders[1]:
+            raise Refused(
+                "the op's result would lie in memory in another order, which views and their writes would see"
+            )
         if op is not None:
             self._rehearse(op, new)
 
@@ -403,3 +408,14 @@ def _small(arguments: Any) -> Any:
 def op_of(node: fx.Node) -> Op | None:
     """The op that a node calls, if it is one."""
     return called(node.target)
+
+
+def order_of(t: Tensor) -> list[int] | None:
+    """The strides of the dimensions that have more than one element, as far as they are known; symbolic ones as they
+    were when the graph was traced, which no guard is made of."""
+    if t.layout != torch.strided:
+        return None
+    shape, strides = ([a if isinstance(a, int) else a.node.hint for a in of] for of in (t.shape, t.stride()))
+    if None in shape or None in strides or 0 in shape:
+        return None
+    return [stride for size, stride in zip(shape, strides, strict=True) if size > 1]
