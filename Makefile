@@ -54,7 +54,7 @@ demo: install
 test: install $(BIN)/tests-installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 tests
 
-# More ops, sizes and programs of the same tests: twice the time.
+# More ops, sizes and programs of the same tests.
 test-all: install $(BIN)/tests-installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20 -m "not slow" tests
 

@@ -7,8 +7,8 @@ import sys
 import tempfile
 
 # Every run compiles anew, so that a test never meets what an earlier run left on disk, and every graph too. What C++
-# compilers made of one text, Inductor's header above all, is shared by the processes of a run: without, a fifth of the
-# suite's time would go to compiling that header.
+# compilers made of one text, Inductor's header above all, is shared by the processes of a run: a loss that Inductor
+# compiles takes 1.2 s so, and 4.2 where the header is compiled for it too.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="opreg-tests-")
     atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
