@@ -222,6 +222,7 @@ class Run:
             kept = {name: row[name] for name in ("op", "kind", "shape", "pass", "bytes", "seconds", "spread")}
             elements = part.tensors[0].numel()
             self.sweep.append({**kept, "elements": elements, "threads": self.threads})
+            return_freed_memory()
 
     def training(self, show: Any) -> None:
         for step in steps():
@@ -250,7 +251,7 @@ def run(names: Sequence[str] = (), settings: Settings | None = None, **options: 
     """Times the ops of these names, by default all, and returns the report that is printed, drawn and written.
 
     An op whose inputs can't be drawn is left out, one that gives other numbers than eager or raises an error has
-    failed: the report has the reasons, and the results of the others.
+    failed: the report has the reasons, and the results of the others. So it is with a run that Ctrl+C ends.
 
     Args:
         names: of ops.
@@ -282,6 +283,8 @@ def run(names: Sequence[str] = (), settings: Settings | None = None, **options: 
             if settings.steps:
                 current.training(bar.set_description)
                 bar.update()
+        except KeyboardInterrupt:
+            current.failed["the run"] = "interrupted; the report has what was measured until then"
         finally:
             bar.close()
             gc.unfreeze()

@@ -133,6 +133,22 @@ def test_a_wrong_op_is_not_timed_and_the_others_are(monkeypatch, capsys):
     assert timed == ["l1_loss", "l1_loss"]
 
 
+def test_an_interrupted_run_reports_what_it_measured(monkeypatch, capsys):
+    measure = runner.Run.op
+
+    def interrupted(self, op, *args):
+        if op.name == "mse_loss":
+            raise KeyboardInterrupt
+        measure(self, op, *args)
+
+    monkeypatch.setattr(runner.Run, "op", interrupted)
+    options = ["--size", "small", "--dtype", "float32", "--providers", "ours", "eager", "--rounds", "2"]
+    assert cli.main(["bench", "l1_loss", "mse_loss", *options]) == 1
+    out = capsys.readouterr().out
+    assert "failed: the run: interrupted" in out
+    assert [line.split()[0] for line in out.splitlines() if line.split()[1:2] == ["64"]] == ["l1_loss", "l1_loss"]
+
+
 # providers
 
 
