@@ -99,7 +99,20 @@ class Poly:
         return found
 
     def __add__(self, other: "Poly") -> "Poly":
-        return collect([*self.terms, *other.terms])
+        if len(other.terms) > len(self.terms):
+            return other + self
+        if len(self.terms) + len(other.terms) > LARGEST:
+            return collect([*self.terms, *other.terms])
+        found = dict(self.terms)
+        for monomial, coefficient in other.terms:  # fewer of them, and the others stay as they are
+            before = found.get(monomial)
+            if before is not None:
+                coefficient = rounded_sum(before, coefficient)
+            if coefficient:
+                found[monomial] = coefficient
+            else:
+                del found[monomial]
+        return Poly(frozenset(found.items()))
 
     def __mul__(self, other: "Poly") -> "Poly":
         if len(self.terms) * len(other.terms) > LARGEST:
@@ -138,16 +151,31 @@ class Poly:
 
     def sign(self) -> int:
         """1 or −1, and the opposite for the negative polynomial: the sign of the first monomial's coefficient."""
-        if not self.terms:
-            return 1
-        _, coefficient = min(self.terms, key=lambda term: repr_key(term[0]))
-        return 1 if coefficient > 0 else -1
+        return 1 if not self.terms or self.first > 0 else -1
+
+    @cached_property
+    def first(self) -> float:
+        """The coefficient of the first monomial, in an order that is the same for every polynomial."""
+        if len(self.terms) == 1:
+            ((_, coefficient),) = self.terms
+            return coefficient
+        return min(self.terms, key=lambda term: repr_key(term[0]))[1]
 
     @cached_property
     def key(self) -> str:
         """A text by which polynomials are ordered: equal for equal ones, and short."""
         text = "+".join(sorted(f"{c}{repr_key(m)}" for m, c in self.terms))
         return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def reduced(self) -> dict[Any, "Poly"]:
+        """Its sums and means that are known, by what they are over."""
+        return {}
+
+    @cached_property
+    def atoms(self) -> frozenset[Atom]:
+        """Its atoms, whatever their exponents."""
+        return frozenset([a for monomial, _ in self.terms for a, _ in monomial])
 
     @cached_property
     def inside(self) -> tuple[frozenset[str], frozenset[Any]]:
@@ -159,17 +187,21 @@ class Poly:
             if isinstance(part, Poly):
                 names.update(part.inside[0])
                 leaves.update(part.inside[1])
-            elif isinstance(part, frozenset | tuple):
-                if isinstance(part, tuple) and part and part[0] == "leaf":
-                    leaves.add(part[1])
-                    return
-                if isinstance(part, tuple) and part and isinstance(part[0], str):
-                    names.add(part[0])
+            elif isinstance(part, frozenset):
                 for item in part:
                     visit(item)
+            elif isinstance(part, tuple) and part:
+                if part[0] == "leaf":
+                    leaves.add(part[1])
+                    return
+                if isinstance(part[0], str):
+                    names.add(part[0])
+                for item in part:
+                    if not isinstance(item, str | int | float):
+                        visit(item)
 
-        for monomial, _ in self.terms:
-            visit(monomial)
+        for a in self.atoms:
+            visit(a)
         return frozenset(names), frozenset(leaves)
 
     @cached_property
@@ -190,8 +222,8 @@ class Poly:
                 for item in part:
                     visit(item, names)
 
-        for monomial, _ in self.terms:
-            visit(monomial, frozenset())
+        for a in self.atoms:
+            visit(a, frozenset())
         return found
 
     @cached_property
@@ -212,7 +244,8 @@ class Poly:
             for a, exponent in monomial:
                 if exponent != 1 and a[0] not in ("leaf", "sum of"):
                     names.add(a[0])
-                visit(a)
+        for a in self.atoms:
+            visit(a)
         return frozenset(names)
 
     @cached_property
@@ -234,8 +267,8 @@ class Poly:
                 for item in part:
                     visit(item)
 
-        for monomial, _ in self.terms:
-            visit(monomial)
+        for a in self.atoms:
+            visit(a)
         return frozenset(found)
 
 
@@ -287,16 +320,22 @@ def text(part: Any, most: int = 60) -> str:
     return found if len(found) <= most else f"{found[:most]}…"
 
 
+def rounded_sum(a: float, b: float) -> float:
+    """A coefficient that comes from several terms: 0 where all but the last digits are gone."""
+    total = a + b
+    if not math.isfinite(total):
+        raise NotFinite
+    return rounded(total) if abs(total) > 1e-14 else 0.0
+
+
 def collect(terms: Iterable[tuple[Monomial, float]]) -> Poly:
     found: dict[Monomial, float] = {}
     for monomial, coefficient in terms:
         found[monomial] = found.get(monomial, 0.0) + coefficient
     if len(found) > LARGEST:
         raise TooLarge
-    if not all(map(math.isfinite, found.values())):
-        raise NotFinite
-    terms = ((m, rounded(c)) for m, c in found.items() if abs(c) > 1e-14)
-    return Poly(frozenset((m, c) for m, c in terms if c != 0))
+    of_monomials = [(m, rounded_sum(c, 0.0)) for m, c in found.items()]
+    return Poly(frozenset([term for term in of_monomials if term[1]]))
 
 
 class Narrowed(TooLarge):
@@ -368,7 +407,7 @@ def power(p: Poly, exponent: float) -> Poly:
                 frozenset({(frozenset((a, e * exponent) for a, e in monomial), rounded(coefficient**exponent))})
             )
     # the base gets the coefficient 1, so that (2a + 2b)^-1 is half of (a + b)^-1
-    _, scale = min(p.terms, key=lambda term: repr_key(term[0]))
+    scale = p.first
     if scale < 0 and not integral:
         scale = -scale
     base = p.scaled(1 / scale)
@@ -407,7 +446,7 @@ def absolute(z: Poly) -> Poly:
     if z.number is not None:
         return constant(abs(z.number))
     # the first term gets the coefficient 1, so that |2a − 2b| is twice |a − b|
-    _, scale = min(z.terms, key=lambda term: repr_key(term[0]))
+    scale = z.first
     return atom("abs", z.scaled(1 / scale)).scaled(abs(scale))
 
 

@@ -265,6 +265,13 @@ def atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
 
     Over dimensions whose sizes are numbers, a mean is a sum divided by their product.
     """
+    key = (name, dims, base)
+    if key not in p.reduced:
+        p.reduced[key] = _atom_of_each(p, name, dims, base)
+    return p.reduced[key]
+
+
+def _atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
     count = None
     if base is not None:
         over = base if dims == "all" else [base[d] for d in dims]

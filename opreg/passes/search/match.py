@@ -91,9 +91,6 @@ def likeness(p: algebra.Poly, q: algebra.Poly) -> float:
 def difference(p: algebra.Poly, q: algebra.Poly) -> str:
     """The first term that a program has otherwise than a pattern, in words."""
     a, b = dict(p.terms), dict(q.terms)
-    parts = []
-    for monomial in sorted(a.keys() | b.keys(), key=algebra.repr_key):
-        if a.get(monomial) != b.get(monomial):
-            mine, theirs = (f"{c:g}" if c is not None else "nothing" for c in (a.get(monomial), b.get(monomial)))
-            parts.append(f"{algebra.text(monomial)} has the coefficient {mine}, and the op's formula has {theirs}")
-    return parts[0]
+    monomial = min((m for m in a.keys() | b.keys() if a.get(m) != b.get(m)), key=algebra.repr_key)
+    mine, theirs = (f"{c:g}" if c is not None else "nothing" for c in (a.get(monomial), b.get(monomial)))
+    return f"{algebra.text(monomial)} has the coefficient {mine}, and the op's formula has {theirs}"

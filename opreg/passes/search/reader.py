@@ -125,9 +125,14 @@ class Reader:
             with algebra.finite(), contextlib.suppress(Opaque):
                 evaluator = Evaluator(self.view, given, self.view.work.of_cases, closed=lambda n: n not in self.near)
                 value = evaluator.value(self.root)
-                if isinstance(value, Value) and not algebra.names(value.poly) & _OF_SEVERAL:
+                if isinstance(value, Value) and of_elements(value):
                     found.append(value)
         return found if len(found) == 2 else None
+
+
+def of_elements(value: Value) -> bool:
+    """Does each element of a value depend on one element of each leaf alone?"""
+    return not algebra.names(value.poly) & _OF_SEVERAL
 
 
 # Calls that read the shape or the dtype of a tensor, not its elements.

@@ -24,7 +24,7 @@ from .budget import Budget, OutOfShare
 from .match import F, Match, Near, likeness, note_nearest
 from .neighbourhood import Neighbourhood
 from .pool import Pool
-from .reader import Reader, forgets, numbers_in, used
+from .reader import Reader, forgets, numbers_in, of_elements, used
 from .starts import operands, starts
 
 # How many calls before a root are looked at for starts.
@@ -86,18 +86,13 @@ def _matches(
             names = algebra.names(value.poly)
             if names not in fitting:
                 fitting[names] = [formula for formula in formulas if formula.may_have(names)]
-            if not fitting[names]:
-                continue
             leaves = sorted(algebra.leaves(value.poly), key=view.position.__getitem__)
-            if forgets(reading, leaves):
+            may_be = [f for f in fitting[names] if may_have(f, value, leaves)]
+            if not may_be or forgets(reading, leaves):
                 continue
             search = Search(reading, leaves, numbers_in(view, reading.interior), budget)
             multiples = []
-            for formula in fitting[names]:
-                if len(formula.parameters[0]) > len(leaves):
-                    continue
-                if not formula.cases and not formula.powers <= value.poly.powers:
-                    continue
+            for formula in may_be:
                 try:
                     for match in search.matches(formula, value, reader):
                         if match.factor == 1:
@@ -110,6 +105,13 @@ def _matches(
     budget.shared = False
     for search, formula, value in unfinished:
         yield from search.matches(formula, value, reader)
+
+
+def may_have(formula: Formula, value: Value, leaves: Sequence[fx.Node]) -> bool:
+    """Has a value as many leaves as a pattern has tensors, and its powers? By cases: is it a function of elements?"""
+    if len(formula.parameters[0]) > len(leaves):
+        return False
+    return of_elements(value) if formula.cases else formula.powers <= value.poly.powers
 
 
 def leaves_for(formulas: Iterable[Formula]) -> int:

@@ -238,7 +238,7 @@ def choose(condition: Poly, a: Poly, b: Poly) -> Poly:
     if not rest.terms:
         return b
     # the first term gets the coefficient 1, so that a choice of 2a + 2b is twice that of a + b
-    _, scale = min(rest.terms, key=lambda term: algebra.repr_key(term[0]))
+    scale = rest.first
     return b + atom("where", condition, rest.scaled(1 / scale)).scaled(scale)
 
 
