@@ -11,6 +11,8 @@ round to round), so that what disturbs the machine disturbs all alike:
 - ``peer``: a library's function of the same meaning (``--peers FILE``); one whose numbers differ is left out.
 - ``floor``: the time to move the bytes that must move, by memory copies between tensors allocated beforehand.
 - ``call``: the time of an op that does nothing. Both floors: ``opreg/bench/floors.py``.
+- ``float32``: our own op of float32, in the same rounds as a large call of 16 bits: from one minute to the next a
+  machine's speed may change more than the two differ.
 
 Two passes: ``forward``, without a gradient, and ``forward+backward``, with the gradient in the first argument, as in
 training. Losses are reduced to their mean. Every call allocates its results anew and drops them, whoever provides it;

@@ -146,8 +146,8 @@ def accepts(op: Op, first: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     return True
 
 
-def in_float64(case: Case) -> Case:
-    args = {n: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in case.args.items()}
+def in_dtype(case: Case, dtype: torch.dtype) -> Case:
+    args = {n: a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for n, a in case.args.items()}
     return replace(case, args=args)
 
 

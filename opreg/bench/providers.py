@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..op import Op
 from ..testing import joined
-from .cases import Case, in_float64
+from .cases import Case, in_dtype
 
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -73,7 +73,7 @@ def check_values(case: Case, dtype: torch.dtype) -> None:
     try:
         check_agreement(case.title, ours, value_and_gradient(case, eager_for(case)), dtype)
     except Disagreement:
-        check_agreement(case.title, ours, value_and_gradient(in_float64(case), eager_of(case.op)), dtype)
+        check_agreement(case.title, ours, value_and_gradient(in_dtype(case, torch.float64), eager_of(case.op)), dtype)
 
 
 def is_native(case: Case) -> bool:

@@ -2,6 +2,7 @@
 
 import gc
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from ..meta.schema import results_of
 from ..op import Op
 from ..registry import get, registered
-from .cases import DTYPES, Case, cases, sweep
+from .cases import DTYPES, Case, cases, in_dtype, sweep
 from .floors import bytes_moved, copies, empty_call
 from .machine import machine
 from .memory import peak_memory
@@ -34,9 +35,9 @@ from .providers import (
 from .timing import LONGEST, Call, keep_freed_memory, return_freed_memory, spread, time_calls
 from .training import run_step, steps
 
-PROVIDERS = ("ours", "eager", "inductor", "peer", "floor", "call")
+PROVIDERS = ("ours", "eager", "inductor", "peer", "floor", "call", "float32")
 PASSES = ("forward", "forward+backward")
-RATIOS = ("eager/ours", "inductor/ours", "peer/ours", "ours/floor", "ours/call")
+RATIOS = ("eager/ours", "inductor/ours", "peer/ours", "ours/floor", "ours/call", "float32/ours")
 NO_PEERS = Peers()
 REMEMBERED = ("ours", "eager", "inductor")  # those whose peak memory is measured
 # Where Inductor is timed when nobody says: where a target asks, and at the usual size; its compilations take the time.
@@ -46,6 +47,8 @@ INDUCTOR = {
     ("usual", "float32", "forward+backward"),
     ("large", "bfloat16", "forward+backward"),
 }
+TOO_LONG = 5.0  # seconds of a peer's one call
+HALVES = ("bfloat16", "float16")
 # One of each kind, for time against size.
 SWEEP = ("mish", "smooth_l1_loss", "focal_loss", "cross_entropy", "giou_loss", "triplet_margin_loss")
 SWEEP_PROVIDERS = ("ours", "eager", "floor", "call")
@@ -71,6 +74,8 @@ class Settings:
         left_out = {"inductor"} if (size, dtype, which) not in INDUCTOR else set()
         if size in ("large", "huge"):
             left_out.add("call")  # a thousandth of the time
+        if size != "large" or dtype not in HALVES or which != PASSES[1]:
+            left_out.add("float32")
         return [p for p in PROVIDERS if p not in left_out]
 
     def text(self) -> dict[str, Any]:
@@ -112,6 +117,8 @@ def calls_of(case: Case, which: str, wanted: Sequence[str], peers: Peers) -> tup
             calls[name] = copies(moved, device)
         elif name == "call":
             calls[name] = empty_call(device, backward=gradient)
+        elif name == "float32":
+            calls[name] = calls_of(in_dtype(case, torch.float32), which, ("ours",), NO_PEERS)[0]["ours"]
     return calls, {"bytes": sum(moved), **notes}
 
 
@@ -163,15 +170,23 @@ class Run:
         self.sweep: list[dict[str, Any]] = []
         self.steps: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
+        # the ops and dtypes whose peer took too long
+        self.too_slow: set[tuple[str, torch.dtype]] = set()
         self.failed: dict[str, str] = {}
 
     def agreeing_peers(self, case: Case, dtype: torch.dtype) -> Peers:
-        """Without the peer whose numbers differ; the reason is noted."""
+        """Without the peer whose numbers differ, or that takes too long here or took too long at a smaller size, when
+        it may need more memory than there is at a larger one; the reason is noted."""
         peer = self.peers.get(case.op)
-        if peer is None:
-            return self.peers
+        if peer is None or (case.op.name, dtype) in self.too_slow:
+            return NO_PEERS
         try:
+            started = time.perf_counter()
             values = value_and_gradient(case, peer.function)
+            seconds = time.perf_counter() - started
+            if seconds > TOO_LONG:
+                self.too_slow.add((case.op.name, dtype))
+                raise TimeoutError(f"{seconds:.0f} s a call")
             check_agreement(case.title, value_and_gradient(case, case.op.value), values, dtype, peer.library)
         except Exception as e:
             text = str(e).splitlines()[0] if str(e) else type(e).__name__

@@ -126,22 +126,20 @@ def half_precision(report: Mapping[str, Any]) -> Iterator[Target]:
     pairs = []
     for r in rows_of(report, "large", "bfloat16"):
         of = wide.get(name_of(r))
-        if of is not None and of["ratios"].get("ours/floor", 9) <= MEMORY_BOUND:
-            ratio = of["seconds"]["ours"] / r["seconds"]["ours"]
-            margin_of_both = noise([r["spread"]["ours"], of["spread"]["ours"]], r["rounds"])
-            pairs.append({**r, "ratio": ratio, "margin": margin_of_both, "in_cache": in_cache(report, of)})
+        if of is not None and of["ratios"].get("ours/floor", 9) <= MEMORY_BOUND and "float32/ours" in r["ratios"]:
+            pairs.append({**r, "in_cache": in_cache(report, of)})
 
     def text(r: Row) -> str:
         part = r["in_cache"]
         return floor_text(r) + ("" if part is None else f", float32 in cache takes {part:.2f} of its time")
 
     where = f"large, forward+backward: bfloat16 over float32, where that is within {MEMORY_BOUND:g} of the copy floor"
-    yield geometric_mean(where, [p["ratio"] for p in pairs], 1.5)
+    yield geometric_mean(where, [p["ratios"]["float32/ours"] for p in pairs], 1.5)
     yield each(
         f"{where}: each at least 1.2 times as fast",
         pairs,
-        lambda r: float(r["ratio"]),
-        lambda r: bool(r["ratio"] * (1 + r["margin"]) < 1.2),
+        lambda r: float(r["ratios"]["float32/ours"]),
+        lambda r: bool(r["ratios"]["float32/ours"] * (1 + margin(r, "ours", "float32")) < 1.2),
         text,
         largest=False,
     )

@@ -394,7 +394,7 @@ def test_geometric_means_are_within_kind_and_setting():
 def test_targets_that_are_met():
     good = {"eager/ours": 5.0, "inductor/ours": 3.0, "ours/floor": 1.4}
     rows = [row(op, good) for op in (*LIGHT, "cross_entropy")]
-    rows += [row(r["op"], good, dtype="bfloat16", seconds={**r["seconds"], "ours": 0.6e-3}) for r in rows]
+    rows += [row(r["op"], {**good, "float32/ours": 1.6}, dtype="bfloat16") for r in rows]
     rows += [row("mish", {"eager/ours": 0.6}, size="small"), row("giou_loss", {"eager/ours": 1.1}, size="small")]
     rows[-1]["eager"] = "composition"
     rows += [row("mse_loss", {"eager/ours": 0.7}, size="small")]
@@ -409,7 +409,7 @@ def test_targets_that_are_met():
 def test_targets_that_are_missed_name_ratio_and_floor():
     bad = {"eager/ours": 0.9, "inductor/ours": 0.8, "ours/floor": 1.7}
     rows = [row("mish", bad), row("cross_entropy", {**bad, "ours/floor": 2.5})]
-    rows += [row("mish", bad, dtype="bfloat16")]
+    rows += [row("mish", {**bad, "float32/ours": 1.0}, dtype="bfloat16")]
     rows += [row("mish", {"eager/ours": 0.4}, size="small"), row("giou_loss", {"eager/ours": 0.7}, size="small")]
     rows[-1]["eager"] = "composition"
     rows += [row("mse_loss", {"eager/ours": 0.5}, size="small")]
@@ -441,8 +441,9 @@ def test_targets_that_are_missed_name_ratio_and_floor():
 
 def test_bfloat16_misses_say_what_the_arithmetic_takes():
     def at(size, shape, milliseconds, **other):
-        seconds = {"ours": milliseconds * 1e-3, "eager": 1.0, "floor": 1e-3}
-        return row("mish", {"ours/floor": 1.5}, size=size, shape=shape, seconds=seconds, **other)
+        seconds = {"ours": milliseconds * 1e-3, "eager": 1.0, "floor": 1e-3, "float32": 10e-3}
+        found = {"ours/floor": 1.5, "float32/ours": 10 / milliseconds}
+        return row("mish", found, size=size, shape=shape, seconds=seconds, **other)
 
     # an element takes (2.1 - 0.1) ms / 1000 = 2 µs at the usual size, and 2.5 µs at the large one
     rows = [at("small", [10, 10], 0.1), at("usual", [1100], 2.1), at("large", [4000], 10.0)]
