@@ -292,6 +292,10 @@ class Generator:
         known = [n for n in self.floats if n.startswith("x") or any(f"{n} =" in line for line in self.lines[:at])]
         if kind in ("no_grad", "autocast"):
             first, last = sorted(self.random.choices(range(len(self.lines)), k=2))
+            while self.lines[first].startswith(" "):  # whole blocks
+                first -= 1
+            while last + 1 < len(self.lines) and self.lines[last + 1].startswith(" "):
+                last += 1
             with_ = "torch.no_grad()" if kind == "no_grad" else "torch.autocast('cpu', dtype=torch.bfloat16)"
             inside = [f"    {line}" for line in self.lines[first : last + 1]]
             self.lines[first : last + 1] = [f"with {with_}:", *inside]
