@@ -234,6 +234,23 @@ def test_peers_mean_the_same(name):
 # floors, memory
 
 
+def test_a_peer_that_takes_too_long_is_not_called_again(monkeypatch):
+    calls = []
+
+    def slow(**args):
+        calls.append(args)
+        return F.mse_loss(**args)
+
+    monkeypatch.setattr(runner, "TOO_LONG", 0.0)
+    run = runner.Run(bench.Settings(), 1)
+    run.peers = providers.Peers({"mse_loss": bench.Peer("torch", slow)}, {"torch": torch.__version__})
+    for size in ("small", "usual"):
+        (case,) = bench.cases(opreg.get("mse_loss"), size, torch.float32)
+        assert run.agreeing_peers(case, torch.float32) is runner.NO_PEERS
+    assert len(calls) == 1
+    assert run.left_out == {"mse_loss 64, float32, torch": "0 s a call"}
+
+
 def test_bytes_that_must_move():
     loss = bench.draw(opreg.get("mse_loss"), {"input": (4096,), "target": (4096,)}, torch.float32)
     activation = bench.draw(opreg.get("mish"), {"input": (4096,)}, torch.float32)
