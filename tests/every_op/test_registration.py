@@ -362,9 +362,12 @@ def test_importing_takes_few_calls():
 
 
 def test_importing_takes_little_time():
-    """Of the processor's time, the best of some processes. Measured: 0.1 s; a loaded machine takes longer."""
-    text = "import time, torch\nstart = time.process_time()\nimport opreg\nprint(time.process_time() - start)"
-    assert any(float(run(text).stdout) < 0.4 for _ in range(5))
+    """Of what importing torch takes in the same process, with bytecode as an installed package has. Measured: 7 %."""
+    text = (
+        "import time\nstart = time.process_time()\nimport torch\nmiddle = time.process_time()\nimport opreg\n"
+        "print((time.process_time() - middle) / (middle - start))"
+    )
+    assert any(float(run(text, PYTHONDONTWRITEBYTECODE="").stdout) < 0.25 for _ in range(5))
 
 
 def test_what_is_loaded_later_is_there():

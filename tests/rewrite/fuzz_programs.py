@@ -455,9 +455,13 @@ def loss(
     options: dict[str, Any],
     module: Any,
     raw: str,
-    module_options: Sequence[str] = (),
+    shapes_differ: bool = False,
 ) -> None:
-    """A loss as a function, as a module, as torch's own function (``raw``, with the reduction's number) or in ATen."""
+    """A loss as a function, as a module, as torch's own function (``raw``, with the reduction's number) or in ATen.
+
+    ATen's mean of mse_loss, smooth_l1_loss and huber_loss divides the gradient of the smaller of two tensors by its own
+    number of elements, which is wrong: those are not written with ``raw`` where ``shapes_differ``.
+    """
     reduction = options.pop("reduction", g.one(*REDUCTIONS))
     number = REDUCTIONS.index(reduction) if reduction in REDUCTIONS else None
     choices = []
@@ -476,25 +480,26 @@ def loss(
         instance = module(**made, reduction=reduction)
         if g.chance(0.4):
             choices = [f"{g.module(instance)}({', '.join(tensors)})"]
-    if raw and number is not None:
+    if raw and number is not None and not (shapes_differ and reduction == "mean"):
         filled = raw.format(*tensors, reduction=number, **options)
         choices.append(filled)
         choices.append(f"torch.ops.aten.{filled.split('(')[0].split('.')[-1]}.default({filled.split('(', 1)[1]}")
     g.after(g.let(g.one(*choices)))
 
 
-def pair(g: Generator, grad: float = 0.3) -> tuple[str, str, tuple[int, ...]]:
+def pair(g: Generator, grad: float = 0.3) -> tuple[str, str, tuple[int, ...], bool]:
+    """Two tensors, the shape of the first, and whether the second has another that broadcasts to it."""
     shape = g.one((5,), (2, 3), (2, 3, 4), ())
     x = g.before(g.real(*shape), shape)
     other = shape
     if len(shape) > 1 and g.chance(0.15):
         other = (1, *shape[1:])
-    return x, g.before(g.real(*other, grad=grad), other), shape
+    return x, g.before(g.real(*other, grad=grad), other), shape, other != shape
 
 
 @piece("l1_loss", "regression", "weights")
 def l1(g: Generator) -> None:
-    x, t, shape = pair(g)
+    x, t, shape, _ = pair(g)
     if g.miss:
         return g.after(g.let(f"F.l1_loss({x}, {t}, weight={g.unit(*shape)})"))
     loss(g, "l1_loss", (x, t), {}, torch.nn.L1Loss, "torch._C._nn.l1_loss({0}, {1}, {reduction})")
@@ -502,26 +507,27 @@ def l1(g: Generator) -> None:
 
 @piece("mse_loss", "regression", "weights")
 def mse(g: Generator) -> None:
-    x, t, shape = pair(g)
+    x, t, shape, differ = pair(g)
     if g.miss:
         return g.after(g.let(f"F.mse_loss({x}, {t}, weight={g.unit(*shape)})"))
-    loss(g, "mse_loss", (x, t), {}, torch.nn.MSELoss, "torch._C._nn.mse_loss({0}, {1}, {reduction})")
+    raw = "torch._C._nn.mse_loss({0}, {1}, {reduction})"
+    loss(g, "mse_loss", (x, t), {}, torch.nn.MSELoss, raw, shapes_differ=differ)
 
 
 @piece("smooth_l1_loss", "regression")
 def smooth_l1(g: Generator) -> None:
-    x, t, _ = pair(g)
+    x, t, _, differ = pair(g)
     raw = "torch._C._nn.smooth_l1_loss({0}, {1}, {reduction}, {beta})"
-    loss(g, "smooth_l1_loss", (x, t), {"beta": g.one(1.0, 0.5, 2)}, torch.nn.SmoothL1Loss, raw)
+    loss(g, "smooth_l1_loss", (x, t), {"beta": g.one(1.0, 0.5, 2)}, torch.nn.SmoothL1Loss, raw, shapes_differ=differ)
 
 
 @piece("huber_loss", "regression", "weights")
 def huber(g: Generator) -> None:
-    x, t, shape = pair(g)
+    x, t, shape, differ = pair(g)
     if g.miss:
         return g.after(g.let(f"F.huber_loss({x}, {t}, weight={g.unit(*shape)})"))
     raw = "torch._C._nn.huber_loss({0}, {1}, {reduction}, {delta})"
-    loss(g, "huber_loss", (x, t), {"delta": g.one(1.0, 0.5, 2)}, torch.nn.HuberLoss, raw)
+    loss(g, "huber_loss", (x, t), {"delta": g.one(1.0, 0.5, 2)}, torch.nn.HuberLoss, raw, shapes_differ=differ)
 
 
 def distances(g: Generator) -> tuple[str, str, str, float, float]:

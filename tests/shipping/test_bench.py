@@ -283,6 +283,17 @@ def test_peak_memory_of_an_op_of_known_need():
     assert n <= bench.peak_memory(loss) <= n + small
 
 
+def test_peak_memory_does_not_depend_on_what_was_measured_before():
+    """The second call releases what the first has made, the third what the second, as a step does with gradients."""
+    held = [torch.ones(2**16)]
+
+    def step():
+        held.clear()
+        held.append(torch.ones(2**16))
+
+    assert [bench.peak_memory(step) for _ in range(3)] == [held[0].nbytes] * 3
+
+
 # times
 
 

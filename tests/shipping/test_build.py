@@ -50,7 +50,6 @@ using Ops = PointwiseOps<CharbonnierLoss>;
 
 # What attaches the rest, in a process of its own: the registry of this one is other tests'.
 DECLARED = f"""
-import time
 import opreg
 
 HEADER = {HEADER!r}
@@ -67,9 +66,9 @@ def samples(make):
 
 
 library = opreg.build(HEADER, namespace="built", flags=["-O1"])
-start = time.process_time()  # compiling takes seconds
+opreg.building.units._run = None  # the second time nothing is compiled
 assert opreg.build(HEADER, namespace="built", flags=["-O1"]) == library
-assert library.namespace == "built" and time.process_time() - start < 0.5
+assert library.namespace == "built"
 shape = opreg.meta.broadcast("input", "target")
 op = opreg.Op("built::charbonnier_loss", charbonnier_loss, shape, samples, lambda make: iter(()), "1994")
 opreg.register(op)
