@@ -18,6 +18,7 @@ from .cases import Case, in_dtype
 
 # Relative to the largest entry; eager rounds after every step, so half precision is coarse.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+JUMPS = 1e-5  # of a gradient's elements
 NATIVE = "torch.nn.functional."
 
 Function = Callable[..., Any]
@@ -33,14 +34,19 @@ def check_agreement(
     """Value and gradient of ours are those of eager.
 
     Raises:
-        Disagreement: they differ by more than ``TOLERANCE`` times eager's largest entry, or are not finite.
+        Disagreement: they differ by more than ``TOLERANCE`` times eager's largest entry, or are not finite. Of a
+            gradient, ten elements in a million may differ by twice that entry: where it jumps, as a sign does,
+            the last digit of the input decides.
     """
     for what, a, b in zip(("value", "gradient"), ours, eager, strict=True):
         finfo = torch.finfo(dtype)
+        largest = b.abs().max().item()
         # a mean's gradient may be subnormal in half precision: one step there is no disagreement
-        allowed = TOLERANCE[dtype] * b.abs().max().item() + 2 * finfo.smallest_normal * finfo.eps
-        error = (a.double() - b.double()).abs().max().item() if a.shape == b.shape else math.inf
-        if not error <= allowed:
+        allowed = TOLERANCE[dtype] * largest + 2 * finfo.smallest_normal * finfo.eps
+        apart = (a.double() - b.double()).abs() if a.shape == b.shape else torch.tensor(math.inf)
+        error = apart.max().item()
+        jumps = what == "gradient" and error <= 2 * largest and (apart > allowed).sum() <= JUMPS * apart.numel()
+        if not (error <= allowed or jumps):
             raise Disagreement(
                 f"{title}: expected {other}'s {what} within {allowed:.1e}, got a difference of {error:.1e}"
             )

@@ -118,6 +118,18 @@ def test_agreement_refuses_wrong_values_and_gradients():
         bench.check_agreement("op", (good[0] * torch.nan, good[1]), good, torch.float32)
 
 
+def test_agreement_lets_ten_signs_in_a_million_differ():
+    eager = torch.ones(200_000)
+    ours = eager.clone()
+    ours[:2] = -1
+    value = torch.tensor(1.0)
+    bench.check_agreement("op", (value, ours), (value, eager), torch.float32)
+    for wrong in (torch.full_like(ours[:3], -1), torch.tensor([1, 1, torch.nan]), torch.tensor([1, 1, 4.0])):
+        ours[:3] = wrong
+        with pytest.raises(bench.Disagreement, match="expected eager's gradient within"):
+            bench.check_agreement("op", (value, ours), (value, eager), torch.float32)
+
+
 def test_a_wrong_op_is_not_timed_and_the_others_are(monkeypatch, capsys):
     def doubled(input, target, reduction):
         return 2 * F.mse_loss(input, target, reduction=reduction)
