@@ -1,6 +1,7 @@
 """The benchmark times the right calls: its inputs, its agreement check, its arithmetic. No times are asserted."""
 
 import dataclasses
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -307,6 +308,24 @@ def test_peak_memory_does_not_depend_on_what_was_measured_before():
 
 
 # times
+
+
+def test_what_an_op_leaves_is_not_collected_with_the_next(monkeypatch):
+    """Each collection would look again at all that compilations before it left."""
+    left, frozen = [], []
+    op = runner.Run.op
+
+    def leaving(self, *args):
+        left.append([[] for _ in range(10_000)])
+        frozen.append(gc.get_freeze_count())
+        op(self, *args)
+        frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(runner.Run, "op", leaving)
+    bench.run(["mse_loss"], **{**QUICK, "providers": ["ours"]})
+    assert frozen[0] > 0
+    assert frozen[1] > frozen[0] + 9_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_measurements_are_interleaved_and_long_enough(monkeypatch):
