@@ -139,6 +139,8 @@ class Poly:
             raise NotFinite
         if factor == 1:
             return self
+        if factor == -1:
+            return Poly(frozenset([(m, -c) for m, c in self.terms]))
         return collect((m, c * factor) for m, c in self.terms)
 
     @property

@@ -279,27 +279,26 @@ def _atom_of_each(p: Poly, name: str, dims: Any, base: Sizes | None) -> Poly:
             count = math.prod(over)
     if name == "mean" and count is not None:
         return atom_of_each(p, "sum", dims, base).scaled(1 / count)
-    result, numbers = constant(0), bool(base) and any(map(algebra.is_number, algebra.leaves(p)))
+    each = 1.0 if name == "mean" else count  # what 1 in every place gives
+    numbers = bool(base) and any(map(algebra.is_number, algebra.leaves(p)))
+    terms: list[tuple[algebra.Monomial, float]] = []
     for monomial, coefficient in p.terms:
-        if monomial == algebra.ONE and (name == "mean" or count is not None):
-            result = result + constant(coefficient if name == "mean" or count is None else coefficient * count)
-            continue
         inner = Poly(frozenset({(monomial, 1.0)}))
-        if numbers and inner.of_numbers:  # the same in every place
-            times = 1.0 if name == "mean" else count
-            of_each = inner if times is not None else atom(name, inner, dims, base)
-            result = result + of_each.scaled(coefficient if times is None else coefficient * times)
-            continue
-        found = algebra.single(inner)
-        part: Poly | None = None
-        while dims == "all" and found is not None and found[0][0] == name and len(found[0]) == 3 and found[1] == 1:
-            part, found = found[0][1], algebra.single(found[0][1])  # of sums over some
-        if part is not None:
-            result = result + atom(name, part, "all").scaled(coefficient)
-            continue
-        counted = (base,) if monomial == algebra.ONE else ()
-        result = result + atom(name, inner, dims, *counted).scaled(coefficient)
-    return result
+        if monomial == algebra.ONE and each is not None:
+            reduced = constant(each)
+        elif numbers and inner.of_numbers:  # the same in every place
+            reduced = inner.scaled(each) if each is not None else atom(name, inner, dims, base)
+        else:
+            found = algebra.single(inner)
+            part: Poly | None = None
+            while dims == "all" and found is not None and found[0][0] == name and len(found[0]) == 3 and found[1] == 1:
+                part, found = found[0][1], algebra.single(found[0][1])  # of sums over some
+            if part is not None:
+                reduced = atom(name, part, "all")
+            else:
+                reduced = atom(name, inner, dims, *((base,) if monomial == algebra.ONE else ()))
+        terms += [(m, c * coefficient) for m, c in reduced.terms]
+    return algebra.collect(terms)
 
 
 def aligned_dims(x: Value, dim: Any, keepdim: Any) -> tuple[Any, Sizes]:
