@@ -226,8 +226,8 @@ def test_a_rewritten_program_computes_the_same(family: str, part: Callable[..., 
         if found.has(main) != bool(miss):
             wanted.discard((main, miss))
     assert not wanted, f"never swapped, or never left: {[(p.write.__name__, miss) for p, miss in wanted]}"
-    # a family of many near misses has fewer
-    assert tally["with a swap"] >= 0.3 * tally["graphs"]
+    # a family of many near misses has fewer, and of few programs chance may leave fewer
+    assert tally["with a swap"] >= 0.3 * tally["graphs"] - tally["graphs"] ** 0.5
     assert len(skips) <= 2 + tally["graphs"] / 3, "\n".join(skips)
 
 
