@@ -131,7 +131,7 @@ def half_precision(report: Mapping[str, Any]) -> Iterator[Target]:
 
     def text(r: Row) -> str:
         part = r["in_cache"]
-        return floor_text(r) + ("" if part is None else f", float32 in cache takes {part:.2f} of its time")
+        return floor_text(r) + ("" if part is None else f", float32 in cache takes {part:.2f} of its large time")
 
     where = f"large, forward+backward: bfloat16 over float32, where that is within {MEMORY_BOUND:g} of the copy floor"
     yield geometric_mean(where, [p["ratios"]["float32/ours"] for p in pairs], 1.5)

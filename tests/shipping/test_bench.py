@@ -508,7 +508,7 @@ def test_bfloat16_misses_say_what_the_arithmetic_takes():
     rows = [at("small", [10, 10], 0.1), at("usual", [1100], 2.1), at("large", [4000], 10.0)]
     found = targets(report_of(*rows, at("large", [4000], 9.0, dtype="bfloat16")))
     (miss,) = next(t.misses for t in found if "each at least 1.2" in t.goal)
-    assert miss == "mish 4000: 1.11, 1.50 × the copy floor, float32 in cache takes 0.80 of its time"
+    assert miss == "mish 4000: 1.11, 1.50 × the copy floor, float32 in cache takes 0.80 of its large time"
 
 
 def test_noise_is_no_miss_and_nothing_measured_is_neither():
