@@ -12,6 +12,7 @@ from ..messages.words import wrong_names
 from ..op import Op
 from .docstrings import module_docstring
 from .functions import converting, parameters, result_type
+from .stand_in import declined, warn
 
 
 class OpModule(torch.nn.Module):
@@ -24,6 +25,8 @@ class OpModule(torch.nn.Module):
 
     op: ClassVar[Op]
     options: ClassVar[tuple[str, ...]]
+    # torch.nn's class in whose place opreg.fuse has put this module: its forward computes what the op can't
+    stands_for: type[torch.nn.Module] | None = None
 
     def extra_repr(self) -> str:
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in self.options if n not in self._buffers)
@@ -82,7 +85,13 @@ def module_class(op: Op, module: str) -> type[OpModule]:
     def forward(self: OpModule, *args: Any, **kwargs: Any) -> Any:
         if len(args) > len(in_call) or any(n in kwargs for n in names):
             raise RuntimeError(f"{name}: {wrong_names(in_call, by_name, args, kwargs)}; options go to the constructor")
-        return call(*args, **{n: getattr(self, n) for n in names}, **kwargs)
+        options = {n: getattr(self, n) for n in names}
+        if self.stands_for is not None:
+            why = declined(op, {**options, **dict(zip(in_call, args, strict=False)), **kwargs})
+            if why:
+                warn(self, why)
+                return self.stands_for.forward(self, *args, **kwargs)
+        return call(*args, **options, **kwargs)
 
     this = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

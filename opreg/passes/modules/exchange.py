@@ -13,11 +13,12 @@ import torch
 from ... import nn
 from ..._package import PACKAGE
 from ...faces.modules import class_name
-from .._native import Native, by_call, native_call
+from ...op import Op
+from .._native import by_call, native_call
 from .._report import Left, Report, Swapped
 from .._rewrite import Rewriter
 from .._rule import NearMiss, Rule
-from ..graph.calls import Attribute, module_call
+from ..graph.calls import module_call
 from ..graph.writes import FRESH_MODULES
 from .state import State, joined
 from .trace import Untraceable, called, traceable
@@ -75,21 +76,16 @@ def exchanged(
         report.left.append(Left(f"torch.nn.{kind.__name__}", reason, where))
         return None
     report.swapped.append(Swapped(native.op.short, f"torch.nn.{kind.__name__}", where))
-    return twin(module, native)
+    return twin(module, native.op)
 
 
-def twin(module: torch.nn.Module, native: Native) -> torch.nn.Module:
-    """The module over an op that has the options and the buffers of one of torch's."""
-    new: torch.nn.Module
-    same_name = getattr(nn, type(module).__name__, None)
-    if same_name is not None and issubclass(same_name, type(module)):
-        new = same_name.__new__(same_name)
-        new.__dict__.update(module.__dict__)
-        return new
-    kind = getattr(nn, class_name(native.op))
-    options = {n: getattr(module, a.path) if isinstance(a, Attribute) else a for n, a in native.arguments.items()}
-    new = kind(**{n: a for n, a in options.items() if n in kind.options})
-    return new.train(module.training)
+def twin(module: torch.nn.Module, op: Op) -> torch.nn.Module:
+    """The module over an op that has the options and the buffers of one of torch's, and stands for it."""
+    kind = getattr(nn, class_name(op))
+    new: torch.nn.Module = kind.__new__(kind)
+    further = {n: default for n, default in op.defaults.items() if n in kind.options and not hasattr(module, n)}
+    vars(new).update(further | vars(module), stands_for=type(module))
+    return new
 
 
 def trace_and_fuse(
