@@ -28,10 +28,8 @@ def declined(op: Op, given: Mapping[str, Any]) -> str:
             if t is None or name in op.accepts:
                 continue
             return f"{name} is no tensor"
-        if t.layout is not torch.strided or t.is_nested:
-            return f"{name} is sparse or nested"
-        if t.is_complex():
-            return f"{name} is complex"
+        if kind := of_no_op(t):
+            return f"{name} is {kind}"
         if t.device.type not in KERNEL_KEYS and not t.is_meta:
             return f"there is no kernel for {t.device.type}"
         if t.is_floating_point():
@@ -46,6 +44,13 @@ def declined(op: Op, given: Mapping[str, Any]) -> str:
     if given.get("reduction") == "none" and not alike(floating):
         return "the tensors lie in memory in several orders, and so might the result"
     return ""
+
+
+def of_no_op(t: Tensor) -> str:
+    """What a tensor is, if that is something that no op takes; else empty."""
+    if t.layout is not torch.strided or t.is_nested:
+        return "sparse or nested"
+    return "complex" if t.is_complex() else ""
 
 
 def is_constant(op: Op, name: str, given: Mapping[str, Any]) -> bool:

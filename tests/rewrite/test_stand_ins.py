@@ -160,6 +160,32 @@ def test_copied_and_compiled(kind):
                     compare(m, module, (*others, last.to(torch.complex64)), [])
 
 
+class Native(nn.Module):
+    def forward(self, x):
+        return nn.functional.silu(x)
+
+
+class ByHand(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("module", [Native(), ByHand()], ids=lambda m: type(m).__name__)
+def test_a_rewritten_forward(module, compiled):
+    """It is traced without values, so what no op takes runs the module's own."""
+    fused, report = opreg.fuse(module)
+    assert report.swapped
+    torch._dynamo.reset()
+    call = torch.compile(fused, backend="aot_eager", fullgraph=True) if compiled else fused
+    for x in (X.to(torch.complex64), torch.nested.nested_tensor([*X], layout=torch.jagged), X):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compare(call, module, (x,), [0])
+    with pytest.warns(UserWarning, match="an argument of Native is complex, so its own forward runs"):
+        opreg.fuse(Native())[0](X.to(torch.complex64))
+
+
 def test_a_call_that_is_left_is_told_of():
     fused, _ = opreg.fuse(nn.HingeEmbeddingLoss())
     with pytest.warns(UserWarning, match="a call of HingeEmbeddingLoss was left to torch's own.*target requires grad"):

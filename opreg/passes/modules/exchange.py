@@ -13,6 +13,7 @@ import torch
 from ... import nn
 from ..._package import PACKAGE
 from ...faces.modules import class_name
+from ...faces.stand_in import of_no_op
 from ...op import Op
 from .._native import by_call, native_call
 from .._report import Left, Report, Swapped
@@ -122,7 +123,8 @@ def trace_and_fuse(
 
 
 def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: State, name: str) -> Callable[..., Any]:
-    """A forward that is the rewritten one while all is as it was when it was traced, and the module's own later."""
+    """A forward that is the rewritten one while all is as it was when it was traced, of tensors that ops take; the
+    module's own elsewhere."""
     told = False
 
     @functools.wraps(original)
@@ -130,16 +132,21 @@ def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: 
         nonlocal told
         if state.cells and torch.compiler.is_compiling():
             return type(self).forward(self, *args, **kwargs)
+        given = (*args, *kwargs.values())
+        of_tensors = all(isinstance(a, torch.Tensor) for a in given)
         changed = state.changed(self)
-        if not changed and all(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values())):
+        kind = next((found for a in given if (found := of_no_op(a))), "") if of_tensors else ""
+        if of_tensors and not changed and not kind:
             return rewritten(self, *args, **kwargs)
-        if changed and not told and not torch.compiler.is_compiling():
+        if (changed or kind) and not told and not torch.compiler.is_compiling():
             told = True
-            warnings.warn(
-                f"opreg.fuse: {changed} is not what it was when {name} was fused, so its own forward runs; fuse again "
-                "to have the ops back",
-                stacklevel=2,
-            )
+            why = f"an argument of {name} is {kind}, so its own forward runs"
+            if changed:
+                why = (
+                    f"{changed} is not what it was when {name} was fused, so its own forward runs; fuse again to have "
+                )
+                why += "the ops back"
+            warnings.warn(f"opreg.fuse: {why}", stacklevel=2)
         return type(self).forward(self, *args, **kwargs)
 
     forward._of_opreg_fuse = True  # type: ignore[attr-defined]
