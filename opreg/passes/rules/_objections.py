@@ -1,4 +1,5 @@
-"""Objections of rules: why a pattern and its replacement are not the same for some arguments, or nothing."""
+"""Objections of rules: why a pattern and its replacement are not the same for some arguments, or nothing; and bounds of
+their numbers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,17 @@ def unless_within(low: float, high: float, name: str, why: str) -> Objection:
         return f"the graph does not show that {name} is between {low:g} and {high:g}: {why}"
 
     return objection
+
+
+def between(low: float, high: float) -> Callable[[float], float]:
+    """A number of a program that can be an option of these bounds: others are not tried."""
+
+    def number(c: float) -> float:
+        if not low <= c <= high:
+            raise ValueError
+        return c
+
+    return number
 
 
 # Of losses of elements that are the same in input and target.

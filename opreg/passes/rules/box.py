@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...ops.box import Axis, axes, complete_iou, squared_distance, united
 from ...registry import get
 from .._rule import NearMiss, Rule
-from ._objections import Domain, first_of, unless_same_shape
+from ._objections import Domain, between, first_of, unless_same_shape
 
 
 def unless_positive_eps(arguments: Mapping[str, Any]) -> str:
@@ -29,9 +30,15 @@ def unless_default_eps(arguments: Mapping[str, Any]) -> str:
     return "" if eps == 1e-7 else f"eps is {eps}, and its distance and its overlap are those for 1e-7"
 
 
+# It keeps a quotient of areas from 0 / 0. A program's larger numbers are something else, and each that is tried takes a
+# millisecond of the rewrite.
+NUMBERS = {"eps": between(0.0, 0.1)}
+
+
 def rule(op: str, definition: Callable[..., Tensor] | None = None) -> Rule:
     objection = first_of(unless_positive_eps, unless_same_shape("input", "target"))
-    return Rule.of(get(op), objection, definition=definition, defaults={"eps": 0.0}, reduction="none")
+    found = Rule.of(get(op), objection, definition=definition, defaults={"eps": 0.0}, reduction="none")
+    return replace(found, numbers=NUMBERS)
 
 
 def ciou_of(angle: Callable[[Tensor, Tensor], Tensor]) -> Rule:
@@ -98,13 +105,15 @@ RULES = (
         "ciou_loss of atan(w / h)",
         ciou_of(lambda w, h: torch.atan(w / h)).pattern,
         UNORDERED,
+        numbers=NUMBERS,
     ),
-    NearMiss("giou_loss with a clamped hull", giou_of_clamped_hull, CLAMPED),
-    NearMiss("diou_loss with a clamped hull", diou_of_clamped_hull, CLAMPED),
+    NearMiss("giou_loss with a clamped hull", giou_of_clamped_hull, CLAMPED, numbers=NUMBERS),
+    NearMiss("diou_loss with a clamped hull", diou_of_clamped_hull, CLAMPED, numbers=NUMBERS),
     NearMiss(
         "ciou_loss with eps in the heights",
         ciou_of_quotients,
         "eps is added to heights, and atan(w / h) is the op's atan2(w, h) for boxes with x2 >= x1 and y2 > y1 only: "
         "call ciou_loss",
+        numbers=NUMBERS,
     ),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...registry import get
 from .._rule import NearMiss, Rule
-from ._objections import ALIKE, Objection, first_of, unless_at_least, unless_constant, unless_within
+from ._objections import ALIKE, Objection, between, first_of, unless_at_least, unless_constant, unless_within
 
 CONSTANT = "its factor is detached, and {} differentiates through it: it is another loss"
 LABELS = (
@@ -51,17 +51,6 @@ def asymmetric_with_clip(
 def asymmetric_loss(input: Tensor, target: Tensor, gamma_neg: float, gamma_pos: float, clip: float) -> Tensor:
     result: Tensor = get("asymmetric_loss").value(input, target, gamma_neg, gamma_pos, clip, "none")
     return result
-
-
-def between(low: float, high: float) -> Callable[[float], float]:
-    """A number of a program that can be an option of these bounds: others are not tried."""
-
-    def number(c: float) -> float:
-        if not low <= c <= high:
-            raise ValueError
-        return c
-
-    return number
 
 
 FLOORED = {"gamma_neg": between(0, 100), "gamma_pos": between(0, 100), "eps": between(1e-30, 1e-3)}
