@@ -117,6 +117,29 @@ def test_what_torch_computes(kind, option):
                 raise AssertionError(f"{what}: {error}") from None
 
 
+# other values of every option that a loss of torch.nn has
+OTHERWISE = {
+    "reduction": "sum", "label_smoothing": 0.3, "ignore_index": 1, "beta": 0.3, "delta": 0.3, "margin": 0.3, "p": 1,
+    "log_target": True, "log_input": False, "full": True, "eps": 0.1, "swap": True, "blank": 1, "zero_infinity": True,
+    "weight": torch.rand(4) + 0.1, "pos_weight": torch.rand(4) + 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS, ids=lambda k: k.__name__)
+def test_options_of_exchanged_modules(kind):
+    """An option that is set after fuse is the exchanged module's, too."""
+    arguments = ARGUMENTS[kind]
+    module = nn.ModuleDict({"loss": kind()})
+    fused, _ = opreg.fuse(module)
+    torch.testing.assert_close(fused["loss"](*arguments), module["loss"](*arguments))
+    for option, value in OTHERWISE.items():
+        if not hasattr(module["loss"], option) or (kind is nn.NLLLoss and option == "label_smoothing"):
+            continue
+        for m in (module, fused):
+            setattr(m["loss"], option, value)
+        torch.testing.assert_close(fused["loss"](*arguments), module["loss"](*arguments))
+
+
 @pytest.mark.parametrize(("kind", "option"), with_options("weight", "pos_weight"))
 def test_buffers(kind, option):
     module = kind(reduction="none", **{option: torch.rand(4) + 0.1})
