@@ -25,7 +25,7 @@ def declined(op: Op, given: Mapping[str, Any]) -> str:
     for name in op.tensor_arguments:
         t = given.get(name)
         if not isinstance(t, Tensor):
-            if t is None or name in op.accepts:
+            if t is None or name in op.accepts or hasattr(type(t), "__torch_function__"):  # a tracer's proxy
                 continue
             return f"{name} is no tensor"
         if kind := of_no_op(t):

@@ -95,9 +95,8 @@ def compare(fused, module, arguments, requiring):
 
 def with_options(*options):
     """Every kind of module with each of the options that it has."""
-    for kind in ARGUMENTS:
-        taken = inspect.signature(kind).parameters
-        yield from (pytest.param(kind, o, id=f"{kind.__name__}-{o}") for o in options if o.split("=")[0] in taken)
+    pairs = [(k, o) for k in ARGUMENTS for o in options if o.split("=")[0] in inspect.signature(k).parameters]
+    return [pytest.param(kind, option, id=f"{kind.__name__}-{option}") for kind, option in pairs]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +214,16 @@ def test_a_call_that_is_left_is_told_of():
         fused(X, SIGNS.clone().requires_grad_())
     with pytest.raises(RuntimeError, match="hinge_embedding_loss: expected target that does not require grad"):
         opreg.nn.HingeEmbeddingLoss()(X, SIGNS.clone().requires_grad_())  # which somebody asked for by name
+
+
+def test_traced():
+    """A tracer's stand-ins for tensors are given to the op."""
+    fused, _ = opreg.fuse(nn.Sequential(nn.SiLU(), nn.Mish()))
+    traced = torch.fx.symbolic_trace(fused)
+    targets = [n.target for n in traced.graph.nodes if n.op == "call_function"]
+    assert targets == [torch.ops.lossreg.swish.default, torch.ops.lossreg.mish.default]
+    program = torch.export.export(opreg.fuse(nn.HingeEmbeddingLoss())[0], (X, SIGNS))
+    assert "lossreg.hinge_embedding_loss" in str(program.graph)
 
 
 def test_arguments_that_are_missing_or_too_many():
