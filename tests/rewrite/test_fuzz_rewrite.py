@@ -165,8 +165,9 @@ def outcome(g: Generator, kind: str) -> Outcome:
         result.difference = difference(before, after, coarsest(g))
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
-        # of what a later graph writes to, the rewrite of an earlier one knows nothing: README, Limits
-        if graphs > 1 and "modified by an inplace operation" in text:
+        # what a later graph writes to, or a program to the arguments of a module, nobody knew before: README, Limits
+        unseen = graphs > 1 or (kind == "module" and g.modules)
+        if unseen and "modified by an inplace operation" in text:
             result.skipped = text
         else:
             result.difference = text
