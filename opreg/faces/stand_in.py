@@ -7,8 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _autocast
 from .._library import KERNEL_KEYS
 from ..op import Op
+
+# Ops whose functions in torch autocast leaves as they are: of 16 bits these give 16 bits, and the ops 32.
+LEFT_BY_AUTOCAST = frozenset({"gaussian_nll_loss", "multilabel_soft_margin_loss"})
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def declined(op: Op, given: Mapping[str, Any]) -> str:
@@ -41,6 +46,8 @@ def declined(op: Op, given: Mapping[str, Any]) -> str:
             return f"{name} is of dtype {t.dtype}"
         if name != first and t.requires_grad and torch.is_grad_enabled() and is_constant(op, name, given):
             return f"{name} requires grad, and is a constant of {op.short}"
+    if op.short in LEFT_BY_AUTOCAST and _autocast.active(given) and all(t.dtype in _HALF for t in floating):
+        return "autocast leaves torch's own in 16 bits"
     if given.get("reduction") == "none" and not alike(floating):
         return "the tensors lie in memory in several orders, and so might the result"
     return ""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import fx
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ExportGraphSignature
 
 from .. import _private
 from ._report import Report
@@ -121,7 +121,8 @@ def _fuse_exported(
     program: ExportedProgram, rules: Sequence[Rule | NearMiss], report: Report, activations: bool, heads: bool
 ) -> ExportedProgram:
     module = copy_sharing(program.graph_module)
-    Rewriter(module, rules, report, activations=activations, heads=heads).run()
+    written = written_after(program.graph_signature)
+    Rewriter(module, rules, report, activations=activations, heads=heads, written_after=written).run()
     return ExportedProgram(
         root=module,
         graph=module.graph,
@@ -133,3 +134,9 @@ def _fuse_exported(
         constants=program.constants,
         verifiers=program.verifiers,
     )
+
+
+def written_after(signature: ExportGraphSignature) -> set[str]:
+    """The names of the inputs to which an exported program writes results of its graph, after that."""
+    targets = {spec.target for spec in signature.output_specs if spec.kind.name.endswith("_MUTATION")}
+    return {spec.arg.name for spec in signature.input_specs if targets & {spec.target, spec.arg.name}}

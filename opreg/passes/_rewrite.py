@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,7 @@ class Rewriter:
         values_checked: bool = False,
         heads: bool = False,
         ending: Break | None = None,
+        written_after: Collection[str] = (),
     ) -> None:
         self.module, self.graph, self.rules, self.report = module, module.graph, rules, report
         # compiled: the graph goes on to Inductor, which inlines some of the ops
@@ -86,7 +87,8 @@ class Rewriter:
         self.elements = Pool.of(rule for rule in rules if not of_matrices(rule))
         self.rare = Pool.of(rule for rule in self.elements.formulas if not rule.common)
         self.native_ops = by_call()
-        self.surgery = Surgery(module, self.pure, self.native_ops)
+        # written_after: the names of the inputs to which an exported program writes after its graph
+        self.surgery = Surgery(module, self.pure, self.native_ops, written_after)
         # by the name of the node, so that the report has each place once; and how many calls the refused formula has
         self.refused: dict[str, tuple[int, Left]] = {}
 

@@ -1022,6 +1022,37 @@ def test_writes_that_autograd_counts(program):
                 require_same(lambda x, y, w=write: program(x, y, w), kind, X, Y, ops=[op])
 
 
+class WrittenAfter(nn.Module):
+    """Weights that are written to: decomposed, the graph computes the new ones and the program copies them back."""
+
+    def __init__(self, of_buffer, of_view):
+        super().__init__()
+        self.register_buffer("weights", torch.rand(5))
+        self.of_buffer, self.of_view = of_buffer, of_view
+
+    def forward(self, x, t, w):
+        w = self.weights if self.of_buffer else w
+        (w.view(5) if self.of_view else w).mul_(1.5)
+        losses = -x.log_softmax(-1)[torch.arange(5), t]
+        return (losses * w).sum() / (w.sum() + 1)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("of_view", [False, True])
+@pytest.mark.parametrize("of_buffer", [False, True])
+def test_inputs_that_an_exported_program_writes_back(of_buffer, of_view, decomposed):
+    x, t = torch.randn(5, 4, requires_grad=True), torch.randint(0, 4, (5,))
+    program = torch.export.export(WrittenAfter(of_buffer, of_view), (x, t, torch.rand(5)))
+    if decomposed:
+        program = program.run_decompositions({})
+    w, found = torch.rand(5), []
+    for p in (program, opreg.fuse(program)[0]):
+        given, module = w.clone(), copy.deepcopy(p.module())
+        loss = module(x, t, given)
+        found.append((loss, *torch.autograd.grad(loss, x), given, *module.buffers()))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_parts_that_are_written_to_later_without_a_gradient():
     """The numbers alone count where nothing requires grad."""
     got, reports = dynamo(lambda x, y: later_square(x, y, lambda p: p.data.mul_(3)), X.detach(), Y)

@@ -87,7 +87,7 @@ def compare(fused, module, arguments, requiring):
     unwritten = isinstance(module, nn.MultiMarginLoss | nn.MultiLabelMarginLoss)  # torch's mean of no rows
     if want.is_sparse or (unwritten and not arguments[0].numel()):
         return
-    half = any(a.dtype in (torch.bfloat16, torch.float16) for a in arguments)
+    half = any(a.dtype in (torch.bfloat16, torch.float16) for a in arguments) or torch.is_autocast_enabled("cpu")
     options = {"rtol": 2e-2 if half else 1e-4, "atol": 2e-2 if half else 1e-5, "equal_nan": True}
     torch.testing.assert_close(got, want, check_stride=want.numel() > 0, **options)
     torch.testing.assert_close(ours, gradients, **options)
@@ -214,6 +214,19 @@ def test_a_call_that_is_left_is_told_of():
         fused(X, SIGNS.clone().requires_grad_())
     with pytest.raises(RuntimeError, match="hinge_embedding_loss: expected target that does not require grad"):
         opreg.nn.HingeEmbeddingLoss()(X, SIGNS.clone().requires_grad_())  # which somebody asked for by name
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS, ids=lambda k: k.__name__)
+def test_under_autocast(kind):
+    module = kind()
+    fused, _ = opreg.fuse(module)
+    arguments = ARGUMENTS[kind]
+    floating = [i for i, a in enumerate(arguments) if a.is_floating_point()]
+    for halves in ([], *([i] for i in floating), floating):
+        given = [a.bfloat16() if i in halves else a for i, a in enumerate(arguments)]
+        with warnings.catch_warnings(), torch.autocast("cpu", dtype=torch.bfloat16):
+            warnings.simplefilter("ignore")
+            compare(fused, module, given, [0])
 
 
 def test_traced():

@@ -27,11 +27,19 @@ class Surgery:
         module: the owner of the graph.
         pure: has a call no effect but its result? Such a call is erased when nobody uses it any more.
         natives: the names of torch's own losses and activations.
+        written_after: the names of the inputs that are written to after the graph.
     """
 
-    def __init__(self, module: fx.GraphModule, pure: Callable[[Call], bool], natives: Container[str]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        pure: Callable[[Call], bool],
+        natives: Container[str],
+        written_after: Container[str] = (),
+    ) -> None:
         self.module, self.graph, self.pure, self.natives = module, module.graph, pure, natives
         self.view = FollowingView(self.graph, module)
+        self._written_after = [n for n in self.graph.nodes if n.op == "placeholder" and n.name in written_after]
         self._only_aten = any("val" in n.meta for n in self.graph.nodes)
         # the nodes that may have lost their last user; None: any node of the graph may have none
         self._loose: list[fx.Node] | None = None
@@ -217,7 +225,7 @@ class Surgery:
         inputs.discard(written)
         if all(self.view.requires_grad(n) is False for n in inputs):
             return
-        if self.view.written_later(inputs, root):
+        if self.view.written_later(inputs, root) or self.view.share_memory(inputs, self._written_after):
             raise Refused("one of its tensors is written to later, and the op keeps it for the backward pass")
 
     def _annotate(self, new: Sequence[fx.Node], root: fx.Node) -> None:

@@ -357,6 +357,11 @@ class GraphView:
             self._memory[t] in kept and not (uncounted and self._counted(w, t)) for w in later for t in w.tensors
         )
 
+    def share_memory(self, nodes: Iterable[fx.Node], others: Iterable[fx.Node]) -> bool:
+        """May one of these tensors be memory of one of the others?"""
+        memory = {self._memory[n] for n in others}
+        return bool(memory) and any(self._memory[n] in memory for n in nodes)
+
     def shares_what_is_written(self, node: fx.Node) -> bool:
         """May a node's result be memory of others, to which something is written after it, or may be? Then that
         memory is what counts, and no other tensor of the same value can take its place."""
