@@ -140,13 +140,10 @@ def guarded(rewritten: Callable[..., Any], original: Callable[..., Any], state: 
             return rewritten(self, *args, **kwargs)
         if (changed or kind) and not told and not torch.compiler.is_compiling():
             told = True
-            why = f"an argument of {name} is {kind}, so its own forward runs"
+            why, remedy = f"an argument of {name} is {kind}", ""
             if changed:
-                why = (
-                    f"{changed} is not what it was when {name} was fused, so its own forward runs; fuse again to have "
-                )
-                why += "the ops back"
-            warnings.warn(f"opreg.fuse: {why}", stacklevel=2)
+                why, remedy = f"{changed} is not what it was when {name} was fused", "; fuse again to have the ops back"
+            warnings.warn(f"opreg.fuse: {why}, so its own forward runs{remedy}", stacklevel=2)
         return type(self).forward(self, *args, **kwargs)
 
     forward._of_opreg_fuse = True  # type: ignore[attr-defined]
